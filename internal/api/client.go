@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"path/filepath"
+	"syscall"
+)
+
+const maxAnswer = 64 << 20
+
+// ErrNotRunning says that no daemon answers on the socket.
+var ErrNotRunning = errors.New("no weft daemon is running")
+
+// Client talks to the daemon whose run directory it was made for. It is safe
+// for concurrent use.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// NewClient returns a client; nothing is sent before the first call.
+func NewClient(runDir string) *Client {
+	c := &Client{path: filepath.Join(runDir, SocketName)}
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", c.path)
+		},
+	}
+	return c
+}
+
+// Status asks how the daemon is.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "status", nil, &s)
+}
+
+// Peers lists the other nodes.
+func (c *Client) Peers(ctx context.Context) (p []Peer, err error) {
+	return p, c.call(ctx, http.MethodGet, "peers", nil, &p)
+}
+
+// Workloads lists what is attached.
+func (c *Client) Workloads(ctx context.Context) (w []Workload, err error) {
+	return w, c.call(ctx, http.MethodGet, "workloads", nil, &w)
+}
+
+// IPAM tells who owns how much and what is allocated.
+func (c *Client) IPAM(ctx context.Context) (i IPAM, err error) {
+	return i, c.call(ctx, http.MethodGet, "ipam", nil, &i)
+}
+
+// Token asks for the mesh's token.
+func (c *Client) Token(ctx context.Context) (t Token, err error) {
+	return t, c.call(ctx, http.MethodGet, "token", nil, &t)
+}
+
+// Attach attaches a namespace; asked again, it gives the same answer.
+func (c *Client) Attach(ctx context.Context, r AttachRequest) (w Workload, err error) {
+	return w, c.call(ctx, http.MethodPost, "attach", r, &w)
+}
+
+// Detach detaches a namespace; one that is not attached is no error.
+func (c *Client) Detach(ctx context.Context, r DetachRequest) (d DetachResult, err error) {
+	return d, c.call(ctx, http.MethodPost, "detach", r, &d)
+}
+
+// Leave takes the node out of its mesh for good.
+func (c *Client) Leave(ctx context.Context, r LeaveRequest) (l LeaveResult, err error) {
+	return l, c.call(ctx, http.MethodPost, "leave", r, &l)
+}
+
+// Stop ends the daemon; the workloads keep what they have.
+func (c *Client) Stop(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "stop", struct{}{}, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, name string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("asking the daemon: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://weft/v1/"+name, body)
+	if err != nil {
+		return fmt.Errorf("asking the daemon: %w", err)
+	}
+	res, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w on this host (socket %s); start it with: weft launch, or name its --run-dir", ErrNotRunning, c.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("socket %s may be opened by root only; run weft as root", c.path)
+	case err != nil:
+		return fmt.Errorf("asking the daemon on %s: %w", c.path, err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("the daemon on %s broke off its answer: %w; see its log", c.path, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		var f failure
+		if json.Unmarshal(b, &f) == nil && f.Error != "" {
+			return errors.New(f.Error)
+		}
+		return fmt.Errorf("the daemon on %s answered %s; are weft and its daemon of the same version?", c.path, res.Status)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("the daemon's answer cannot be read: %w; are weft and its daemon of the same version?", err)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	maxBody         = 64 << 10
+	shutdownTimeout = 2 * time.Second
+)
+
+// Server answers the requests that come by one socket.
+type Server struct {
+	ln   net.Listener
+	path string
+	svc  Service
+	log  *zap.Logger
+}
+
+// Listen makes the socket in runDir, which is made with mode 0700 if it is not
+// there; the socket has mode 0600. A socket left by a daemon that is gone is
+// replaced; one that answers is not.
+func Listen(runDir string, svc Service, log *zap.Logger) (*Server, error) {
+	if err := os.MkdirAll(runDir, 0o700); err != nil {
+		return nil, fmt.Errorf("run directory %s cannot be made: %w; choose another with --run-dir", runDir, err)
+	}
+	path := filepath.Join(runDir, SocketName)
+	if len(path) > 107 { // sun_path, unix(7)
+		return nil, fmt.Errorf("socket path %s is longer than the 107 bytes that a unix socket may have; choose a shorter --run-dir", path)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("another daemon answers on %s; stop it (weft stop --run-dir %s) or choose another --run-dir", path, runDir)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("socket %s cannot be replaced: %w; choose another --run-dir", path, err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s cannot be made: %w; choose another --run-dir", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = ln.Close()
+		return nil, fmt.Errorf("socket %s cannot be closed to other users: %w", path, err)
+	}
+	return &Server{ln: ln, path: path, svc: svc, log: log}, nil
+}
+
+// Path is the socket's path.
+func (s *Server) Path() string { return s.path }
+
+// Run serves until ctx ends, lets running requests finish for two seconds, and
+// removes the socket.
+func (s *Server) Run(ctx context.Context) error {
+	srv := &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog:          zap.NewStdLog(s.log),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(s.ln) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("control socket %s: %w", s.path, err)
+	case <-ctx.Done():
+	}
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := srv.Shutdown(sctx); err != nil {
+		_ = srv.Close()
+	}
+	<-done
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	get(mux, "status", func(context.Context) (Status, error) { return s.svc.Status(), nil })
+	get(mux, "peers", func(context.Context) ([]Peer, error) { return s.svc.Peers(), nil })
+	get(mux, "workloads", func(context.Context) ([]Workload, error) { return s.svc.Workloads(), nil })
+	get(mux, "ipam", func(context.Context) (IPAM, error) { return s.svc.IPAM(), nil })
+	get(mux, "token", func(context.Context) (Token, error) { return s.svc.Token() })
+	post(mux, "attach", s.svc.Attach)
+	post(mux, "detach", s.svc.Detach)
+	post(mux, "leave", s.svc.Leave)
+	post(mux, "stop", func(context.Context, struct{}) (struct{}, error) {
+		s.svc.Stop()
+		return struct{}{}, nil
+	})
+	return mux
+}
+
+func get[R any](mux *http.ServeMux, name string, f func(context.Context) (R, error)) {
+	mux.HandleFunc("GET /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
+		res, err := f(r.Context())
+		answer(w, res, err)
+	})
+}
+
+func post[Q, R any](mux *http.ServeMux, name string, f func(context.Context, Q) (R, error)) {
+	mux.HandleFunc("POST /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&q); err != nil && !errors.Is(err, io.EOF) {
+			w.WriteHeader(http.StatusBadRequest)
+			encode(w, failure{Error: fmt.Sprintf("request %s cannot be read: %v; are weft and its daemon of the same version?", name, err)})
+			return
+		}
+		res, err := f(r.Context(), q)
+		answer(w, res, err)
+	})
+}
+
+type failure struct {
+	Error string `json:"error"`
+}
+
+func answer(w http.ResponseWriter, res any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusConflict)
+		encode(w, failure{Error: err.Error()})
+		return
+	}
+	encode(w, res)
+}
+
+// encode writes to a client that may have gone: there is nobody to tell.
+func encode(w io.Writer, v any) { _ = json.NewEncoder(w).Encode(v) }

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package api is how the command line (and later the CNI plugin) talks to the
+// daemon of its host: HTTP and JSON over a unix socket that only root may
+// open.
+//
+// Invariants: every request and answer is a type of this package; a refusal
+// travels as one line of text that names the thing and the remedy, and comes
+// out of the client as an error with that very text; request bodies are
+// bounded; secrets travel only in the answer to a request for the token. The
+// daemon's side is [Service], which internal/node implements; cmd/weft uses
+// [Client]. Fields are added, never renamed or removed: scripts read the JSON.
+package api
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// SocketName is the socket's file name within the run directory.
+const SocketName = "weft.sock"
+
+// Service is what the daemon offers. Its methods are called concurrently; an
+// error's text is shown to the user as it is.
+type Service interface {
+	Status() Status
+	Peers() []Peer
+	Workloads() []Workload
+	IPAM() IPAM
+	Token() (Token, error)
+	Attach(ctx context.Context, r AttachRequest) (Workload, error)
+	Detach(ctx context.Context, r DetachRequest) (DetachResult, error)
+	Leave(ctx context.Context, r LeaveRequest) (LeaveResult, error)
+	// Stop makes the daemon end as by SIGTERM, after the answer is sent.
+	Stop()
+}
+
+// Phase is how far a daemon has come.
+type Phase string
+
+// The phases, in their order.
+const (
+	Starting Phase = "starting" // reading its state, checking the host
+	Joining  Phase = "joining"  // waiting for a node of the mesh to answer
+	Waiting  Phase = "waiting"  // in the mesh, waiting for addresses
+	Ready    Phase = "ready"    // traffic can flow
+	Stopping Phase = "stopping"
+)
+
+// Status is the answer of `weft status`.
+type Status struct {
+	Version   string        `json:"version"`
+	Name      string        `json:"name"`
+	NodeID    string        `json:"node_id"`
+	PID       int           `json:"pid"`
+	Phase     Phase         `json:"phase"`
+	Ready     bool          `json:"ready"`
+	WaitsFor  string        `json:"waits_for,omitempty"` // one line, while not ready
+	Uptime    time.Duration `json:"uptime_ns"`
+	Port      uint16        `json:"port"`
+	DataDir   string        `json:"data_dir"`
+	Socket    string        `json:"socket"`
+	Universe  string        `json:"universe,omitempty"` // "10.32.0.0/12,fd00::/108"
+	MeshID    string        `json:"mesh_id,omitempty"`
+	Addresses []netip.Addr  `json:"addresses,omitempty"` // of the host on the overlay
+	Device    string        `json:"device"`
+	MTU       int           `json:"mtu,omitempty"`
+	Shards    int           `json:"shards"`
+	Offload   bool          `json:"offload"`
+	Encrypted bool          `json:"encrypted"`
+
+	Nodes     NodeCount         `json:"nodes"`
+	Workloads int               `json:"workloads"`
+	Targets   []Target          `json:"targets,omitempty"`
+	Warnings  []string          `json:"warnings,omitempty"`
+	Packets   map[string]uint64 `json:"packets,omitempty"` // counters of the data path
+}
+
+// NodeCount counts the nodes of the mesh, oneself included, by liveness.
+type NodeCount struct {
+	Total int `json:"total"`
+	Alive int `json:"alive"`
+}
+
+// Target is a host that the node was told to connect to.
+type Target struct {
+	Host  string `json:"host"`
+	State string `json:"state"` // "joined", or "waiting: " and the reason
+}
+
+// Peer is another node of the mesh, a row of `weft peers`.
+type Peer struct {
+	Name          string         `json:"name"`
+	NodeID        string         `json:"node_id"`
+	State         string         `json:"state"` // alive, failed, stopped, left
+	Since         time.Time      `json:"since"`
+	Path          string         `json:"path"` // udp
+	Session       string         `json:"session"`
+	Suite         string         `json:"suite,omitempty"`
+	Endpoint      string         `json:"endpoint,omitempty"`
+	LastHandshake *time.Time     `json:"last_handshake,omitempty"`
+	RxBytes       uint64         `json:"rx_bytes"`
+	TxBytes       uint64         `json:"tx_bytes"`
+	RxPackets     uint64         `json:"rx_packets"`
+	TxPackets     uint64         `json:"tx_packets"`
+	MTU           int            `json:"mtu"`
+	Prefixes      []netip.Prefix `json:"prefixes,omitempty"`
+	Build         string         `json:"build,omitempty"`
+	Reason        string         `json:"reason,omitempty"` // last error of the session
+}
+
+// Workload is an attached network namespace, a row of `weft ps` and the answer
+// of `weft attach`.
+type Workload struct {
+	ID        string       `json:"id"`
+	Netns     string       `json:"netns"`
+	IfName    string       `json:"ifname"`
+	HostIf    string       `json:"host_if"`
+	Addresses []netip.Addr `json:"addresses"`
+	MTU       int          `json:"mtu"`
+	Attached  time.Time    `json:"attached"`
+	State     string       `json:"state"` // up, or what is wrong
+	Warnings  []string     `json:"warnings,omitempty"`
+}
+
+// AttachRequest asks to attach the namespace at Netns, a path as the daemon
+// sees it.
+type AttachRequest struct {
+	Netns  string     `json:"netns"`
+	IfName string     `json:"ifname"`
+	IP     netip.Addr `json:"ip,omitzero"` // a wanted address, or the zero Addr
+}
+
+// DetachRequest asks to detach what was attached as Netns and IfName.
+type DetachRequest struct {
+	Netns  string `json:"netns"`
+	IfName string `json:"ifname"`
+}
+
+// DetachResult tells which addresses were given back: none if nothing was
+// attached.
+type DetachResult struct {
+	Released []netip.Addr `json:"released"`
+}
+
+// LeaveRequest asks to leave the mesh for good.
+type LeaveRequest struct {
+	// Force leaves although workloads are attached.
+	Force bool `json:"force"`
+}
+
+// LeaveResult tells what became of the node's addresses.
+type LeaveResult struct {
+	Granted []Grant  `json:"granted,omitempty"`
+	Kept    []string `json:"kept,omitempty"` // addresses that could not be given away, with their holders
+	Note    string   `json:"note,omitempty"`
+}
+
+// Grant is a number of addresses that went to a node.
+type Grant struct {
+	To        string `json:"to"`
+	Addresses uint64 `json:"addresses"`
+}
+
+// IPAM is the answer of `weft ipam`.
+type IPAM struct {
+	Universe    string       `json:"universe"`
+	MeshID      string       `json:"mesh_id"`
+	Size        uint64       `json:"size"`
+	Holdings    []Holding    `json:"holdings"`
+	Allocations []Allocation `json:"allocations"`
+	Free        uint64       `json:"free"`        // here
+	Quarantined uint64       `json:"quarantined"` // here
+	Pending     uint64       `json:"pending"`     // granted to this node, not yet known to a majority
+	Notes       []string     `json:"notes,omitempty"`
+}
+
+// Holding is one node's share of the universe.
+type Holding struct {
+	Node     string         `json:"node"`
+	NodeID   string         `json:"node_id"`
+	Slots    uint64         `json:"slots"`
+	Percent  float64        `json:"percent"`
+	Prefixes []netip.Prefix `json:"prefixes"`
+}
+
+// Allocation is one allocated pair of addresses on this node.
+type Allocation struct {
+	Owner     string       `json:"owner"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Token is the answer of `weft token`.
+type Token struct {
+	Token   string `json:"token"`
+	Command string `json:"command"` // how the next host joins
+}

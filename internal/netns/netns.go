@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package netns tells network namespaces apart.
+//
+// A namespace is identified by the inode of its nsfs file, which is unique
+// among the namespaces that exist at one time, whichever path leads to it.
+// internal/node imports the package, and nothing else.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ID identifies a network namespace, as the kernel writes it: "net:[4026531840]".
+// The empty ID is none.
+type ID string
+
+// ErrNotNetns says that a path leads to something else.
+var ErrNotNetns = errors.New("is no network namespace")
+
+// At returns the ID of the namespace that path leads to. The error wraps
+// [ErrNotNetns] if it leads elsewhere or nowhere.
+func At(path string) (ID, error) {
+	f, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return "", explain(path, err)
+	}
+	defer func() { _ = f.Close() }()
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return "", fmt.Errorf("%s %w; give the path of one, such as /run/netns/NAME or /proc/PID/ns/net", path, ErrNotNetns)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", fmt.Errorf("looking at %s: %w", path, err)
+	}
+	return ID(fmt.Sprintf("net:[%d]", st.Ino)), nil
+}
+
+func explain(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		if pid, ok := strings.CutPrefix(path, "/proc/"); ok {
+			if pid, ok = strings.CutSuffix(pid, "/ns/net"); ok {
+				return fmt.Errorf("there is no process %s, so %s %w; give the pid of one that runs", pid, path, ErrNotNetns)
+			}
+		}
+		return fmt.Errorf("%s does not exist, so it %w; give the path of one, such as /run/netns/NAME", path, ErrNotNetns)
+	}
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return fmt.Errorf("%s cannot be opened: %w", path, err)
+}
