@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apitest has a daemon that exists only as answers: tests of the
+// control API and of the command line talk to it over a real socket. Tests
+// import it, and nothing else.
+package apitest
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+)
+
+// Daemon answers with what its fields say, and keeps attached workloads as a
+// daemon does. It is safe for concurrent use once it serves.
+type Daemon struct {
+	State api.Status
+	Nodes []api.Peer
+	Space api.IPAM
+	Key   api.Token
+	Left  api.LeaveResult
+	// Refuse makes every request that can fail do so with this text.
+	Refuse string
+
+	mu       sync.Mutex
+	attached map[string]api.Workload
+	stop     context.CancelFunc
+}
+
+// Serve serves d in a run directory of its own, until it is stopped or the test
+// ends, and returns the directory.
+func Serve(t testing.TB, d *Daemon) (runDir string) {
+	t.Helper()
+	runDir = t.TempDir()
+	srv, err := api.Listen(runDir, d, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d.attached, d.stop = map[string]api.Workload{}, cancel
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serving: %v", err)
+		}
+	})
+	return runDir
+}
+
+func (d *Daemon) refused() error {
+	if d.Refuse != "" {
+		return errors.New(d.Refuse)
+	}
+	return nil
+}
+
+// Status implements api.Service.
+func (d *Daemon) Status() api.Status { return d.State }
+
+// Peers implements api.Service.
+func (d *Daemon) Peers() []api.Peer { return d.Nodes }
+
+// IPAM implements api.Service.
+func (d *Daemon) IPAM() api.IPAM { return d.Space }
+
+// Token implements api.Service.
+func (d *Daemon) Token() (api.Token, error) { return d.Key, d.refused() }
+
+// Workloads implements api.Service.
+func (d *Daemon) Workloads() []api.Workload {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := []api.Workload{}
+	for _, w := range d.attached {
+		list = append(list, w)
+	}
+	return list
+}
+
+// Attach implements api.Service.
+func (d *Daemon) Attach(_ context.Context, r api.AttachRequest) (api.Workload, error) {
+	if err := d.refused(); err != nil {
+		return api.Workload{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := r.Netns + "/" + r.IfName
+	w, ok := d.attached[id]
+	if !ok {
+		w = api.Workload{
+			ID: id, Netns: r.Netns, IfName: r.IfName, HostIf: "weft0123456789", MTU: 1420, State: "up",
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 32, 0, byte(len(d.attached) + 2)})}, Attached: time.Now(),
+		}
+		if r.IP.IsValid() {
+			w.Addresses = []netip.Addr{r.IP}
+		}
+		d.attached[id] = w
+	}
+	return w, nil
+}
+
+// Detach implements api.Service.
+func (d *Daemon) Detach(_ context.Context, r api.DetachRequest) (api.DetachResult, error) {
+	if err := d.refused(); err != nil {
+		return api.DetachResult{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := r.Netns + "/" + r.IfName
+	res := api.DetachResult{Released: d.attached[id].Addresses}
+	delete(d.attached, id)
+	return res, nil
+}
+
+// Leave implements api.Service.
+func (d *Daemon) Leave(context.Context, api.LeaveRequest) (api.LeaveResult, error) {
+	if err := d.refused(); err != nil {
+		return api.LeaveResult{}, err
+	}
+	d.stop()
+	return d.Left, nil
+}
+
+// Stop implements api.Service.
+func (d *Daemon) Stop() { d.stop() }
