@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package packet
+
+import "testing"
+
+// Nothing that runs per packet allocates.
+func TestNoAllocation(t *testing.T) {
+	var p Packet
+	var h VNetHdr
+	s := new(Splitter)
+	hdr := make([]byte, VNetHdrLen)
+	dst := make([]byte, ICMPLen)
+	syn, mld := unhex(t, syn4), unhex(t, mld6)
+	big, big6 := udpPacket(false, 1400), udpPacket(true, 1400)
+	frame, vnet, _ := superpacket(true, 0x10, 5000, 1000)
+	work := make([]byte, len(frame))
+
+	tests := []struct {
+		name string
+		f    func()
+	}{
+		{"Parse", func() { _ = p.Parse(syn); _ = p.Parse(mld); _ = p.Parse(nil) }},
+		{"VNetHdr", func() { h.Encode(hdr); _ = h.Decode(hdr) }},
+		{"ClampMSS", func() {
+			_ = p.Parse(syn)
+			syn[22] = 0x10
+			ClampMSS(syn, &p, 1420)
+		}},
+		{"TooBig", func() { TooBig(dst, big, gateway4, 1400); TooBig(dst, big6, gateway6, 1400) }},
+		{"Unreachable", func() { Unreachable(dst, big, gateway4); Unreachable(dst, big6, gateway6) }},
+		{"Splitter", func() {
+			copy(work, frame)
+			for _, v := range []VNetHdr{vnet, {}, {Flags: VNetNeedsCsum, CsumStart: 40, CsumOffset: 16}} {
+				_ = s.Init(work, v)
+				for ok := true; ok; {
+					_, ok = s.Next()
+				}
+			}
+		}},
+	}
+	for _, tt := range tests {
+		if n := testing.AllocsPerRun(100, tt.f); n != 0 {
+			t.Errorf("%s: %v allocations", tt.name, n)
+		}
+	}
+}
