@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const clonePath = "/dev/net/tun"
+
+// MaxQueues is how many queues the kernel allows a device (MAX_TAP_QUEUES of
+// linux/if_tap.h, since Linux 4.8).
+const MaxQueues = 256
+
+// Config says what Open shall make.
+type Config struct {
+	// Name of the device: 1 to 15 bytes, no slash, colon, percent sign or white space, not "." or "..".
+	Name string
+	// Queues is their number, 1 to MaxQueues; 0 means 1.
+	Queues int
+	// VNetHdr asks for offloads: a header of 10 bytes (virtio_net_hdr) before each
+	// packet, and packets of up to 64 KiB. What is granted is in Device.Offloads.
+	VNetHdr bool
+	// Persist makes the device outlive the process; otherwise it goes with
+	// the last queue, also if an earlier Open had made it persistent.
+	Persist bool
+}
+
+// Offloads tells what the kernel leaves to the reader of a device.
+type Offloads struct {
+	VNetHdr bool // each packet is preceded by a header; the rest is false without
+	TSO     bool // runs of TCP segments, and partial checksums
+	USO     bool // runs of UDP datagrams (Linux 6.2)
+}
+
+// Device is an open TUN device.
+type Device struct {
+	name     string
+	queues   []*Queue
+	offloads Offloads
+}
+
+// Open makes the device, or takes over the one of that name that an earlier process left
+// behind, with its addresses and routes, whatever offloads that one had used.
+// It works in the network namespace of the calling thread; the Device then can be used from
+// anywhere. Errors hold an *Error (errors.As); nothing is left behind then that was not there before.
+func Open(c Config) (*Device, error) {
+	if err := checkName(c.Name); err != nil {
+		return nil, err
+	}
+	n := max(c.Queues, 1)
+	if n > MaxQueues {
+		return nil, newError(c.Name, nil, nil, "%s cannot have %d queues: the kernel allows %d; choose fewer", c.Name, n, MaxQueues)
+	}
+	if err := checkFree(c.Name); err != nil {
+		return nil, err
+	}
+	d := &Device{name: c.Name}
+	for range n {
+		if err := d.attach(c); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+	}
+	// Persistence comes last: if anything failed before, a new device is gone
+	// with its queues.
+	persist := 0
+	if c.Persist {
+		persist = 1
+	}
+	if err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETPERSIST, persist); err != nil {
+		return nil, errors.Join(newError(c.Name, nil, err, "making %s persistent: %v", c.Name, err), d.Close())
+	}
+	return d, nil
+}
+
+func checkName(name string) *Error {
+	if name == "" || len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || strings.ContainsAny(name, "/:% \t\n\v\f\r\x00") {
+		return newError(name, ErrName, nil, "%q cannot be the name of a device: use 1 to %d letters or digits", name, unix.IFNAMSIZ-1)
+	}
+	return nil
+}
+
+// checkFree refuses a device that another process has open: the kernel would
+// let us share a multi-queue device, and each would get a part of the packets.
+func checkFree(name string) error {
+	link, err := netlink.LinkByName(name)
+	var absent netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &absent):
+		return nil
+	case err != nil:
+		return newError(name, nil, err, "looking for %s: %v", name, err)
+	}
+	t, ok := link.(*netlink.Tuntap)
+	if !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
+		return kindError(name, nil)
+	}
+	if t.Queues+t.DisabledQueues > 0 {
+		return busyError(name, nil)
+	}
+	return nil
+}
+
+// attach adds a queue.
+func (d *Device) attach(c Config) error {
+	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return cloneError(c.Name, err)
+	}
+	q := &Queue{name: c.Name, fd: fd}
+	offloads, err := setUp(fd, c, len(d.queues) == 0, d.offloads)
+	if err != nil {
+		return errors.Join(err, q.close())
+	}
+	q.vnetHdr = offloads.VNetHdr
+	d.offloads = offloads
+	d.queues = append(d.queues, q)
+	return nil
+}
+
+// setUp attaches the open file to the device and settles the offloads, which the first queue
+// decides for all.
+func setUp(fd int, c Config, first bool, agreed Offloads) (Offloads, error) {
+	ifr, err := unix.NewIfreq(c.Name)
+	if err != nil {
+		return Offloads{}, newError(c.Name, ErrName, err, "%q cannot be the name of a device: %v", c.Name, err)
+	}
+	features, err := unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
+	if err != nil {
+		return Offloads{}, newError(c.Name, nil, err, "asking %s for its features: %v", clonePath, err)
+	}
+	if features&unix.IFF_MULTI_QUEUE == 0 {
+		return Offloads{}, newError(c.Name, nil, nil, "creating %s: this kernel has no multi-queue TUN devices: Linux 3.8 or later has", c.Name)
+	}
+	vnet := c.VNetHdr && features&unix.IFF_VNET_HDR != 0
+	if !first {
+		vnet = agreed.VNetHdr
+	}
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE)
+	if vnet {
+		flags |= unix.IFF_VNET_HDR
+	}
+	ifr.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return Offloads{}, attachError(c.Name, err)
+	}
+	if !first {
+		return agreed, nil
+	}
+	return negotiate(fd, c.Name, vnet)
+}
+
+// negotiate asks for the most that the kernel grants. It also takes back what
+// an earlier process had set on a persistent device.
+func negotiate(fd int, name string, vnet bool) (Offloads, error) {
+	const (
+		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+		uso = unix.TUN_F_USO4 | unix.TUN_F_USO6
+	)
+	if vnet {
+		// 10 bytes, in the byte order of the host: the kernel's own defaults.
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
+			return Offloads{}, newError(name, nil, err, "setting the offload header of %s: %v", name, err)
+		}
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 0); err != nil {
+			return Offloads{}, newError(name, nil, err, "setting the offload byte order of %s: %v", name, err)
+		}
+		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|uso) == nil {
+			return Offloads{VNetHdr: true, TSO: true, USO: true}, nil
+		}
+		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso) == nil {
+			return Offloads{VNetHdr: true, TSO: true}, nil
+		}
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
+		return Offloads{}, newError(name, nil, err, "switching the offloads of %s off: %v", name, err)
+	}
+	return Offloads{VNetHdr: vnet}, nil
+}
+
+// Name returns the name under which the device was opened.
+func (d *Device) Name() string { return d.name }
+
+// Queues returns the queues; the slice belongs to the device.
+func (d *Device) Queues() []*Queue { return d.queues }
+
+// Offloads returns what the kernel granted.
+func (d *Device) Offloads() Offloads { return d.offloads }
+
+// Close closes all queues. A persistent device stays; another one goes. It may be called
+// at any time and more than once; calls of Read and Write that follow return an error that matches
+// os.ErrClosed. A thread that waits for a descriptor of the device is not woken by it.
+func (d *Device) Close() error {
+	var errs []error
+	for _, q := range d.queues {
+		errs = append(errs, q.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Delete removes the device called name, persistent or not, and with it its
+// addresses and routes. No such device is no error; one that is not a TUN device is left
+// alone and an error. Whoever has it open finds it gone.
+func Delete(name string) error {
+	link, err := netlink.LinkByName(name)
+	var absent netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &absent):
+		return nil
+	case err != nil:
+		return newError(name, nil, err, "looking for %s: %v", name, err)
+	}
+	if t, ok := link.(*netlink.Tuntap); !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
+		return newError(name, ErrKind, nil, "%s is not a TUN device (%s): left alone", name, link.Type())
+	}
+	err = netlink.LinkDel(link)
+	switch {
+	case err == nil, errors.Is(err, unix.ENODEV):
+		return nil
+	case errors.Is(err, unix.EPERM):
+		return newError(name, ErrPermission, err, "deleting %s needs CAP_NET_ADMIN: run as root or grant the capability", name)
+	}
+	return newError(name, nil, err, "deleting %s: %v", name, err)
+}
+
+// String describes the device for a log line.
+func (d *Device) String() string {
+	return fmt.Sprintf("%s (%d queues, vnet header %v, TSO %v, USO %v)",
+		d.name, len(d.queues), d.offloads.VNetHdr, d.offloads.TSO, d.offloads.USO)
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package underlay sends and receives datagrams on the network between hosts.
+//
+// Listen opens any number of UDP sockets on one port, one for each thread that
+// shall receive; the kernel spreads the senders over them. They speak IPv4 and
+// IPv6 alike, and addresses are always given in their plain form: IPv4 is
+// never IPv4-mapped. The don't-fragment bit is not set, so that a path which is
+// narrower than ours fragments datagrams instead of swallowing them.
+//
+// Nothing on the packet path blocks, allocates or takes a contended lock. There is no
+// goroutine. Linux only. Imported by package router and by the composition root.
+package underlay
