@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package session
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/chacha20poly1305"
+	"golang.zx2c4.com/wireguard/replay"
+)
+
+// Keypair is one session: a key for each direction. All methods are safe for concurrent use, and
+// none of Seal, Open and the accessors allocates.
+type Keypair struct {
+	// Fixed at creation.
+	peer       *Peer
+	suite      Suite
+	initiator  bool
+	created    time.Time
+	rekeyAfter time.Duration // age at which an initiator starts the next handshake
+	local      uint32        // index that datagrams to us bear
+	remote     uint32        // index that datagrams to the peer bear
+
+	// ciphers is nil once the session is forgotten. Go gives no way to wipe the expanded keys
+	// inside, so forgetting means to drop the only reference.
+	ciphers atomic.Pointer[ciphers]
+
+	counter atomic.Uint64 // next to send
+
+	_      [64]byte // senders and receivers are often different threads: keep their lines apart
+	mu     sync.Mutex
+	window replay.Filter // counters received; under mu
+}
+
+type ciphers struct{ send, receive cipher.AEAD }
+
+// newAEAD returns the data cipher of a suite.
+func newAEAD(s Suite, key [KeySize]byte) (cipher.AEAD, error) {
+	if s == WireGuard {
+		return chacha20poly1305.New(key[:])
+	}
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// arm sets the keys of a new session.
+func (k *Keypair) arm(send, receive [KeySize]byte) error {
+	s, err := newAEAD(k.suite, send)
+	if err != nil {
+		return err
+	}
+	r, err := newAEAD(k.suite, receive)
+	if err != nil {
+		return err
+	}
+	k.ciphers.Store(&ciphers{send: s, receive: r})
+	return nil
+}
+
+// Peer returns the peer at the other end.
+func (k *Keypair) Peer() *Peer { return k.peer }
+
+// Suite returns the suite of the session.
+func (k *Keypair) Suite() Suite { return k.suite }
+
+// Format writes what may be known of the session, and no key.
+func (k *Keypair) Format(s fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(s, "session %08x/%08x %s", k.local, k.remote, k.suite)
+}
+
+// Seal appends the datagram that carries plaintext to dst and returns the longer slice: header,
+// ciphertext of the plaintext padded with zeros to a multiple of Padding, tag. An empty plaintext
+// is a keepalive. It allocates only if dst lacks capacity for len(plaintext) rounded up plus
+// Overhead. The plaintext is copied first, so it may lie anywhere in the memory of dst; what the
+// datagram covers is overwritten. It fails with ErrExpired, returning dst as it was, when the key
+// is forgotten or has sealed all that it may; the age of the key is checked by [Peer.Key], not here.
+func (k *Keypair) Seal(dst, plaintext []byte) ([]byte, error) {
+	c := k.ciphers.Load()
+	if c == nil {
+		return dst, ErrExpired
+	}
+	n := k.counter.Add(1) - 1
+	if n >= RejectAfterMessages {
+		k.counter.Store(RejectAfterMessages) // never wraps
+		return dst, ErrExpired
+	}
+	padded := (len(plaintext) + Padding - 1) &^ (Padding - 1)
+	at := len(dst)
+	dst = slices.Grow(dst, Overhead+padded)[:at+HeaderSize+padded]
+	header, body := dst[at:at+HeaderSize:at+HeaderSize], dst[at+HeaderSize:]
+	// The copy costs nothing that can be measured: sealing then reads the cache.
+	clear(body[copy(body, plaintext):])
+	header[0], header[1], header[2], header[3] = TypeData, byte(k.suite), 0, 0
+	binary.LittleEndian.PutUint64(header[8:], n)
+	// The nonce is a part of the header, so that it needs no memory of its own: ChaCha's has
+	// zeros where the receiver index will be (whitepaper §5.4.6), AES-GCM's has the index.
+	nonce := header[4:16]
+	if k.suite == WireGuard {
+		binary.LittleEndian.PutUint32(header[4:], 0)
+		body = c.send.Seal(body[:0], nonce, body, nil)
+		binary.LittleEndian.PutUint32(header[4:], k.remote)
+	} else {
+		binary.LittleEndian.PutUint32(header[4:], k.remote)
+		body = c.send.Seal(body[:0], nonce, body, header)
+	}
+	return dst[:at+HeaderSize+len(body)], nil
+}
+
+// Open authenticates and decrypts a datagram in place and returns its plaintext, which aliases
+// msg and still has its padding; empty means keepalive. Whatever it returns, the bytes of msg
+// behind the header are no longer what they were. It fails with ErrShort, ErrType, ErrSuite,
+// ErrIndex, ErrExpired, ErrAuth or ErrReplay. A datagram is accepted once: the counter is checked
+// and marked after authentication, in a window of 8128 (RFC 6479).
+func (k *Keypair) Open(msg []byte, now time.Time) ([]byte, error) {
+	switch {
+	case len(msg) < Overhead:
+		return nil, ErrShort
+	case msg[0] != TypeData || msg[2] != 0 || msg[3] != 0:
+		return nil, ErrType
+	case Suite(msg[1]) != k.suite:
+		return nil, ErrSuite
+	case Receiver(msg) != k.local:
+		return nil, ErrIndex
+	}
+	c := k.ciphers.Load()
+	n := binary.LittleEndian.Uint64(msg[8:])
+	if c == nil || k.expired(now) || n >= RejectAfterMessages {
+		return nil, ErrExpired
+	}
+	header, body := msg[:HeaderSize:HeaderSize], msg[HeaderSize:]
+	nonce := header[4:16] // as in Seal
+	var plaintext []byte
+	var err error
+	if k.suite == WireGuard {
+		binary.LittleEndian.PutUint32(header[4:], 0)
+		plaintext, err = c.receive.Open(body[:0], nonce, body, nil)
+		binary.LittleEndian.PutUint32(header[4:], k.local)
+	} else {
+		plaintext, err = c.receive.Open(body[:0], nonce, body, header)
+	}
+	if err != nil {
+		return nil, ErrAuth
+	}
+	k.mu.Lock()
+	fresh := k.window.ValidateCounter(n, RejectAfterMessages)
+	k.mu.Unlock()
+	if !fresh {
+		return nil, ErrReplay
+	}
+	return plaintext, nil
+}
+
+// expired reports whether the key may no longer be used, in either direction.
+func (k *Keypair) expired(now time.Time) bool { return now.Sub(k.created) >= RejectAfterTime }
+
+// closing reports whether the key is too old to seal with: what is sent now has to arrive before it
+// expires at the other side, which may have made it a little earlier.
+func (k *Keypair) closing(now time.Time) bool {
+	return now.Sub(k.created) >= RejectAfterTime-sendMargin
+}
+
+// stale reports whether it is this side's turn to replace the key because of use or age.
+func (k *Keypair) stale(now time.Time) bool {
+	return k.counter.Load() > RekeyAfterMessages || k.initiator && now.Sub(k.created) >= k.rekeyAfter
+}
+
+// forget makes the session unusable, also for those who still hold it.
+func (k *Keypair) forget() { k.ciphers.Store(nil) }
