@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/weftnet/weft/ipam/ring"
+)
+
+// nobody is a Net without other nodes.
+type nobody struct{}
+
+func (nobody) Send(ring.Owner, []byte) error { return errors.New("nobody there") }
+func (nobody) Broadcast([]byte)              {}
+func (nobody) Peers() []Peer                 { return nil }
+
+// clock is a clock that is set by hand.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+// lone is one node, alone and founding, on a fake store and clock.
+type lone struct {
+	*Allocator
+	t     testing.TB
+	store *fakeStore
+	clock *clock
+	cfg   Config
+}
+
+func newLone(t testing.TB, universe string) *lone {
+	u := mustUniverse(t, universe)
+	l := &lone{t: t, store: newFakeStore(u.Size()), clock: &clock{now: time.Unix(1_000_000, 0)}}
+	l.cfg = Config{Self: 1, Universe: u, Seed: Seed{Owners: []ring.Owner{1}}, Store: l.store, Net: nobody{}, Now: l.clock.Now}
+	l.restart()
+	return l
+}
+
+func (l *lone) restart() {
+	l.t.Helper()
+	a, err := New(l.cfg)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.Allocator = a
+}
+
+func (l *lone) must(owner string) Lease {
+	l.t.Helper()
+	lease, err := l.Allocate(l.t.Context(), owner)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return lease
+}
+
+func TestAllocateGoesRound(t *testing.T) {
+	l := newLone(t, "10.32.0.0/29,fd00::/64")
+	l.clock.add(time.Minute)
+	for i := range 20 {
+		owner := fmt.Sprint(i)
+		lease := l.must(owner)
+		slot := uint32(i%6) + 1
+		want := Lease{Owner: owner, Slot: slot, V4: netip.AddrFrom4([4]byte{10, 32, 0, byte(slot)}), V6: netip.MustParseAddr(fmt.Sprintf("fd00::%d", slot))}
+		if lease != want {
+			t.Fatalf("lease %d is %+v, want %+v", i, lease, want)
+		}
+		if again := l.must(owner); again != lease {
+			t.Errorf("asked again: %+v", again)
+		}
+		if got, ok := l.Lookup(owner); !ok || got != lease {
+			t.Errorf("looked up: %+v, %v", got, ok)
+		}
+		if err := l.Release(owner); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := l.Lookup(owner); ok {
+			t.Error("found after its release")
+		}
+		l.clock.add(10 * time.Second) // six at a time rest
+	}
+	if err := l.Release("unknown"); err != nil {
+		t.Errorf("release of something unknown: %v", err)
+	}
+}
+
+func TestQuarantine(t *testing.T) {
+	l := newLone(t, "10.32.0.0/29")
+	l.clock.add(time.Minute)
+	for i := range 6 {
+		l.must(fmt.Sprint(i))
+	}
+	if err := l.Release("3"); err != nil {
+		t.Fatal(err)
+	}
+	full := func() {
+		t.Helper()
+		var e *ExhaustedError
+		if _, err := l.Allocate(t.Context(), "x"); !errors.As(err, &e) {
+			t.Fatalf("error %v", err)
+		}
+	}
+	full()
+	l.clock.add(DefaultQuarantine - time.Second)
+	full()
+	l.restart() // the rest outlives the process
+	l.clock.add(500 * time.Millisecond)
+	full()
+	if u := l.Usage(); u.Resting != 1 || u.Allocated != 5 || u.Free != 0 || u.Size != 6 {
+		t.Errorf("usage %+v", u)
+	}
+	l.clock.add(500 * time.Millisecond)
+	if lease := l.must("x"); lease.Slot != 4 {
+		t.Errorf("lease %+v", lease)
+	}
+	if len(l.store.resting) != 0 {
+		t.Errorf("stored as resting: %v", l.store.resting)
+	}
+
+	// By name an address can be had before its time.
+	if err := l.Release("x"); err != nil {
+		t.Fatal(err)
+	}
+	if lease, err := l.AllocateExact(t.Context(), "y", netip.MustParseAddr("10.32.0.4")); err != nil || lease.Slot != 4 {
+		t.Errorf("%+v, %v", lease, err)
+	}
+
+	// A clock that was set back keeps nothing for longer than the rest would be.
+	if err := l.Release("y"); err != nil {
+		t.Fatal(err)
+	}
+	l.clock.add(-24 * time.Hour)
+	l.restart()
+	l.clock.add(DefaultQuarantine)
+	l.must("z")
+
+	l.cfg.Quarantine = -1
+	l.restart()
+	if err := l.Release("z"); err != nil {
+		t.Fatal(err)
+	}
+	l.must("at once")
+}
+
+func TestAllocateExactHere(t *testing.T) {
+	l := newLone(t, "10.32.0.0/12,fd00::/64")
+	l.cfg.Now = l.clock.Now
+	exact := func(owner, addr, want string) {
+		t.Helper()
+		lease, err := l.AllocateExact(t.Context(), owner, netip.MustParseAddr(addr))
+		switch {
+		case want == "" && (err != nil || lease.V4.String() != addr && lease.V6.String() != addr):
+			t.Errorf("%s: %+v, %v", addr, lease, err)
+		case want != "" && (err == nil || err.Error() != want):
+			t.Errorf("%s: %+v, %v\nwant %s", addr, lease, err, want)
+		}
+	}
+	exact("X", "10.32.0.9", "")
+	exact("X", "10.32.0.9", "")
+	exact("X", "fd00::9", "") // the same one
+	exact("Y", "fd00::a", "")
+	exact("Z", "10.48.0.9", "address 10.48.0.9 lies outside the mesh's range 10.32.0.0/12,fd00::/64; choose one inside it")
+	exact("Z", "fd00::f:0:0", "address fd00::f:0:0 lies outside the mesh's range 10.32.0.0/12,fd00::/64; choose one inside it")
+	exact("Z", "10.32.0.9", "address 10.32.0.9 is in use by workload X on this node; detach it first or choose another")
+	exact("Z", "10.32.0.0", "address 10.32.0.0 is the first or last of the mesh's range 10.32.0.0/12,fd00::/64 and is never handed out; choose another")
+	exact("Z", "10.47.255.255", "address 10.47.255.255 is the first or last of the mesh's range 10.32.0.0/12,fd00::/64 and is never handed out; choose another")
+	exact("X", "10.32.0.10", "workload X already has address 10.32.0.9, so it cannot get 10.32.0.10; detach it first")
+	exact("", "10.32.0.11", "workload key of 0 bytes; it must have 1 to 512")
+	if _, err := l.Allocate(t.Context(), strings.Repeat("x", 513)); err == nil {
+		t.Error("a key that is too long was taken")
+	}
+	for _, lease := range l.List() {
+		if lease.Slot != 9 && lease.Slot != 10 {
+			t.Errorf("lease %+v", lease)
+		}
+	}
+}
+
+// An allocation is seen by nobody before it is durable, and one that could not be made durable is not made.
+func TestStoreFailures(t *testing.T) {
+	for _, f := range []fault{failBefore, failAfter} {
+		t.Run(fmt.Sprint(f), func(t *testing.T) {
+			l := newLone(t, "10.32.0.0/29")
+			failing, first := false, true
+			l.store.fault = func(Change) fault {
+				if first && len(l.List()) > 0 {
+					t.Error("seen before it was stored")
+				}
+				first = false
+				if failing {
+					return f
+				}
+				return healthy
+			}
+			failing = true
+			if _, err := l.Allocate(t.Context(), "a"); err == nil || err.Error() != "cannot store the address of a: disk full" || !errors.Is(err, errDisk) {
+				t.Fatalf("error %v", err)
+			}
+			if _, ok := l.Lookup("a"); ok || len(l.List()) != 0 || !l.Usage().Failing {
+				t.Error("seen though it was not stored")
+			}
+			failing = false
+			// Whatever was written is put right with the next commit.
+			b := l.must("b")
+			if len(l.store.allocs) != 1 || l.store.allocs["b"] != b.Slot {
+				t.Fatalf("stored: %v", l.store.allocs)
+			}
+			failing = true
+			if err := l.Release("b"); err == nil || !strings.HasPrefix(err.Error(), "cannot store that the address of b is free: ") {
+				t.Fatalf("error %v", err)
+			}
+			if _, err := l.Allocate(t.Context(), "b"); !errors.Is(err, errDisk) {
+				t.Fatalf("a lease that may be gone from the disk was returned: %v", err)
+			}
+			failing = false
+			if again := l.must("b"); again != b || l.store.allocs["b"] != b.Slot || len(l.store.resting) != 0 {
+				t.Fatalf("%+v, stored: %v %v", again, l.store.allocs, l.store.resting)
+			}
+			// Release of what may have been stored makes sure that it is not.
+			failing = true
+			if _, err := l.Allocate(t.Context(), "c"); err == nil {
+				t.Fatal("no error")
+			}
+			failing = false
+			if err := l.Release("c"); err != nil || len(l.store.allocs) != 1 {
+				t.Fatalf("%v, stored: %v", err, l.store.allocs)
+			}
+			l.restart()
+			if again := l.must("b"); again != b || len(l.List()) != 1 || l.store.broken != nil {
+				t.Fatalf("%+v, %v, %v", again, l.List(), l.store.broken)
+			}
+		})
+	}
+}
+
+func TestFailingStoreIsLoggedOnce(t *testing.T) {
+	l := newLone(t, "10.32.0.0/24")
+	core, logs := observer.New(zapcore.InfoLevel)
+	l.cfg.Log = zap.New(core)
+	l.restart()
+	f := failBefore
+	l.store.fault = func(Change) fault { return f }
+	for range 5 {
+		if _, err := l.Allocate(t.Context(), "a"); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	f = healthy
+	l.must("a")
+	if n := logs.Len(); n != 2 {
+		t.Errorf("%d lines: %v", n, logs.All())
+	}
+}
+
+// Calls that come while a commit is under way share the next one.
+func TestCommitsAreShared(t *testing.T) {
+	l := newLone(t, "10.32.0.0/12")
+	const n = 64
+	slow := make(chan struct{})
+	l.store.fault = func(Change) fault { <-slow; return healthy }
+	before := l.store.saves
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			if _, err := l.Allocate(t.Context(), fmt.Sprint(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	staged := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.byOwner)
+	}
+	for staged() < n {
+		time.Sleep(time.Millisecond)
+	}
+	close(slow)
+	wg.Wait()
+	if saves := l.store.saves - before; saves > 2 {
+		t.Errorf("%d commits for %d allocations", saves, n)
+	}
+	if len(l.List()) != n || l.store.broken != nil {
+		t.Errorf("%d leases, %v", len(l.List()), l.store.broken)
+	}
+}
+
+// Many calls at once, about the same few owners, with a store that fails now and then.
+func TestConcurrentCalls(t *testing.T) {
+	l := newLone(t, "10.32.0.0/26")
+	l.cfg.Quarantine = -1
+	l.restart()
+	saves := 0
+	l.store.fault = func(Change) fault {
+		saves++
+		return []fault{healthy, healthy, failBefore, healthy, failAfter}[saves%5]
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 200 {
+				owner := fmt.Sprint((i + j) % 5)
+				var err error
+				switch j % 4 {
+				case 0, 1:
+					_, err = l.Allocate(t.Context(), owner)
+				case 2:
+					_, err = l.AllocateExact(t.Context(), owner, netip.AddrFrom4([4]byte{10, 32, 0, byte(1 + j%60)}))
+				default:
+					err = l.Release(owner)
+				}
+				var used *InUseError
+				var other *OtherAddressError
+				if err != nil && !errors.Is(err, errDisk) && !errors.As(err, &used) && !errors.As(err, &other) {
+					t.Errorf("%s: %v", owner, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	l.store.fault = nil
+	for i := range 5 {
+		if err := l.Release(fmt.Sprint(i)); err != nil {
+			t.Error(err)
+		}
+	}
+	if l.store.broken != nil || len(l.store.allocs) != 0 || l.Usage().Free != 62 {
+		t.Errorf("%v, stored %v, %+v", l.store.broken, l.store.allocs, l.Usage())
+	}
+}
+
+func TestOnChange(t *testing.T) {
+	l := newLone(t, "10.32.0.0/24")
+	changes := 0
+	l.cfg.OnChange = func() { changes++; l.Owned() }
+	l.restart()
+	expect := func(what string, n int) {
+		t.Helper()
+		if changes != n {
+			t.Errorf("%s: %d calls, want %d", what, changes, n)
+		}
+		changes = 0
+	}
+	l.must("a")
+	expect("allocate", 1)
+	l.must("a")
+	expect("the same again", 0)
+	if err := l.Release("a"); err != nil {
+		t.Fatal(err)
+	}
+	expect("release", 1)
+	o := l.ledger.ring.Clone()
+	if _, err := l.Merge(o.Encode()); err != nil {
+		t.Fatal(err)
+	}
+	expect("nothing new", 0)
+}
+
+func TestMerge(t *testing.T) {
+	l := newLone(t, "10.32.0.0/24")
+	l.cfg.Seed = Seed{Owners: []ring.Owner{2}}
+	l.store.ring = nil
+	l.restart()
+	o := l.ledger.ring.Clone()
+	if err := o.Grant(2, 3, ring.Interval{First: 128, Last: 255}); err != nil {
+		t.Fatal(err)
+	}
+	delta, err := l.Merge(o.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := ring.Decode(delta)
+	if err != nil || d.Known().Len() != 128 || d.At(200).Owner != 3 {
+		t.Errorf("delta %v, %v", d, err)
+	}
+	if string(l.store.ring) != string(l.Encode()) {
+		t.Error("what was merged is not stored")
+	}
+	if delta, err := l.Merge(o.Encode()); delta != nil || err != nil {
+		t.Errorf("merged again: %v, %v", delta, err)
+	}
+	if _, err := l.Merge([]byte("junk")); !errors.Is(err, ring.ErrFormat) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := l.Merge(ring.New(16).Encode()); !errors.Is(err, ring.ErrSize) {
+		t.Errorf("error %v", err)
+	}
+	if err := o.Grant(2, 3, ring.Interval{First: 0, Last: 63}); err != nil {
+		t.Fatal(err)
+	}
+	l.store.fault = func(Change) fault { return failAfter }
+	if delta, err := l.Merge(o.Encode()); delta != nil || !errors.Is(err, errDisk) {
+		t.Errorf("%v, error %v", delta, err)
+	}
+	if l.ledger.ring.At(0).Owner != 2 {
+		t.Error("what was not stored is seen")
+	}
+	holdings := l.Owned()
+	if len(holdings) != 2 || holdings[1].Owner != 3 || holdings[1].Slots != 128 || holdings[1].Prefixes[0].String() != "10.32.0.128/25" {
+		t.Errorf("holdings %+v", holdings)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	good := newLone(t, "10.32.0.0/24")
+	for i := range 3 {
+		good.must(fmt.Sprint(i))
+	}
+	for name, c := range map[string]struct {
+		change func(*Config, *fakeStore)
+		want   string
+	}{
+		"no identity":    {func(c *Config, _ *fakeStore) { c.Self = 0 }, "ipam: 0000000000000000 cannot be a node's identity"},
+		"a seed's":       {func(c *Config, _ *fakeStore) { c.Self = NameOwner("a") }, "cannot be a node's identity"},
+		"no clock":       {func(c *Config, _ *fakeStore) { c.Now = nil }, "ipam: universe, store, net and clock must be given"},
+		"no seed":        {func(c *Config, _ *fakeStore) { c.Seed = Seed{} }, "the seed does not fit the range 10.32.0.0/24: ring: cannot split 256 slots among 0 owners"},
+		"a corrupt ring": {func(_ *Config, s *fakeStore) { s.ring = s.ring[:5] }, "the stored ring is not readable: ring: malformed ring of 5 bytes; restore the data directory from a copy, or reset this node"},
+		"a foreign ring": {func(_ *Config, s *fakeStore) { s.ring = ring.New(16).Encode() }, "the stored ring has 16 slots, the range 10.32.0.0/24 has 256; restore the data directory from a copy, or reset this node"},
+		"corrupt grants": {func(_ *Config, s *fakeStore) { s.grants = s.grants[:3] }, "the stored grants of 3 bytes are malformed; restore the data directory from a copy, or reset this node"},
+		"no grants":      {func(_ *Config, s *fakeStore) { s.grants = nil }, "the stored grants of 0 bytes are malformed or were written by a later version; restore the data directory from a copy, or reset this node"},
+		"one slot twice": {func(_ *Config, s *fakeStore) { s.allocs["x"] = 1 }, "the stored allocation of slot 1 to x is not possible; restore the data directory from a copy, or reset this node"},
+		"no such slot":   {func(_ *Config, s *fakeStore) { s.allocs["x"] = 256 }, "the stored allocation of slot 256 to x is not possible; restore the data directory from a copy, or reset this node"},
+	} {
+		cfg, store := good.cfg, newFakeStore(256)
+		store.ring, store.grants = good.store.ring, good.store.grants
+		for o, s := range good.store.allocs {
+			store.allocs[o] = s
+		}
+		cfg.Store = store
+		c.change(&cfg, store)
+		if _, err := New(cfg); err == nil || !strings.HasSuffix(err.Error(), c.want) {
+			t.Errorf("%s: error %v\nwant %s", name, err, c.want)
+		}
+	}
+	store := newFakeStore(256)
+	store.fault = func(Change) fault { return failBefore }
+	cfg := good.cfg
+	cfg.Store = store
+	if _, err := New(cfg); err == nil || err.Error() != "cannot store the addresses: disk full" {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestErrorTexts(t *testing.T) {
+	u := mustUniverse(t, "10.32.0.0/24")
+	addr := netip.MustParseAddr("10.32.0.9")
+	holders := []Holder{
+		{Owner: 1, Name: "n1", Usable: 100, InUse: 90, Resting: 10, Reachable: true},
+		{Owner: 2, Name: "n2", Usable: 54, InUse: 54, Reachable: true},
+		{Owner: 3, Name: "n3", Usable: 100},
+	}
+	many := []Holder{}
+	for i := range 12 {
+		many = append(many, Holder{Name: fmt.Sprintf("n%02d", i), Usable: 20, InUse: 20, Reachable: true})
+	}
+	for want, err := range map[string]error{
+		"no address left in 10.32.0.0/24: 144 of 254 in use (n1 90, n2 54), 10 resting after their release (n1 10), 100 held by nodes that do not answer (n3 100); detach workloads or start a mesh with a larger range":                       &ExhaustedError{Universe: u, Usable: 254, Majority: true, Self: 1, Holders: holders},
+		"no address left on this node (90 of 100 in use, 10 resting after their release), and the nodes that can be reached hold no more than half of 10.32.0.0/24, so none can be granted; reconnect the others (n3 100) or detach workloads": &ExhaustedError{Universe: u, Usable: 254, Self: 1, Holders: holders},
+		"this node has no addresses yet, and the nodes that can be reached hold no more than half of 10.32.0.0/24, so none can be granted; reconnect the others (n3 100) or detach workloads":                                                  &ExhaustedError{Universe: u, Usable: 254, Self: 9, Holders: holders},
+		"no address left in 10.32.0.0/24: 240 of 254 in use (n00 20, n01 20, n02 20, n03 20, n04 20, n05 20, n06 20, n07 20, 4 more); detach workloads or start a mesh with a larger range":                                                    &ExhaustedError{Universe: u, Usable: 254, Majority: true, Holders: many},
+		"address 10.32.0.9 belongs to node n2, and the nodes that can be reached hold no more than half of the range, so it cannot be moved here; attach it on n2 or choose another":                                                           &ElsewhereError{Addr: addr, Node: "n2", Reason: ElsewhereNoMajority},
+	} {
+		if err.Error() != want {
+			t.Errorf("%v\nwant %s", err, want)
+		}
+	}
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipam
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/ipam/ring"
+)
+
+// HandleMessage takes in a message that another node's allocator sent. msg is not kept. It may wait for commits of the
+// store, so it must not be called where that would hold up other things.
+func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
+	m, err := decodeMessage(msg, a.size)
+	if a.odd(from, err) {
+		a.log.Warn("ignoring a message about addresses", zap.String("from", a.name(from)), zap.Error(err))
+	}
+	if err != nil || from == 0 || from == a.cfg.Self {
+		return
+	}
+	v := a.look()
+	err = a.change(func(x *edit) {
+		// Slots that were handed to a node that left without them are lost until they are reclaimed.
+		x.keep(func(o *outgoing) bool { return !o.handed || !v.lacks(o.to) })
+		switch m.kind {
+		case kindRequest:
+			a.onRequest(x, from, m, v)
+		case kindGrant:
+			a.onGrant(x, from, m)
+		case kindDeny:
+			a.onDeny(x, from, m)
+		case kindReceived:
+			// Not worth a commit: at worst the grant is repeated once after a restart.
+			x.lazy = true
+			x.received(from, m.grants)
+		case kindConfirm:
+			a.onConfirm(x, from, m)
+		case kindAck:
+			x.acknowledge(m.grants, m.slots)
+			a.handOver(x, v)
+		case kindNews:
+			a.learn(x, m.ring)
+		}
+	})
+	if err != nil {
+		// Whoever sent this repeats it.
+		a.log.Debug("message about addresses dropped", zap.String("from", a.name(from)), zap.Error(err))
+	}
+	a.finish()
+	a.Wake()
+}
+
+// odd reports whether err, about a message of a node, is the first one since a good message from that node.
+func (a *Allocator) odd(from ring.Owner, err error) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		delete(a.strange, from)
+		return false
+	}
+	first := !a.strange[from]
+	a.strange[from] = true
+	return first
+}
+
+// learn merges a ring of the right size that came along with a message.
+func (a *Allocator) learn(x *edit, o *ring.Ring) {
+	if _, err := a.merge(x, o); err != nil {
+		a.log.Debug("ring ignored", zap.Error(err))
+	}
+}
+
+// onRequest answers a node that wants slots with a grant, or with the reason why there is none, at least for now.
+func (a *Allocator) onRequest(x *edit, from ring.Owner, m *message, v view) {
+	a.expire()
+	a.learn(x, m.ring)
+	if m.last {
+		a.closed[from] = max(a.closed[from], m.boot)
+	} else if m.boot > a.closed[from] {
+		delete(a.closed, from) // it has come back
+	}
+	if a.repeat(x, from, m) {
+		return
+	}
+	blocks, why := a.choose(x, from, m, v)
+	if why == 0 && a.give(x, from, blocks, v) != nil {
+		if !x.outgoing[len(x.outgoing)-1].handed {
+			why = refusedUnderway
+		}
+	} else if why == 0 {
+		why = refusedFull
+	}
+	if why != 0 {
+		a.deny(x, from, m, why)
+	}
+}
+
+// repeat answers a request with what was granted already, and perhaps got lost, rather than with more.
+func (a *Allocator) repeat(x *edit, from ring.Owner, m *message) bool {
+	found := false
+	for _, o := range x.outgoing {
+		if o.to != from || m.exact && o.grants.At(m.slot) == (ring.Register{}) {
+			continue
+		}
+		if o.handed {
+			a.sendGrant(x, o)
+		} else if !found {
+			a.deny(x, from, m, refusedUnderway)
+		}
+		found = true
+	}
+	return found
+}
+
+// choose returns what to grant to a request, or the reason why nothing.
+func (a *Allocator) choose(x *edit, from ring.Owner, m *message, v view) (blocks ring.Set, why refusal) {
+	known := x.ring.OwnedBy(from)
+	switch {
+	case m.last || v.lacks(from) || m.boot <= a.closed[from]:
+		return nil, refusedClosed
+	case len(known.Subtract(x.ring.Same(m.ring))) > 0:
+		// A request from before a grant that has reached the asker since, or is about to.
+		return nil, refusedStale
+	case a.leaving:
+		return nil, refusedLeaving
+	case !a.majority(v):
+		return nil, refusedNoMajority
+	case m.exact:
+		if !a.space.domain.Contains(m.slot) || a.space.taken(m.slot) {
+			return nil, refusedTaken
+		}
+		return ring.Set{{First: m.slot, Last: m.slot}}, 0
+	}
+	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m), a.size)
+	if len(blocks) == 0 {
+		return nil, refusedFull
+	}
+	return blocks, 0
+}
+
+// deny says why nothing is granted, and what this node knows if the asker does not.
+func (a *Allocator) deny(x *edit, to ring.Owner, m *message, why refusal) {
+	r := &message{kind: kindDeny, urgent: m.urgent, exact: m.exact, slot: m.slot, reason: why, usage: a.counts()}
+	if !x.ring.Equal(m.ring) {
+		r.ring = x.ring
+	}
+	x.send(to, r)
+}
+
+// generosity returns how many usable slots to give to a node: half of what it would take to be as well off as this one.
+// Somebody who waits for an address gets the last one; a reserve is not topped up at the cost of this node's.
+func (a *Allocator) generosity(m *message) uint64 {
+	left := a.space.left()
+	if m.have >= left {
+		return 0
+	}
+	if m.urgent {
+		return (left - m.have + 1) / 2
+	}
+	return min((left-m.have)/2, left-min(left, a.reserve()))
+}
+
+// give grants blocks and says so to the mesh; a node that speaks for a majority hands them over at once. It returns nil if
+// they cannot be granted.
+func (a *Allocator) give(x *edit, to ring.Owner, blocks ring.Set, v view) *outgoing {
+	o, err := x.grant(to, blocks)
+	if err != nil {
+		a.log.Error("address blocks not granted", zap.Error(err))
+		return nil
+	}
+	x.delta = x.delta.Union(blocks)
+	a.handOver(x, v)
+	return o
+}
+
+// handOver sends the grants that a majority has recorded to their recipients.
+func (a *Allocator) handOver(x *edit, v view) {
+	for _, o := range x.handOver(v.lacks) {
+		a.sendGrant(x, o)
+	}
+}
+
+// sendGrant sends a grant with all that this node knows: the knowledge moves with the slots.
+func (a *Allocator) sendGrant(x *edit, o *outgoing) {
+	x.send(o.to, &message{kind: kindGrant, ring: x.ring, grants: o.grants})
+	o.sent = a.cfg.Now()
+}
+
+// onConfirm records the grants of another node and says which slots have recorded them: those that this node speaks for.
+func (a *Allocator) onConfirm(x *edit, from ring.Owner, m *message) {
+	a.learn(x, m.grants)
+	if !covers(x.ring, m.grants) {
+		x.send(from, &message{kind: kindNews, ring: x.ring.Only(m.grants.Known())})
+		return
+	}
+	x.send(from, &message{kind: kindAck, grants: m.grants, slots: x.spoken()})
+}
+
+// pursue goes on with the grants that are outgoing: it asks others to record them, and repeats what their recipients
+// have not acknowledged. a.mu must be held.
+func (a *Allocator) pursue(now time.Time, v view) {
+	var due []*outgoing
+	for _, o := range a.ledger.outgoing {
+		switch {
+		case v.lacks(o.to):
+		case !o.handed && now.Sub(o.asked) >= min(patience<<o.tries, abstain):
+			due = append(due, o)
+		case o.handed && now.Sub(o.sent) >= retry && v.has(o.to):
+			a.send(o.to, &message{kind: kindGrant, ring: a.ledger.ring, grants: o.grants})
+			o.sent = now
+		}
+	}
+	if len(due) > 0 {
+		a.confirm(due, now, v)
+	}
+}
+
+// confirm asks others to record grants, all at once, so that they also take effect together: at first the richest, as
+// many as make a majority; if that was not enough, all who answer, since a node may speak for more than it owns.
+func (a *Allocator) confirm(due []*outgoing, now time.Time, v view) {
+	var slots ring.Set
+	acked := due[0].acks // for all of them
+	first := true
+	for _, o := range due {
+		slots = slots.Union(o.grants.Known())
+		acked = acked.Intersect(o.acks)
+		first = first && o.tries == 0
+		o.asked, o.tries = now, min(o.tries+1, 6)
+	}
+	m := &message{kind: kindConfirm, grants: a.ledger.ring.Only(slots)}
+	if !first {
+		for _, p := range v.alive {
+			a.send(p, m)
+		}
+		return
+	}
+	have := a.ledger.spoken().Union(acked)
+	for _, p := range a.richest(v) {
+		if a.ledger.majority(have) {
+			return
+		}
+		if theirs := a.share()[p].Subtract(have); len(theirs) > 0 {
+			a.send(p, m)
+			have = have.Union(theirs)
+		}
+	}
+}

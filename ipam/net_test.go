@@ -1,0 +1,650 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weftnet/weft/ipam/ring"
+)
+
+// cluster is a mesh of allocators with their Run loops, in virtual time: to be used within synctest.Test. The network has a
+// latency of 5 ms, loses what drop says, and delivers nothing between nodes that are cut from each other.
+type cluster struct {
+	t        *testing.T
+	universe Universe
+	seed     Seed
+
+	mu    sync.Mutex
+	nodes map[ring.Owner]*member
+	cut   map[ring.Owner]int // the side of a partition on which a node is
+	drop  func(from, to ring.Owner, k kind) bool
+	mute  map[ring.Owner]bool // seems alive and answers nothing
+	left  map[ring.Owner]bool
+	sent  map[kind]int
+}
+
+type member struct {
+	*Allocator
+	c     *cluster
+	id    ring.Owner
+	store *fakeStore
+	stop  context.CancelFunc
+	done  chan struct{}
+}
+
+const latency = 5 * time.Millisecond
+
+func newCluster(t *testing.T, universe string, seed Seed) *cluster {
+	return &cluster{
+		t: t, universe: mustUniverse(t, universe), seed: seed, nodes: make(map[ring.Owner]*member), cut: make(map[ring.Owner]int),
+		mute: make(map[ring.Owner]bool), left: make(map[ring.Owner]bool), sent: make(map[kind]int),
+	}
+}
+
+// founded is a cluster that node 1 has founded, with nodes 1 to n, each joined after the other.
+func founded(t *testing.T, universe string, n int) (*cluster, []*member) {
+	c := newCluster(t, universe, Seed{Owners: []ring.Owner{1}})
+	var out []*member
+	for i := range n {
+		out = append(out, c.join(ring.Owner(i+1)))
+		time.Sleep(time.Second)
+	}
+	return c, out
+}
+
+// join starts a node, with the store that it had before if it is not new, and makes it known to the others.
+func (c *cluster) join(id ring.Owner) *member {
+	c.t.Helper()
+	m := &member{c: c, id: id, store: newFakeStore(c.universe.Size()), done: make(chan struct{})}
+	if old := c.nodes[id]; old != nil {
+		m.store = old.store
+	}
+	a, err := New(Config{
+		Self: id, Universe: c.universe, Seed: c.seed, Store: m.store, Net: m, Now: time.Now,
+		NameOf: func(o ring.Owner) string {
+			if o&seedBit != 0 {
+				return ""
+			}
+			return fmt.Sprintf("n%d", o)
+		},
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	m.Allocator = a
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	go func() {
+		defer close(m.done)
+		if err := a.Run(ctx); err != nil {
+			c.t.Error(err)
+		}
+	}()
+	c.mu.Lock()
+	c.nodes[id] = m
+	c.mu.Unlock()
+	c.t.Cleanup(m.halt)
+	c.exchange(m)
+	return m
+}
+
+// halt stops a node and waits for it.
+func (m *member) halt() {
+	m.stop()
+	<-m.done
+}
+
+// crash takes a node away; join brings it back.
+func (c *cluster) crash(m *member) {
+	m.halt()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m.Allocator = nil
+}
+
+// exchange is the push and pull of whole states with those that can be reached.
+func (c *cluster) exchange(m *member) {
+	c.mu.Lock()
+	var others []*member
+	for id, o := range c.nodes {
+		if id != m.id && o.Allocator != nil && c.cut[id] == c.cut[m.id] {
+			others = append(others, o)
+		}
+	}
+	c.mu.Unlock()
+	for _, o := range others {
+		for _, way := range [][2]*member{{o, m}, {m, o}} {
+			if _, err := way[1].Merge(way[0].Encode()); err != nil {
+				c.t.Error(err)
+			}
+		}
+	}
+}
+
+// partition puts nodes on sides; heal undoes it.
+func (c *cluster) partition(sides ...[]*member) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, side := range sides {
+		for _, m := range side {
+			c.cut[m.id] = i
+		}
+	}
+}
+
+func (c *cluster) heal() {
+	c.mu.Lock()
+	clear(c.cut)
+	all := make([]*member, 0, len(c.nodes))
+	for _, m := range c.nodes {
+		if m.Allocator != nil {
+			all = append(all, m)
+		}
+	}
+	c.mu.Unlock()
+	for _, m := range all {
+		c.exchange(m)
+	}
+}
+
+func (m *member) Peers() []Peer {
+	c := m.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []Peer
+	for id, o := range c.nodes {
+		if id != m.id {
+			out = append(out, Peer{Owner: id, Alive: o.Allocator != nil && c.cut[id] == c.cut[m.id] && !c.left[id], Left: c.left[id]})
+		}
+	}
+	return out
+}
+
+func (m *member) Send(to ring.Owner, msg []byte) error {
+	k := kind(msg[1])
+	m.c.deliver(m.id, to, k, func(o *member) { o.HandleMessage(m.id, msg) })
+	return nil
+}
+
+func (m *member) Broadcast(delta []byte) {
+	m.c.mu.Lock()
+	ids := make([]ring.Owner, 0, len(m.c.nodes))
+	for id := range m.c.nodes {
+		ids = append(ids, id)
+	}
+	m.c.mu.Unlock()
+	for _, id := range ids {
+		if id != m.id {
+			m.c.deliver(m.id, id, 0, func(o *member) {
+				if _, err := o.Merge(delta); err != nil {
+					m.c.t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func (c *cluster) deliver(from, to ring.Owner, k kind, f func(*member)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sent[k]++
+	o := c.nodes[to]
+	if o == nil || o.Allocator == nil || c.cut[from] != c.cut[to] || c.mute[to] || c.mute[from] || c.drop != nil && c.drop(from, to, k) {
+		return
+	}
+	time.AfterFunc(latency, func() { f(o) })
+}
+
+// within fails the test if f takes longer than d of virtual time.
+func (c *cluster) within(d time.Duration, f func(ctx context.Context)) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), d)
+	defer cancel()
+	f(ctx)
+}
+
+// allocate makes n allocations and fails the test if one fails.
+func (m *member) allocate(ctx context.Context, prefix string, n int) []Lease {
+	m.c.t.Helper()
+	var out []Lease
+	for i := range n {
+		l, err := m.Allocate(ctx, fmt.Sprintf("%s-%d", prefix, i))
+		if err != nil {
+			m.c.t.Fatalf("node %d, allocation %d: %v", m.id, i, err)
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// unique fails the test if an address was handed out twice.
+func (c *cluster) unique() {
+	c.t.Helper()
+	seen := make(map[uint32]string)
+	for id, m := range c.nodes {
+		if m.Allocator == nil {
+			continue
+		}
+		for _, l := range m.List() {
+			if seen[l.Slot] != "" {
+				c.t.Errorf("slot %d is held by %s and by %s on n%d", l.Slot, seen[l.Slot], l.Owner, id)
+			}
+			seen[l.Slot] = fmt.Sprintf("%s on n%d", l.Owner, id)
+		}
+		if u := m.Usage(); u.Conflicts > 0 {
+			c.t.Errorf("n%d: %s", id, u.LastConflict)
+		}
+		if m.store.broken != nil {
+			c.t.Errorf("n%d: %v", id, m.store.broken)
+		}
+	}
+}
+
+func TestJoinersGetAddressesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "10.32.0.0/12,fd00::/64", Seed{Owners: []ring.Owner{1}})
+		n1 := c.join(1)
+		if l := n1.allocate(t.Context(), "host", 1)[0]; l.V4.String() != "10.32.0.1" || l.V6.String() != "fd00::1" {
+			t.Errorf("the first lease is %+v", l)
+		}
+		for id := ring.Owner(2); id <= 8; id++ {
+			m := c.join(id)
+			c.within(100*time.Millisecond, func(ctx context.Context) { m.allocate(ctx, "w", 1) })
+			time.Sleep(50 * time.Millisecond)
+			if u := m.Usage(); u.Free < 10_000 || u.Pending != 0 {
+				t.Errorf("n%d has %+v", id, u)
+			}
+			for _, h := range m.Owned() {
+				if len(h.Prefixes) > 16 {
+					t.Errorf("n%d has %d prefixes", h.Owner, len(h.Prefixes))
+				}
+			}
+		}
+		c.unique()
+	})
+}
+
+// A node asks for addresses when it joins, before it needs any; and once it has them no message is sent any more.
+func TestReserveAndQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/12", 3)
+		for _, m := range nodes {
+			if u := m.Usage(); u.Free < 1<<17 || u.Outgoing != 0 || !u.Majority {
+				t.Errorf("n%d has %+v", m.id, u)
+			}
+		}
+		before := c.messages()
+		time.Sleep(time.Hour)
+		if after := c.messages(); after != before {
+			t.Errorf("%d messages in an idle hour", after-before)
+		}
+	})
+}
+
+func (c *cluster) messages() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, k := range c.sent {
+		n += k
+	}
+	return n
+}
+
+func TestPartitionedNodesGoOnAllocating(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/12", 3)
+		for i, m := range nodes {
+			rest := slices.Delete(slices.Clone(nodes), i, i+1)
+			c.partition([]*member{m}, rest)
+			m.allocate(t.Context(), fmt.Sprintf("alone-%d", i), 3000)
+			rest[0].allocate(t.Context(), fmt.Sprintf("others-%d", i), 100)
+			c.heal()
+			time.Sleep(2 * time.Second)
+		}
+		c.unique()
+		for _, m := range nodes[1:] {
+			if string(m.Encode()) != string(nodes[0].Encode()) {
+				t.Errorf("the rings of n1 and n%d differ", m.id)
+			}
+		}
+	})
+}
+
+// Three founders, any of which may be missing: two of them are a majority.
+func TestSeededPartitioned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		seed, err := SeedNames([]string{"a", "b", "c"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newCluster(t, "10.32.0.0/24", seed)
+		for i, name := range []string{"a", "b", "c"} {
+			c.cut[ring.Owner(i+1)] = i
+			m := c.join(ring.Owner(i + 1))
+			if err := m.Adopt(NameOwner(name)); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Adopt(NameOwner(name)); err != nil {
+				t.Errorf("adopting again: %v", err)
+			}
+			m.allocate(t.Context(), "w", 70)
+		}
+		c.heal()
+		time.Sleep(time.Second)
+		c.unique()
+		// With one of them down the others still share what they have.
+		c.crash(c.nodes[3])
+		c.within(5*time.Second, func(ctx context.Context) { c.nodes[1].allocate(ctx, "more", 15) })
+		c.unique()
+
+		// Another node of the same name learns that it is not alone before it has done harm.
+		late := c.join(9)
+		err = late.Adopt(NameOwner("b"))
+		if want := "the seeded share of this node's name was taken over by node n2 (0000000000000002); give every node a name of its own, or join with --peer instead of --seed"; err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		if err := late.Adopt(NameOwner("x")); err == nil {
+			t.Error("a name that was not seeded was adopted")
+		}
+	})
+}
+
+// Two nodes of one seed name that have never heard of each other: the damage is seen and settled alike everywhere.
+func TestSeedNameUsedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		seed, err := SeedNames([]string{"a", "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newCluster(t, "10.32.0.0/24", seed)
+		c.cut[2] = 1
+		n1, n2 := c.join(1), c.join(2)
+		for _, m := range []*member{n1, n2} {
+			if err := m.Adopt(NameOwner("a")); err != nil {
+				t.Fatal(err)
+			}
+			m.allocate(t.Context(), "w", 1)
+		}
+		c.heal()
+		time.Sleep(time.Second)
+		if string(n1.Encode()) != string(n2.Encode()) {
+			t.Error("the rings differ")
+		}
+		// Who meets it first reports it; that is n1, which loses: 128 slots, and they are in conflict.
+		if u := n1.Usage(); u.Conflicts != 129 || u.Effective != 0 || u.Free != 0 || u.Allocated != 1 {
+			t.Errorf("n1: %+v", u)
+		}
+		if want := "128 addresses from 10.32.0.0 were this node's and were given to n2 without it"; n1.Usage().LastConflict != want {
+			t.Errorf("n1: %q, want %s", n1.Usage().LastConflict, want)
+		}
+		if err := n1.Release("w-0"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAddressesOfOthersByName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/12", 3)
+		n1, n2 := nodes[0], nodes[1]
+		theirs := n2.allocate(t.Context(), "w", 1)[0]
+		free, _ := c.universe.Addrs(theirs.Slot + 500)
+		var l Lease
+		c.within(200*time.Millisecond, func(ctx context.Context) {
+			var err error
+			if l, err = n1.AllocateExact(ctx, "mine", free); err != nil || l.V4 != free {
+				t.Fatalf("%+v, %v", l, err)
+			}
+			if _, err = n1.AllocateExact(ctx, "mine", free); err != nil {
+				t.Errorf("asking again: %v", err)
+			}
+		})
+		want := fmt.Sprintf("address %v belongs to node n2 and is in use or reserved there; attach it on n2 or choose another", theirs.V4)
+		if _, err := n1.AllocateExact(t.Context(), "other", theirs.V4); err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+
+		c.partition(nodes[:1], nodes[1:])
+		next, _ := c.universe.Addrs(theirs.Slot + 501)
+		want = fmt.Sprintf("address %v belongs to node n2, which does not answer; try again when it does or choose another", next)
+		if _, err := n1.AllocateExact(t.Context(), "third", next); err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		c.partition([]*member{n1}, []*member{n2}, nodes[2:])
+		c.heal()
+		c.mute[n2.id] = true
+		if _, err := n1.AllocateExact(t.Context(), "third", next); err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		c.unique()
+	})
+}
+
+func TestExhaustion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/29", 2)
+		n1, n2 := nodes[0], nodes[1]
+		n1.allocate(t.Context(), "a", 4)
+		c.within(5*time.Second, func(ctx context.Context) { n2.allocate(ctx, "b", 2) })
+		c.unique()
+		for _, m := range nodes {
+			c.within(100*time.Millisecond, func(ctx context.Context) {
+				_, err := m.Allocate(ctx, "one too many")
+				if want := "no address left in 10.32.0.0/29: 6 of 6 in use (n1 4, n2 2); detach workloads or start a mesh with a larger range"; err == nil || err.Error() != want {
+					t.Errorf("n%d: error %v\nwant %s", m.id, err, want)
+				}
+			})
+		}
+		if err := n1.Release("a-3"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(fresh + latency) // a refusal holds for a moment
+		_, err := n2.Allocate(t.Context(), "one too many")
+		if want := "no address left in 10.32.0.0/29: 5 of 6 in use (n1 3, n2 2), 1 resting after their release (n1 1); detach workloads or start a mesh with a larger range"; err == nil || err.Error() != want {
+			t.Errorf("error %v\nwant %s", err, want)
+		}
+		time.Sleep(DefaultQuarantine + time.Second)
+		c.within(time.Second, func(ctx context.Context) { n2.allocate(ctx, "again", 1) })
+		c.unique()
+
+		// n1 has 4 of 8 slots, n2 has 4: neither is a majority.
+		c.partition(nodes[:1], nodes[1:])
+		c.within(100*time.Millisecond, func(ctx context.Context) {
+			_, err := n2.Allocate(ctx, "alone")
+			if want := "no address left on this node (3 of 3 in use), and the nodes that can be reached hold no more than half of 10.32.0.0/29, so none can be granted; reconnect the others (n1 3) or detach workloads"; err == nil || err.Error() != want {
+				t.Errorf("error %v\nwant %s", err, want)
+			}
+		})
+	})
+}
+
+// A donor that does not answer keeps nobody from being served by another one, and nothing waits behind what waits for it.
+func TestSlowDonor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/22", 5)
+		n1, n5 := nodes[0], nodes[4]
+		c.mute[n1.id] = true // the one that n5 asks first
+		n5.allocate(t.Context(), "w", int(n5.Usage().Free))
+		exact, _ := c.universe.Addrs(5)
+		waits := make(chan error, 1)
+		go func() {
+			_, err := n5.AllocateExact(t.Context(), "exact", exact)
+			waits <- err
+		}()
+		synctest.Wait()
+		c.within(time.Second, func(ctx context.Context) { n5.allocate(ctx, "more", 10) })
+		if err := <-waits; err == nil {
+			t.Error("an address of a node that does not answer was had")
+		}
+		c.unique()
+	})
+}
+
+// Any one message may be lost once, of any kind.
+func TestLostMessages(t *testing.T) {
+	for k := kindRequest; k <= kindReceived; k++ {
+		t.Run(fmt.Sprint(k), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, nodes := founded(t, "10.32.0.0/22", 4) // nobody has a majority
+				m := nodes[3]
+				lost := false
+				c.drop = func(_, _ ring.Owner, got kind) bool {
+					drop := got == k && !lost
+					lost = lost || drop
+					return drop
+				}
+				n := int(m.Usage().Free) + 20
+				c.within(4*time.Second, func(ctx context.Context) { m.allocate(ctx, "w", n) })
+				if !lost && k != kindDeny && k != kindNews {
+					t.Error("no such message was sent")
+				}
+				time.Sleep(10 * time.Second)
+				for _, m := range nodes {
+					if u := m.Usage(); u.Outgoing > 0 || u.Pending > 0 {
+						t.Errorf("n%d: %+v", m.id, u)
+					}
+				}
+				c.unique()
+			})
+		})
+	}
+}
+
+func TestWaitError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "10.32.0.0/24", Seed{Owners: []ring.Owner{1}})
+		n2 := c.join(2)
+		waits := make(chan error, 1)
+		go c.within(2*time.Second, func(ctx context.Context) {
+			_, err := n2.Allocate(ctx, "w")
+			waits <- err
+		})
+		time.Sleep(time.Second)
+		if w := n2.Usage().Waiting; len(w) != 1 || w[0].Owner != "w" || w[0].Reason != "this node has no addresses yet and reaches no other node" {
+			t.Errorf("waiting: %+v", w)
+		}
+		if err, want := <-waits, "no address for w in time, this node has no addresses yet and reaches no other node (context deadline exceeded); try again"; err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		if w := n2.Usage().Waiting; len(w) != 0 {
+			t.Errorf("still waiting: %+v", w)
+		}
+		// A call that waits is served as soon as the node joins.
+		go func() {
+			_, err := n2.Allocate(t.Context(), "w")
+			waits <- err
+		}()
+		time.Sleep(10 * time.Second)
+		c.join(1)
+		start := time.Now()
+		if err := <-waits; err != nil || time.Since(start) > 500*time.Millisecond {
+			t.Errorf("served after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/24", 3)
+		n1, n2, n3 := nodes[0], nodes[1], nodes[2]
+		kept := n1.allocate(t.Context(), "w", 2)
+		if err := n1.Release("w-0"); err != nil {
+			t.Fatal(err)
+		}
+		var report LeaveReport
+		c.within(5*time.Second, func(ctx context.Context) {
+			var err error
+			if report, err = n1.Leave(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+		given := uint64(0)
+		for _, s := range report.Granted {
+			given += s.Slots
+			if s.Slots < 30 {
+				t.Errorf("n%d gets only %d", s.Owner, s.Slots)
+			}
+		}
+		if report.Left != 1 || len(report.Held) != 1 || report.Held[0] != kept[1] || given != 127 || len(report.Granted) != 2 {
+			t.Errorf("report %+v", report)
+		}
+		if _, err := n1.Allocate(t.Context(), "new"); err == nil || err.Error() != ErrLeaving.Error() {
+			t.Errorf("error %v", err)
+		}
+		if l, err := n1.Allocate(t.Context(), "w-1"); err != nil || l != kept[1] {
+			t.Errorf("what it has is not found: %v", err)
+		}
+		if err := n1.Release("w-1"); err != nil {
+			t.Fatal(err)
+		}
+		c.within(5*time.Second, func(ctx context.Context) {
+			if report, err := n1.Leave(ctx); err != nil || report.Left != 0 {
+				t.Errorf("%+v, %v", report, err)
+			}
+		})
+		c.crash(n1)
+		c.left[n1.id] = true
+		c.within(10*time.Second, func(ctx context.Context) {
+			n2.allocate(ctx, "all", 200)
+			n3.allocate(ctx, "rest", 54)
+		})
+		c.unique()
+	})
+}
+
+// All leave at the same time but one, and nothing gets lost on the way.
+func TestLeaveTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/24", 4)
+		var wg sync.WaitGroup
+		for _, m := range nodes[:3] {
+			wg.Go(func() {
+				c.within(time.Minute, func(ctx context.Context) {
+					if report, err := m.Leave(ctx); err != nil || report.Left != 0 {
+						t.Errorf("n%d: %+v, %v", m.id, report, err)
+					}
+				})
+				c.mu.Lock()
+				c.left[m.id] = true
+				c.mu.Unlock()
+			})
+		}
+		wg.Wait()
+		if u := nodes[3].Usage(); u.Free != 254 {
+			t.Errorf("n4 has %+v", u)
+		}
+	})
+}
+
+func TestLeaveRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/24", 3)
+		c.partition(nodes[:1], nodes[1:])
+		report, err := nodes[0].Leave(t.Context())
+		if want := "no address was given away, because no other node that stays answers; try again when one does"; err == nil || err.Error() != want {
+			t.Errorf("%+v, error %v", report, err)
+		}
+		c.partition(nodes[:1], nodes[1:2], nodes[2:])
+		c.cut[2] = c.cut[3]
+		_, err = nodes[1].Leave(t.Context())
+		if want := "no address was given away, because the nodes that answer hold no more than half of the range; try again when more of them do"; err == nil || err.Error() != want {
+			t.Errorf("error %v", err)
+		}
+		c.heal()
+		c.mute[3] = true
+		c.within(3*time.Second, func(ctx context.Context) {
+			_, err = nodes[0].Leave(ctx)
+			if want := "leaving is not confirmed by n3 (context deadline exceeded); wait for these nodes or try again"; err == nil || err.Error() != want {
+				t.Errorf("error %v", err)
+			}
+		})
+	})
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ring is the replicated map from slot to owner by which the nodes of a mesh share out its addresses without a
+// coordinator.
+//
+// A slot is an address's offset in the mesh's range. The ring holds one register per slot: a version and an owner. Two
+// rings are merged slot by slot, the register with the greater version wins. Merge is therefore commutative, associative
+// and idempotent, and every register only ever grows: a state-based CRDT.
+//
+// What makes ownership exclusive is who may write: version (0,1) is the seed, which is the same everywhere, and only the
+// owner of a slot at (e,n) may write (e,n+1). Two different registers of the same version are thus a violation; they are
+// resolved in the same way everywhere and reported (Conflict).
+//
+// Registers are kept as runs of slots that have the same one, so the size of a ring is that of its fragmentation, not of
+// the range. A ring in which most registers are unknown is what is called a delta: merging it changes nothing where it
+// knows nothing.
+//
+// The package is pure: it imports the standard library alone, and knows neither time nor I/O. Only ipam and its tests
+// import it, and internal/node for the types Owner and Interval.
+package ring
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"slices"
+)
+
+// Owner identifies who owns a slot: a node, or the name of a node that is still to adopt its seeded share. 0 is nobody.
+type Owner uint64
+
+// Version orders the writes to one slot: epoch first, then count. The zero Version is that of a register that has never
+// been written.
+type Version struct{ Epoch, Count uint32 }
+
+// Compare returns -1, 0 or +1 as v is before, equal to or after w.
+func (v Version) Compare(w Version) int {
+	if c := cmp.Compare(v.Epoch, w.Epoch); c != 0 {
+		return c
+	}
+	return cmp.Compare(v.Count, w.Count)
+}
+
+// Register is what the ring knows about one slot. The zero Register means that it knows nothing.
+type Register struct {
+	Version Version
+	Owner   Owner
+}
+
+// compare orders registers; the merge keeps the greater one. The owner decides only between registers that cannot
+// legally both exist.
+func (x Register) compare(y Register) int {
+	if c := x.Version.Compare(y.Version); c != 0 {
+		return c
+	}
+	return cmp.Compare(x.Owner, y.Owner)
+}
+
+// Conflict reports that two registers of the same version named different owners, which no legal history leads to.
+type Conflict struct {
+	Interval Interval
+	Version  Version
+	Kept     Owner // the owner that every node settles on
+	Dropped  Owner
+}
+
+// Errors that callers tell apart; what is returned wraps them with the details.
+var (
+	ErrSize      = errors.New("rings of different size")
+	ErrNotOwner  = errors.New("not the owner")
+	ErrMalformed = errors.New("malformed ring")
+	ErrFormat    = errors.New("unknown ring format")
+)
+
+// run is a run of slots with the same register; it ends before the next run begins, the last one at the ring's end.
+type run struct {
+	first uint32
+	reg   Register
+}
+
+// Ring maps the slots [0,Size) to registers. It is not safe for concurrent use while one of the users writes. Use New,
+// Seed or Decode to make one; the zero Ring has no slots.
+type Ring struct {
+	size uint32
+	runs []run // runs[0].first == 0; ascending; no two neighbours have equal registers
+}
+
+// New returns a ring of size slots that knows nothing: whatever it is merged with wins.
+func New(size uint32) *Ring {
+	if size == 0 {
+		return &Ring{}
+	}
+	return &Ring{size: size, runs: []run{{}}}
+}
+
+// Seed returns the ring that a mesh begins with: version (0,1) for every slot, split evenly among owners in the given
+// order, along boundaries that need few CIDR blocks. The same arguments give the same ring everywhere. It is an error if
+// there is no owner, or more than slots, or one is 0 or occurs twice.
+func Seed(size uint32, owners []Owner) (*Ring, error) {
+	n := uint64(len(owners))
+	if n == 0 || n > uint64(size) {
+		return nil, fmt.Errorf("ring: cannot split %d slots among %d owners", size, n)
+	}
+	seen := make(map[Owner]bool, n)
+	for _, o := range owners {
+		if o == 0 || seen[o] {
+			return nil, fmt.Errorf("ring: owner %016x is 0 or occurs twice in the seed", uint64(o))
+		}
+		seen[o] = true
+	}
+	// Cutting the range into a power of two of equal parts, four or more for each owner, keeps the shares within a
+	// quarter of each other, which matters when they vote, and each share within a few CIDR blocks.
+	parts := uint64(1)
+	for parts < 4*n && 2*parts <= uint64(size) {
+		parts *= 2
+	}
+	if parts < n || n == 1 {
+		parts = n
+	}
+	part := uint64(size) / parts
+	r := &Ring{size: size, runs: make([]run, n)}
+	for i, o := range owners {
+		r.runs[i] = run{uint32(uint64(i) * parts / n * part), Register{Version{0, 1}, o}}
+	}
+	return r, nil
+}
+
+// Size returns the number of slots.
+func (r *Ring) Size() uint32 { return r.size }
+
+// Clone returns a copy that shares nothing with r.
+func (r *Ring) Clone() *Ring { return &Ring{size: r.size, runs: slices.Clone(r.runs)} }
+
+// Equal reports whether both rings have the same size and the same register in every slot.
+func (r *Ring) Equal(o *Ring) bool { return r.size == o.size && slices.Equal(r.runs, o.runs) }
+
+// end returns the last slot of run i.
+func (r *Ring) end(i int) uint32 {
+	if i+1 < len(r.runs) {
+		return r.runs[i+1].first - 1
+	}
+	return r.size - 1
+}
+
+// index returns the number of the run that slot, which must be in the ring, lies in.
+func (r *Ring) index(slot uint32) int {
+	n, found := slices.BinarySearchFunc(r.runs, slot, func(x run, slot uint32) int { return cmp.Compare(x.first, slot) })
+	if !found {
+		n--
+	}
+	return n
+}
+
+// At returns the register of a slot, the zero Register if the ring has no such slot.
+func (r *Ring) At(slot uint32) Register {
+	if slot >= r.size {
+		return Register{}
+	}
+	return r.runs[r.index(slot)].reg
+}
+
+// All yields the whole ring in ascending order, as the longest runs of slots that have the same register.
+func (r *Ring) All() iter.Seq2[Interval, Register] {
+	return func(yield func(Interval, Register) bool) {
+		for i, x := range r.runs {
+			if !yield(Interval{x.first, r.end(i)}, x.reg) {
+				return
+			}
+		}
+	}
+}
+
+// OwnedBy returns the slots that o owns.
+func (r *Ring) OwnedBy(o Owner) Set {
+	var out Set
+	for i, x := range r.runs {
+		if x.reg.Owner == o {
+			out = out.append(Interval{x.first, r.end(i)})
+		}
+	}
+	return out
+}
+
+// Owned returns the number of slots that each owner owns; owner 0 stands for slots of which nothing is known.
+func (r *Ring) Owned() map[Owner]uint64 {
+	m := make(map[Owner]uint64)
+	for i, x := range r.runs {
+		m[x.reg.Owner] += Interval{x.first, r.end(i)}.Len()
+	}
+	return m
+}
+
+// Owners returns everybody who owns a slot, in ascending order.
+func (r *Ring) Owners() []Owner {
+	out := make([]Owner, 0, len(r.runs))
+	for _, x := range r.runs {
+		if x.reg.Owner != 0 {
+			out = append(out, x.reg.Owner)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Known returns the slots of which the ring knows something; of a delta, those that it is about.
+func (r *Ring) Known() Set {
+	var out Set
+	for i, x := range r.runs {
+		if x.reg != (Register{}) {
+			out = out.append(Interval{x.first, r.end(i)})
+		}
+	}
+	return out
+}
+
+// Only returns a ring of the same size that knows what r knows about the slots in keep, and nothing else: a delta.
+func (r *Ring) Only(keep Set) *Ring {
+	var b builder
+	at := uint64(0)
+	for _, k := range keep {
+		if k.First >= r.size {
+			break
+		}
+		if at < uint64(k.First) {
+			b.add(uint32(at), Register{})
+		}
+		last := min(k.Last, r.size-1)
+		for i := r.index(k.First); i < len(r.runs) && r.runs[i].first <= last; i++ {
+			b.add(max(r.runs[i].first, k.First), r.runs[i].reg)
+		}
+		at = uint64(last) + 1
+	}
+	if at < uint64(r.size) {
+		b.add(uint32(at), Register{})
+	}
+	return &Ring{size: r.size, runs: b.runs}
+}
+
+// Same returns the slots of which r and o, which must be of the same size, know the same, and not nothing.
+func (r *Ring) Same(o *Ring) Set {
+	var out Set
+	r.zip(o, func(i Interval, x, y Register) {
+		if x == y && x != (Register{}) {
+			out = out.append(i)
+		}
+	})
+	return out
+}
+
+// Merge takes into r, slot by slot, the greater of the registers of r and o. It returns the slots whose register in r
+// changed, and the violations that it met, whether they changed r or not. The only error is ErrSize; r is unchanged then.
+func (r *Ring) Merge(o *Ring) (changed Set, conflicts []Conflict, err error) {
+	if r.size != o.size {
+		return nil, nil, fmt.Errorf("ring: %w: %d and %d slots", ErrSize, r.size, o.size)
+	}
+	r.zip(o, func(i Interval, x, y Register) {
+		if x == y {
+			return
+		}
+		c := x.compare(y)
+		if c < 0 {
+			changed = changed.append(i)
+		}
+		if x.Version == y.Version {
+			kept, dropped := max(x.Owner, y.Owner), min(x.Owner, y.Owner)
+			conflicts = append(conflicts, Conflict{i, x.Version, kept, dropped})
+		}
+	})
+	if len(changed) == 0 {
+		return nil, conflicts, nil
+	}
+	b := builder{runs: make([]run, 0, len(r.runs)+len(o.runs))}
+	r.zip(o, func(i Interval, x, y Register) {
+		if x.compare(y) < 0 {
+			x = y
+		}
+		b.add(i.First, x)
+	})
+	r.runs = b.runs
+	return changed, conflicts, nil
+}
+
+// Grant writes that from gives the slots of i to to: (e,n) becomes (e,n+1) in every slot. It is refused, leaving r
+// unchanged, unless from owns all of them (ErrNotOwner) and to is somebody else. That none of the slots is in use is for
+// the caller to see to, as is that from is itself: nobody else may write this.
+func (r *Ring) Grant(from, to Owner, i Interval) error {
+	if i.First > i.Last || i.Last >= r.size {
+		return fmt.Errorf("ring: %v is not within the %d slots of the ring", i, r.size)
+	}
+	if to == 0 || to == from {
+		return fmt.Errorf("ring: %016x cannot grant to %016x", uint64(from), uint64(to))
+	}
+	for n := r.index(i.First); n < len(r.runs) && r.runs[n].first <= i.Last; n++ {
+		if reg := r.runs[n].reg; reg.Owner != from {
+			return fmt.Errorf("ring: %w: part of %v is owned by %016x, not by %016x", ErrNotOwner, i, uint64(reg.Owner), uint64(from))
+		} else if reg.Version.Count == math.MaxUint32 {
+			return fmt.Errorf("ring: %v has been granted as often as can be counted", i)
+		}
+	}
+	b := builder{runs: make([]run, 0, len(r.runs)+2)}
+	for n, x := range r.runs {
+		last := r.end(n)
+		if last < i.First || x.first > i.Last {
+			b.add(x.first, x.reg)
+			continue
+		}
+		if x.first < i.First {
+			b.add(x.first, x.reg)
+		}
+		b.add(max(x.first, i.First), Register{Version{x.reg.Version.Epoch, x.reg.Version.Count + 1}, to})
+		if last > i.Last {
+			b.add(i.Last+1, x.reg)
+		}
+	}
+	r.runs = b.runs
+	return nil
+}
+
+// zip walks both rings, which must be of the same size, over the longest intervals in which each has one register.
+func (r *Ring) zip(o *Ring, f func(i Interval, x, y Register)) {
+	for i, j, first := 0, 0, uint32(0); i < len(r.runs) && j < len(o.runs); {
+		ri, oj := r.end(i), o.end(j)
+		last := min(ri, oj)
+		f(Interval{first, last}, r.runs[i].reg, o.runs[j].reg)
+		if ri == last {
+			i++
+		}
+		if oj == last {
+			j++
+		}
+		first = last + 1 // at most size, which fits
+	}
+}
+
+// builder collects runs in ascending order and joins those with equal registers.
+type builder struct{ runs []run }
+
+func (b *builder) add(first uint32, reg Register) {
+	if n := len(b.runs); n > 0 && b.runs[n-1].reg == reg {
+		return
+	}
+	b.runs = append(b.runs, run{first, reg})
+}
