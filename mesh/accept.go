@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Bounds of what may come in. Strangers can hold maxStrangers connections for a
+// hello's time, no more than perSource of them from one address, so that one
+// host cannot keep the others out.
+const (
+	maxStrangers  = 128
+	perSource     = 16
+	maxPeerConns  = 1024
+	cloneCheck    = time.Second
+	acceptBackoff = 100 * time.Millisecond
+)
+
+// doorman counts connections. Guarded by Mesh.mu.
+type doorman struct {
+	strangers int
+	bySource  map[string]int
+	peers     int
+}
+
+// acceptLoop takes connections until the listener closes.
+func (m *Mesh) acceptLoop(ctx context.Context) {
+	for {
+		conn, err := m.listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if ok, _ := m.oddities.pass("accept|"+err.Error(), time.Now()); ok {
+				m.log.Warn("cannot take in a connection, trying on", zap.Error(err))
+			}
+			if !sleep(ctx, acceptBackoff) { // out of descriptors, most likely
+				return
+			}
+			continue
+		}
+		source := sourceOf(conn)
+		if !m.letIn(source) {
+			m.closeQuietly(conn)
+			continue
+		}
+		if !m.spawn(func(ctx context.Context) { m.serve(ctx, conn, source) }) {
+			m.letOut(source)
+			m.closeQuietly(conn)
+		}
+	}
+}
+
+func (m *Mesh) letIn(source string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := &m.door
+	if d.strangers >= maxStrangers || d.bySource[source] >= perSource || d.peers >= maxPeerConns {
+		return false
+	}
+	d.strangers++
+	d.bySource[source]++
+	return true
+}
+
+func (m *Mesh) letOut(source string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.door.strangers--
+	if m.door.bySource[source]--; m.door.bySource[source] == 0 {
+		delete(m.door.bySource, source)
+	}
+}
+
+// serve greets the other side of conn and hands the connection on.
+func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
+	untrack := m.track(conn)
+	s, them, err := m.welcome(ctx, conn, source)
+	m.letOut(source)
+	if err != nil || s == nil {
+		m.closeQuietly(conn)
+		untrack()
+		return
+	}
+	m.mu.Lock()
+	m.door.peers++
+	m.mu.Unlock()
+	peer := &peerConn{stream: s, done: func() {
+		untrack()
+		m.mu.Lock()
+		m.door.peers--
+		m.mu.Unlock()
+	}}
+	switch them.purpose {
+	case purposeGossip:
+		m.transport.handOver(ctx, peer)
+	case purposeMessage:
+		m.serveMessages(ctx, peer, them)
+		m.closeQuietly(peer)
+	default:
+		m.closeQuietly(peer)
+	}
+}
+
+// welcome runs the acceptor's half of the hello. Both results are zero if the
+// other side got an answer and is not to stay.
+func (m *Mesh) welcome(ctx context.Context, conn net.Conn, source string) (*stream, introduction, error) {
+	s, them, err := receive(conn, m.cfg.Keys.Hello, m.tuning.StreamTimeout)
+	if err != nil {
+		m.noteStranger(source, err)
+		return nil, introduction{}, err
+	}
+	me := m.introduce(them.purpose)
+	me.verdict = m.examine(ctx, conn, me, them)
+	if err := s.answer(me); err != nil {
+		return nil, introduction{}, err
+	}
+	if me.verdict != welcome {
+		m.noteRefused(source, me, them)
+		return nil, introduction{}, nil
+	}
+	if them.purpose != purposeProbe {
+		m.adopt(them.universe)
+		m.heardFrom(them.id)
+	}
+	return s, them, nil
+}
+
+// examine decides whether the node that introduced itself as them may stay.
+func (m *Mesh) examine(ctx context.Context, conn net.Conn, me, them introduction) verdict {
+	switch {
+	case them.id == me.id && them.boot == me.boot:
+		return refusedSelf
+	case them.id == me.id:
+		return refusedClone
+	case me.universe.Known() && them.universe.Known() && me.universe.ID != them.universe.ID:
+		return refusedOther
+	case them.purpose != purposeProbe && !me.universe.Known() && !them.universe.Known():
+		return refusedNone
+	case them.purpose != purposeMessage && m.isClone(ctx, conn, them):
+		return refusedClone
+	}
+	return welcome
+}
+
+// isClone tells whether another process with the dialler's id is alive at another
+// address. A node that was restarted, even elsewhere, is none: nobody answers any
+// more in its old place, or it answers there itself.
+func (m *Mesh) isClone(ctx context.Context, conn net.Conn, them introduction) bool {
+	old, oldBoot, ok := m.aliveElsewhere(them.id, them.boot)
+	if !ok {
+		return false
+	}
+	from := them.advertise.Addr()
+	if !from.IsValid() {
+		from = addrOf(conn).Addr()
+	}
+	if from == old.Addr() && (!them.advertise.IsValid() || them.advertise.Port() == old.Port()) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, cloneCheck)
+	defer cancel()
+	me := m.introduce(purposeProbe)
+	s, there, err := dialAndGreet(ctx, m.network, old, m.cfg.Keys.Hello, me)
+	if err != nil {
+		return false
+	}
+	m.closeQuietly(s)
+	return there.id == them.id && there.boot == oldBoot
+}
+
+// noteStranger logs, once per source, what a stranger did wrong.
+func (m *Mesh) noteStranger(source string, err error) {
+	switch {
+	case errors.Is(err, ErrWrongToken):
+		if ok, _ := m.strangers.pass("token|"+source, time.Now()); ok {
+			m.log.Warn("a host with another token tried to connect and was turned away; said once per host. "+
+				"If it belongs here, give it the token that `weft token` prints", zap.String("from", source))
+		}
+	case errors.Is(err, ErrVersion):
+		if ok, _ := m.strangers.pass("version|"+source, time.Now()); ok {
+			m.log.Warn("a node that speaks another version of the protocol was turned away: run the same release of weft on both", zap.String("from", source))
+		}
+	default:
+		if ok, _ := m.strangers.pass("junk|"+source, time.Now()); ok {
+			m.log.Debug("a connection that is not weft's, or broke off", zap.String("from", source), zap.Error(err))
+		}
+	}
+}
+
+// noteRefused logs, once per source and reason, an authenticated node that may not stay.
+func (m *Mesh) noteRefused(source string, me, them introduction) {
+	who := []zap.Field{zap.String("from", source), zap.Stringer("node", them.id), zap.String("name", them.name)}
+	var text string
+	switch me.verdict {
+	case refusedClone:
+		text = "turned away a node whose id another living node has: one's data directory is a copy; run `weft reset` on one of them"
+	case refusedOther:
+		text = "turned away a node of another mesh: run `weft reset` there to let it join, or remove its --peer"
+		who = append(who, zap.Stringer("here", me.universe), zap.Stringer("there", them.universe))
+	case refusedNone:
+		text = "another node waits to join a mesh through this one, which waits itself: one of them must join a founder, or start without --peer"
+	default: // ourselves
+		return
+	}
+	if ok, _ := m.strangers.pass(text+source, time.Now()); ok {
+		m.log.Warn(text, who...)
+	}
+}
+
+// sourceOf returns the source of conn for counting and logging.
+func sourceOf(conn net.Conn) string {
+	if a := addrOf(conn).Addr(); a.IsValid() {
+		return sourceKey(a)
+	}
+	return "unknown"
+}
+
+func addrOf(conn net.Conn) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

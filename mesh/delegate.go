@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// delegate is what memberlist calls. It calls with its locks held or from its
+// packet loop: nothing here blocks (but for taking in a whole exchange, which has
+// a goroutine of its own), and nothing calls memberlist back.
+type delegate struct{ m *Mesh }
+
+var (
+	_ memberlist.Delegate      = delegate{}
+	_ memberlist.EventDelegate = delegate{}
+	_ memberlist.AliveDelegate = delegate{}
+)
+
+// A member of memberlist's is one process of one node. So a restarted node is a
+// new member, accepted at once wherever it comes up, while the old one is still
+// being found out to be dead.
+func memberName(id NodeID, boot uint64) string { return fmt.Sprintf("%v-%016x", id, boot) }
+
+func parseMember(name string) (NodeID, uint64, error) {
+	a, b, ok := strings.Cut(name, "-")
+	id, err := ParseNodeID(a)
+	boot, err2 := strconv.ParseUint(b, 16, 64)
+	if !ok || err != nil || err2 != nil || memberName(id, boot) != name {
+		return 0, 0, fmt.Errorf("%q names no member", clip(name))
+	}
+	return id, boot, nil
+}
+
+// NodeMeta says to which universe this node belongs.
+func (d delegate) NodeMeta(int) []byte {
+	if u := d.m.Universe(); u.Known() {
+		return u.ID[:]
+	}
+	return nil
+}
+
+// NotifyMsg takes a gossiped change.
+func (d delegate) NotifyMsg(b []byte) { d.m.takeChange(b) }
+
+// GetBroadcasts returns changes to gossip.
+func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	return d.m.gossip.GetBroadcasts(overhead, limit)
+}
+
+// LocalState encodes all states for an exchange.
+func (d delegate) LocalState(bool) []byte { return d.m.localExchange() }
+
+// MergeRemoteState takes the other side's states of an exchange.
+func (d delegate) MergeRemoteState(b []byte, _ bool) { d.m.takeExchange(b) }
+
+// NotifyAlive refuses members that are none.
+func (d delegate) NotifyAlive(n *memberlist.Node) error {
+	m := d.m
+	id, boot, err := parseMember(n.Name)
+	if err != nil {
+		return err
+	}
+	if id == m.cfg.ID {
+		if boot != m.boot {
+			return errors.New("an earlier life of this node")
+		}
+		return nil
+	}
+	if a, ok := nodeAddr(n); !ok {
+		return fmt.Errorf("node %v is said to be at the impossible address %v", id, a)
+	}
+	u := m.Universe()
+	if len(n.Meta) != 0 && (len(n.Meta) != len(u.ID) || [16]byte(n.Meta) != u.ID) {
+		return fmt.Errorf("node %v belongs to another mesh", id)
+	}
+	return nil
+}
+
+// NotifyJoin notes that a process is alive.
+func (d delegate) NotifyJoin(n *memberlist.Node) {
+	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.cfg.ID {
+		a, _ := nodeAddr(n)
+		d.m.noteAlive(id, boot, a)
+	}
+}
+
+// NotifyLeave notes that a process is not.
+func (d delegate) NotifyLeave(n *memberlist.Node) {
+	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.cfg.ID {
+		d.m.noteDead(id, boot)
+	}
+}
+
+// NotifyUpdate is of no interest: what changes is in the records.
+func (d delegate) NotifyUpdate(*memberlist.Node) {}
+
+func nodeAddr(n *memberlist.Node) (netip.AddrPort, bool) {
+	ip, _ := netip.AddrFromSlice(n.Addr)
+	a := netip.AddrPortFrom(ip.Unmap(), n.Port)
+	return a, sendable(a)
+}

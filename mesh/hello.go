@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// The hello. Integers are big endian; "head" is "WEFT", the version, 3 zero bytes.
+//
+//	dialler  -> head, nonce (32)
+//	acceptor -> head, nonce (32), HMAC(label of acceptors, all before)
+//	dialler  -> HMAC(label of diallers, all before), from here on sealed: introduction
+//	acceptor -> introduction with a verdict
+//
+// HMAC is HMAC-SHA256 under Keys.Hello. Each proof covers the other's fresh nonce,
+// so that none can be replayed, and its own label, so that none can be
+// reflected. The dialler sends its proof even when it has seen that the acceptor has
+// another token; so both know for certain, and nothing is learnt from it. Names
+// and universes travel sealed, see stream.
+const (
+	helloMagic   = "WEFT"
+	helloVersion = 1
+	headSize     = 8
+	nonceSize    = 32
+	macSize      = sha256.Size
+	firstSize    = headSize + nonceSize
+	replySize    = firstSize + macSize
+
+	acceptorLabel = "weft hello 1 acceptor"
+	diallerLabel  = "weft hello 1 dialler"
+
+	maxIntroduction = 20 << 10
+	maxRanges       = 256
+	maxSeed         = 16 << 10
+)
+
+// purpose says what the dialler wants of a connection.
+type purpose uint8
+
+const (
+	purposeProbe   purpose = 1 // the introduction alone
+	purposeGossip  purpose = 2 // a stream for memberlist
+	purposeMessage purpose = 3 // messages, see send.go
+)
+
+// verdict is the acceptor's answer to an introduction.
+type verdict uint8
+
+const (
+	welcome      verdict = 0
+	refusedSelf  verdict = 1 // the dialler is the acceptor
+	refusedClone verdict = 2 // the acceptor knows another living node with the dialler's id
+	refusedOther verdict = 3 // another universe
+	refusedNone  verdict = 4 // neither knows a universe
+)
+
+// introduction is what the two tell each other once authenticated.
+type introduction struct {
+	purpose   purpose
+	verdict   verdict
+	id        NodeID
+	boot      uint64
+	name      string
+	universe  UniverseInfo
+	advertise netip.AddrPort // invalid: not listening (yet)
+}
+
+type wireIntroduction struct {
+	Purpose   uint8  `cbor:"1,keyasint"`
+	Verdict   uint8  `cbor:"2,keyasint,omitempty"`
+	ID        uint64 `cbor:"3,keyasint"`
+	Boot      uint64 `cbor:"4,keyasint,omitempty"`
+	Name      string `cbor:"5,keyasint,omitempty"`
+	Universe  []byte `cbor:"6,keyasint,omitempty"`
+	Ranges    string `cbor:"7,keyasint,omitempty"`
+	Seed      []byte `cbor:"8,keyasint,omitempty"`
+	Advertise []byte `cbor:"9,keyasint,omitempty"`
+}
+
+func (i introduction) hello() Hello {
+	return Hello{ID: i.id, Boot: i.boot, Name: i.name, Universe: i.universe}
+}
+
+func (i introduction) encode() ([]byte, error) {
+	w := wireIntroduction{
+		Purpose: uint8(i.purpose), Verdict: uint8(i.verdict), ID: uint64(i.id), Boot: i.boot, Name: i.name,
+		Ranges: i.universe.Ranges, Seed: i.universe.Seed,
+	}
+	if i.universe.Known() {
+		w.Universe = i.universe.ID[:]
+	}
+	if i.advertise.IsValid() {
+		b, err := i.advertise.MarshalBinary()
+		if err != nil {
+			return nil, fmt.Errorf("encode the address %v: %w", i.advertise, err)
+		}
+		w.Advertise = b
+	}
+	return cbor.Marshal(w)
+}
+
+func decodeIntroduction(b []byte) (introduction, error) {
+	var w wireIntroduction
+	if err := decodeCBOR(b, &w); err != nil {
+		return introduction{}, fmt.Errorf("decode an introduction: %w", err)
+	}
+	i := introduction{
+		purpose: purpose(w.Purpose), verdict: verdict(w.Verdict), id: NodeID(w.ID), boot: w.Boot, name: w.Name,
+	}
+	u, err := decodeUniverse(w.Universe, w.Ranges, w.Seed)
+	if err != nil {
+		return introduction{}, err
+	}
+	i.universe = u
+	if !i.id.Valid() || !printable(w.Name, maxName) {
+		return introduction{}, fmt.Errorf("decode an introduction: node %v, name %q: %w", i.id, clip(w.Name), errWire)
+	}
+	if w.Advertise != nil {
+		if err := i.advertise.UnmarshalBinary(w.Advertise); err != nil || !sendable(i.advertise) {
+			return introduction{}, fmt.Errorf("decode an introduction: address of %d bytes: %w", len(w.Advertise), errWire)
+		}
+	}
+	return i, nil
+}
+
+// decodeUniverse checks the three fields of a universe as they travel.
+func decodeUniverse(id []byte, ranges string, seed []byte) (UniverseInfo, error) {
+	u := UniverseInfo{Ranges: ranges, Seed: seed}
+	if len(id) != 0 && len(id) != len(u.ID) {
+		return UniverseInfo{}, fmt.Errorf("a universe id of %d bytes: %w", len(id), errWire)
+	}
+	copy(u.ID[:], id)
+	if err := u.check(); err != nil {
+		return UniverseInfo{}, err
+	}
+	return u, nil
+}
+
+func (u UniverseInfo) check() error {
+	if !printable(u.Ranges, maxRanges) || len(u.Seed) > maxSeed {
+		return fmt.Errorf("a universe with ranges of %d and a seed of %d bytes: at most %d and %d are carried", len(u.Ranges), len(u.Seed), maxRanges, maxSeed)
+	}
+	return nil
+}
+
+// head is the unsealed beginning of either side's first message.
+func head() []byte { return append([]byte(helloMagic), helloVersion, 0, 0, 0) }
+
+func checkHead(b []byte) error {
+	if string(b[:len(helloMagic)]) != helloMagic {
+		return ErrNotWeft
+	}
+	if b[len(helloMagic)] != helloVersion {
+		return ErrVersion
+	}
+	return nil
+}
+
+func proof(key [32]byte, label string, said []byte) []byte {
+	h := hmac.New(sha256.New, key[:])
+	h.Write([]byte(label)) // never fails
+	h.Write([]byte{0})
+	h.Write(said)
+	return h.Sum(nil)
+}
+
+// greet is the dialler's half of the hello. It closes conn unless it succeeds. The
+// introduction that it returns is checked by [introduction.judge] by the caller.
+func greet(conn net.Conn, key [32]byte, me introduction, timeout time.Duration) (*stream, introduction, error) {
+	s, them, err := greetOpen(conn, key, me, timeout)
+	if err != nil {
+		return nil, introduction{}, errors.Join(err, ignoreClosed(conn.Close()))
+	}
+	return s, them, nil
+}
+
+func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Duration) (*stream, introduction, error) {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return nil, introduction{}, err
+	}
+	mine, err := me.encode()
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	said := make([]byte, firstSize, firstSize+replySize)
+	copy(said, head())
+	if _, err := rand.Read(said[headSize:]); err != nil {
+		return nil, introduction{}, err
+	}
+	if _, err := conn.Write(said); err != nil {
+		return nil, introduction{}, err
+	}
+	said = said[:firstSize+replySize]
+	reply := said[firstSize:]
+	if _, err := io.ReadFull(conn, reply[:headSize]); err != nil {
+		return nil, introduction{}, err
+	}
+	if err := checkHead(reply); err != nil {
+		return nil, introduction{}, err
+	}
+	if _, err := io.ReadFull(conn, reply[headSize:]); err != nil {
+		return nil, introduction{}, err
+	}
+	want := proof(key, acceptorLabel, said[:firstSize+firstSize])
+	same := subtle.ConstantTimeCompare(want, reply[firstSize:]) == 1
+	if _, err := conn.Write(proof(key, diallerLabel, said)); err != nil && same {
+		return nil, introduction{}, err
+	}
+	if !same {
+		return nil, introduction{}, ErrWrongToken
+	}
+	s, err := newStream(conn, key, sha256.Sum256(said), true)
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	if err := s.writeFrame(mine); err != nil {
+		return nil, introduction{}, err
+	}
+	b, err := s.readFrame(maxIntroduction)
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	them, err := decodeIntroduction(b)
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	return s, them, s.within(0)
+}
+
+// receive is the first part of the acceptor's half: it returns the dialler's
+// introduction, authenticated. The caller decides and answers by welcomeOrRefuse.
+func receive(conn net.Conn, key [32]byte, timeout time.Duration) (*stream, introduction, error) {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return nil, introduction{}, err
+	}
+	said := make([]byte, firstSize+replySize)
+	if _, err := io.ReadFull(conn, said[:headSize]); err != nil {
+		return nil, introduction{}, err
+	}
+	wrong := checkHead(said)
+	if errors.Is(wrong, ErrNotWeft) {
+		return nil, introduction{}, wrong
+	}
+	if _, err := io.ReadFull(conn, said[headSize:firstSize]); err != nil {
+		return nil, introduction{}, err
+	}
+	reply := said[firstSize:]
+	copy(reply, head())
+	if _, err := rand.Read(reply[headSize:firstSize]); err != nil {
+		return nil, introduction{}, err
+	}
+	copy(reply[firstSize:], proof(key, acceptorLabel, said[:firstSize+firstSize]))
+	// A dialler of another version sees ours in the head and knows what is wrong.
+	if _, err := conn.Write(reply); err != nil || wrong != nil {
+		return nil, introduction{}, errors.Join(wrong, err)
+	}
+	var theirs [macSize]byte
+	if _, err := io.ReadFull(conn, theirs[:]); err != nil {
+		return nil, introduction{}, err
+	}
+	if subtle.ConstantTimeCompare(theirs[:], proof(key, diallerLabel, said)) != 1 {
+		return nil, introduction{}, ErrWrongToken
+	}
+	s, err := newStream(conn, key, sha256.Sum256(said), false)
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	b, err := s.readFrame(maxIntroduction)
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	them, err := decodeIntroduction(b)
+	return s, them, err
+}
+
+// answer is the last part of the acceptor's half.
+func (s *stream) answer(me introduction) error {
+	b, err := me.encode()
+	if err != nil {
+		return err
+	}
+	if err := s.writeFrame(b); err != nil {
+		return err
+	}
+	return s.within(0)
+}
+
+// judge tells the dialler whether the acceptor, who introduced itself as them,
+// and me fit together for what me wants. The error is not wrapped yet.
+func (me introduction) judge(them introduction) error {
+	mismatch := &UniverseMismatchError{Mine: me.universe, Theirs: them.universe}
+	switch {
+	case them.id == me.id && them.boot == me.boot, them.verdict == refusedSelf:
+		return ErrSelf
+	case them.id == me.id, them.verdict == refusedClone:
+		return ErrClone
+	case me.universe.Known() && them.universe.Known() && me.universe.ID != them.universe.ID, them.verdict == refusedOther:
+		return mismatch
+	case me.purpose != purposeProbe && !me.universe.Known() && !them.universe.Known(), them.verdict == refusedNone:
+		return ErrNoUniverse
+	case them.verdict != welcome:
+		return fmt.Errorf("refused this node for a reason (%d) that this release does not know: %w", them.verdict, ErrVersion)
+	}
+	return nil
+}
+
+// ignoreClosed drops the error of closing something twice.
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// peer is what this process knows of another node beside its record. Guarded by
+// Mesh.mu. Invariant: there is one for every node that has a record or a living
+// process, and for no other.
+type peer struct {
+	alive  map[uint64]netip.AddrPort // living processes by Boot; a dead one lingers for some seconds
+	last   netip.AddrPort            // where gossip last reached it
+	status Status
+	since  time.Time
+	retry  retry // of rejoin.go
+}
+
+// noteAlive is memberlist's word that a process answers.
+func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
+	m.mu.Lock()
+	p := m.peer(id)
+	p.alive[boot] = addr
+	p.last = addr
+	m.refresh(id)
+	m.mu.Unlock()
+	m.changed()
+}
+
+// noteDead is memberlist's word that a process does not answer, or left.
+func (m *Mesh) noteDead(id NodeID, boot uint64) {
+	m.mu.Lock()
+	if p := m.peers[id]; p != nil {
+		delete(p.alive, boot)
+		m.refresh(id)
+	}
+	m.mu.Unlock()
+	m.changed()
+}
+
+// peer returns the node's peer, a new one if need be. Called with mu held.
+func (m *Mesh) peer(id NodeID) *peer {
+	p := m.peers[id]
+	if p == nil {
+		p = &peer{alive: make(map[uint64]netip.AddrPort), status: Failed, since: time.Now()}
+		m.peers[id] = p
+	}
+	return p
+}
+
+// refresh works out the node's status anew. Called with mu held.
+func (m *Mesh) refresh(id NodeID) {
+	p := m.peers[id]
+	r, known := m.records.byID[id]
+	if !known && len(p.alive) == 0 {
+		delete(m.peers, id)
+	}
+	m.countAlive()
+	status := m.statusOf(p, r)
+	if status == p.status {
+		return
+	}
+	p.status, p.since = status, time.Now()
+	switch status {
+	case Failed:
+		p.retry.restart(p.since)
+	case Stopped: // it comes to us when it is back; a try now and then is for when it cannot
+		p.retry.wait, p.retry.next = maxRetry, p.since.Add(maxRetry)
+	}
+	if known {
+		m.logStatus(r.Record, p)
+	}
+}
+
+func (m *Mesh) statusOf(p *peer, r storedRecord) Status {
+	_, current := p.alive[r.Boot]
+	successor := len(p.alive) > 1 || len(p.alive) == 1 && !current // a process that the record does not speak of yet
+	switch {
+	case r.State == StateLeft && !successor:
+		return Left
+	case r.State == StateStopped && !successor:
+		return Stopped
+	case len(p.alive) > 0:
+		return Alive
+	}
+	return Failed
+}
+
+func (m *Mesh) logStatus(r Record, p *peer) {
+	f := []zap.Field{zap.String("name", r.Name), zap.Stringer("node", r.ID)}
+	switch p.status {
+	case Alive:
+		m.log.Info("node is alive", append(f, zap.Stringer("at", p.last))...)
+	case Failed:
+		m.log.Warn("node does not answer; it is tried again and again", append(f, zap.Stringer("at", p.last))...)
+	case Stopped:
+		m.log.Info("node has stopped for a while", f...)
+	case Left:
+		m.log.Info("node has left for good", f...)
+	}
+}
+
+func (m *Mesh) countAlive() {
+	n := 0
+	for _, p := range m.peers {
+		if len(p.alive) > 0 {
+			n++
+		}
+	}
+	m.aliveCount.Store(int32(n))
+}
+
+// aliveOthers returns the nodes that are alive, this one not among them.
+func (m *Mesh) aliveOthers() []NodeID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ids []NodeID
+	for id, p := range m.peers {
+		if p.status == Alive {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// aliveElsewhere returns a living process of the node other than boot.
+func (m *Mesh) aliveElsewhere(id NodeID, boot uint64) (netip.AddrPort, uint64, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.peers[id]; p != nil {
+		for b, addr := range p.alive {
+			if b != boot {
+				return addr, b, true
+			}
+		}
+	}
+	return netip.AddrPort{}, 0, false
+}
+
+// addrsOf returns where to dial the node, best first, at most maxDials of them.
+func (m *Mesh) addrsOf(id NodeID) []netip.AddrPort {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.addrsLocked(id)
+}
+
+func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
+	var addrs []netip.AddrPort
+	add := func(a netip.AddrPort) {
+		if a.IsValid() && len(addrs) < maxDials && !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	r := m.records.byID[id]
+	if p := m.peers[id]; p != nil {
+		add(p.alive[r.Boot])
+		for _, a := range p.alive {
+			add(a)
+		}
+		add(p.last)
+	}
+	for _, a := range r.Endpoints {
+		add(a)
+	}
+	return addrs
+}
+
+// mergeRecords takes node records in, and passes on those that were new.
+func (m *Mesh) mergeRecords(b []byte, quiet bool) {
+	rs, insane, err := decodeRecords(b)
+	if err != nil {
+		m.oddity("node records that make no sense were dropped", err)
+		return
+	}
+	if insane > 0 {
+		m.oddity("a node record that makes no sense was left out", errWire)
+	}
+	var news []storedRecord
+	outbid := false
+	m.mu.Lock()
+	for _, r := range rs {
+		switch {
+		case r.ID == m.cfg.ID:
+			outbid = m.outbid(r) || outbid
+		case r.Universe != m.universe.ID:
+		case m.records.put(r):
+			news = append(news, r)
+			m.peer(r.ID).retry.restart(time.Now())
+			m.refresh(r.ID)
+		}
+	}
+	if len(m.peers) > maxRecords {
+		m.forgotten()
+	}
+	m.mu.Unlock()
+	if outbid {
+		m.spreadOwn()
+	}
+	if len(news) == 0 {
+		return
+	}
+	m.pokeRejoin()
+	if !quiet || len(news) <= recordsAlone {
+		m.spreadRecords(news)
+	}
+	m.changed()
+}
+
+// Nodes returns all nodes known, this one included, ordered by ID.
+func (m *Mesh) Nodes() []Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	nodes := make([]Node, 0, len(m.records.byID))
+	for _, r := range m.records.all() {
+		n := Node{Record: r.Record, Status: Self, Since: m.started, Addr: m.addr}
+		if p := m.peers[r.ID]; p != nil {
+			n.Status, n.Since, n.Addr = p.status, p.since, netip.AddrPort{}
+			if addrs := m.addrsLocked(r.ID); len(addrs) > 0 {
+				n.Addr = addrs[0]
+			}
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+// forgotten drops peers whose record made room for others. Called with mu held.
+func (m *Mesh) forgotten() {
+	for _, id := range slices.Collect(maps.Keys(m.peers)) {
+		if _, known := m.records.byID[id]; !known && len(m.peers[id].alive) == 0 {
+			delete(m.peers, id)
+		}
+	}
+}

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package memnet is a network in memory for tests of the mesh and of whole nodes:
+// hosts with addresses, names, streams (it implements mesh.Network) and datagrams
+// (mesh.Packets), and the faults of real networks: loss, duplication, delay and
+// with it reordering, partitions, hosts that go dark.
+//
+// Nothing in it blocks but on channels and timers, so that everything runs under
+// testing/synctest in virtual time. Only tests import it.
+package memnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Net is a network. Its methods are safe for concurrent use. The zero value is
+// not ready: use New.
+type Net struct {
+	mu       sync.Mutex
+	rng      *rand.Rand
+	hosts    map[netip.Addr]*Host
+	names    map[string][]netip.Addr
+	side     map[netip.Addr]int // who is on which side of a partition; nil: none
+	loss     float64
+	dup      float64
+	min, max time.Duration
+	changed  chan struct{} // closed at every change of who reaches whom
+	tap      func(proto string, from, to netip.AddrPort, b []byte)
+}
+
+// New returns an empty network without faults or delay. seed determines which
+// packets meet with which fault.
+func New(seed uint64) *Net {
+	return &Net{
+		rng: rand.New(rand.NewPCG(seed, seed)), hosts: make(map[netip.Addr]*Host),
+		names: make(map[string][]netip.Addr), changed: make(chan struct{}),
+	}
+}
+
+// Host adds a host with these addresses, of which there must be one at least.
+func (n *Net) Host(addrs ...netip.Addr) *Host {
+	h := &Host{net: n, addrs: addrs, listeners: make(map[uint16]*listener)}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range addrs {
+		n.hosts[a] = h
+	}
+	n.change()
+	return h
+}
+
+// Name lets the name service answer for name. No address removes the name.
+func (n *Net) Name(name string, addrs ...netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.names[name] = addrs
+}
+
+// Faults sets which share of the datagrams is lost and which arrives twice.
+func (n *Net) Faults(loss, duplicate float64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.loss, n.dup = loss, duplicate
+}
+
+// Delay sets the bounds of the one-way delay. Datagrams overtake each other if
+// they differ.
+func (n *Net) Delay(least, most time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.min, n.max = least, most
+}
+
+// Partition lets only hosts of the same group reach each other; hosts in none are
+// one group more. Nobody is told: packets vanish and streams stall.
+func (n *Net) Partition(groups ...[]*Host) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.side = make(map[netip.Addr]int)
+	for i, g := range groups {
+		for _, h := range g {
+			for _, a := range h.addrs {
+				n.side[a] = i + 1
+			}
+		}
+	}
+	n.change()
+}
+
+// Heal ends the partition.
+func (n *Net) Heal() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.side = nil
+	n.change()
+}
+
+// Tap has f see everything that is sent; proto is "udp" or "tcp". f must not
+// call the network or keep b.
+func (n *Net) Tap(f func(proto string, from, to netip.AddrPort, b []byte)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tap = f
+}
+
+func (n *Net) change() {
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// reach tells whether a packet gets from one address to the other now, and the
+// channel to wait on for that to change. Called with mu held.
+func (n *Net) reach(from, to netip.Addr) (bool, <-chan struct{}) {
+	a, b := n.hosts[from], n.hosts[to]
+	ok := a != nil && b != nil && !a.dark && !b.dark && (a == b || n.side[from] == n.side[to])
+	return ok, n.changed
+}
+
+func (n *Net) delay() time.Duration {
+	if n.max <= n.min {
+		return n.min
+	}
+	return n.min + time.Duration(n.rng.Int64N(int64(n.max-n.min)))
+}
+
+// Host is a machine on the network. It implements mesh.Network and mesh.Packets.
+type Host struct {
+	net       *Net
+	addrs     []netip.Addr
+	dark      bool // guarded by net.mu, as all below
+	listeners map[uint16]*listener
+	port      uint16
+	receive   func(b []byte, from netip.AddrPort, at time.Time)
+}
+
+// Addr returns the host's first address.
+func (h *Host) Addr() netip.Addr { return h.addrs[0] }
+
+// Dark takes the host off the network, or puts it back, without telling anybody.
+func (h *Host) Dark(dark bool) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.dark = dark
+	h.net.change()
+}
+
+// Receive has f called with every datagram that comes in for port, which is the source
+// port of what the host sends, too. f owns b. nil: nobody listens any more.
+func (h *Host) Receive(port uint16, f func(b []byte, from netip.AddrPort, at time.Time)) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.port, h.receive = port, f
+}
+
+// source returns the host's address of to's family. Called with mu held.
+func (h *Host) source(to netip.Addr) (netip.Addr, error) {
+	for _, a := range h.addrs {
+		if a.Is4() == to.Is4() {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, syscall.ENETUNREACH
+}
+
+// SendControl sends a datagram.
+func (h *Host) SendControl(b []byte, to netip.AddrPort) error {
+	n := h.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	src, err := h.source(to.Addr())
+	if err != nil {
+		return err
+	}
+	from := netip.AddrPortFrom(src, h.port)
+	if n.tap != nil {
+		n.tap("udp", from, to, b)
+	}
+	copies := 1
+	if n.rng.Float64() < n.dup {
+		copies = 2
+	}
+	for range copies {
+		if n.rng.Float64() < n.loss {
+			continue
+		}
+		c := append([]byte(nil), b...)
+		time.AfterFunc(n.delay(), func() { n.arrive(c, from, to) })
+	}
+	return nil
+}
+
+func (n *Net) arrive(b []byte, from, to netip.AddrPort) {
+	n.mu.Lock()
+	ok, _ := n.reach(from.Addr(), to.Addr())
+	dst := n.hosts[to.Addr()]
+	var f func([]byte, netip.AddrPort, time.Time)
+	if ok && dst.port == to.Port() {
+		f = dst.receive
+	}
+	n.mu.Unlock()
+	if f != nil {
+		f(b, from, time.Now())
+	}
+}
+
+// Lookup implements mesh.Network.
+func (h *Host) Lookup(_ context.Context, host string) ([]netip.Addr, error) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if addrs := h.net.names[host]; len(addrs) > 0 {
+		return append([]netip.Addr(nil), addrs...), nil
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+// Listen implements mesh.Network.
+func (h *Host) Listen(port uint16) (net.Listener, error) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	for p := uint16(49152); port == 0; p++ {
+		if h.listeners[p] == nil {
+			port = p
+		}
+	}
+	if h.listeners[port] != nil {
+		return nil, fmt.Errorf("listen on port %d: %w", port, syscall.EADDRINUSE)
+	}
+	l := &listener{
+		host: h, addr: netip.AddrPortFrom(h.addrs[0], port),
+		conns: make(chan net.Conn, 128), closed: make(chan struct{}),
+	}
+	h.listeners[port] = l
+	return l, nil
+}
+
+// Dial implements mesh.Network. Where nothing gets through it tries again after 1, 2,
+// 4 s and so on, as TCP would.
+func (h *Host) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	n := h.net
+	refuse := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	for again := time.Second; ; again *= 2 {
+		n.mu.Lock()
+		src, err := h.source(addr.Addr())
+		if err != nil {
+			n.mu.Unlock()
+			return nil, refuse(err)
+		}
+		if ok, _ := n.reach(src, addr.Addr()); !ok {
+			n.mu.Unlock()
+			t := time.NewTimer(again)
+			select {
+			case <-t.C:
+				continue
+			case <-ctx.Done():
+				t.Stop()
+				return nil, refuse(ctx.Err())
+			}
+		}
+		l := n.hosts[addr.Addr()].listeners[addr.Port()]
+		rtt := n.delay() + n.delay()
+		local := netip.AddrPortFrom(src, uint16(32768+n.rng.IntN(16384)))
+		n.mu.Unlock()
+		t := time.NewTimer(rtt)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, refuse(ctx.Err())
+		}
+		if l == nil {
+			return nil, refuse(os.NewSyscallError("connect", syscall.ECONNREFUSED))
+		}
+		near, far := n.pipe(local, addr)
+		select {
+		case l.conns <- far:
+			return near, nil
+		case <-l.closed:
+			return nil, refuse(os.NewSyscallError("connect", syscall.ECONNREFUSED))
+		case <-ctx.Done():
+			return nil, refuse(ctx.Err())
+		}
+	}
+}
+
+type listener struct {
+	host   *Host
+	addr   netip.AddrPort
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	err := net.ErrClosed
+	l.once.Do(func() {
+		l.host.net.mu.Lock()
+		delete(l.host.listeners, l.addr.Port())
+		l.host.net.mu.Unlock()
+		close(l.closed)
+		err = nil
+		for {
+			select {
+			case c := <-l.conns: // never accepted: reset
+				err = errors.Join(err, c.Close())
+			default:
+				return
+			}
+		}
+	})
+	return err
+}
+
+func (l *listener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.addr) }

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"go.uber.org/zap"
+)
+
+// Config says who this node is and what the mesh works with. ID, Name, Keys and
+// Packets are required.
+type Config struct {
+	ID       NodeID
+	Name     string
+	Boot     uint64 // random per process start; 0: New draws it
+	Keys     Keys
+	Universe UniverseInfo // zero: learnt from the first node met that knows it
+
+	Port      uint16     // TCP, and UDP of the router; 0 (tests): any free one
+	Advertise netip.Addr // where others reach this node; invalid: chosen from the host's routes
+	Targets   []string   // "host", "host:port", "addr", "[v6]:port"; joined one by one, retried forever
+	Known     []Record   // records kept from an earlier run, this node's own among them
+
+	Packets Packets
+	Network Network     // nil: SystemNetwork
+	Log     *zap.Logger // nil: none
+
+	// OnChange tells that Nodes, Targets or Universe may return something else. Calls
+	// are coalesced and come from one goroutine of the mesh.
+	OnChange func()
+	// OnMessage hands over a message sent by Send; payload is the callee's. Messages of
+	// one sender come in order and one at a time, those of different senders
+	// concurrently. The sender's next message waits until it returns.
+	OnMessage func(from NodeID, channel string, payload []byte)
+
+	Tuning Tuning // zero: the defaults
+}
+
+// Tuning holds the timings that tests may want to change. Zero fields take the
+// default, which is named with each.
+type Tuning struct {
+	ProbeInterval    time.Duration // 1 s: how often a member is probed
+	ProbeTimeout     time.Duration // 500 ms: when a probe takes other ways
+	GossipInterval   time.Duration // 200 ms
+	PushPullInterval time.Duration // 5 s: exchange of whole states, slower above 32 nodes
+	StreamTimeout    time.Duration // 3 s: dials, hellos, reads and writes of streams
+	RejoinInterval   time.Duration // 2.5 s: how often nodes that are not alive are tried
+}
+
+const defaultStreamTimeout = 3 * time.Second
+
+func (t Tuning) withDefaults() Tuning {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&t.ProbeInterval, time.Second)
+	def(&t.ProbeTimeout, 500*time.Millisecond)
+	def(&t.GossipInterval, 200*time.Millisecond)
+	def(&t.PushPullInterval, 5*time.Second)
+	def(&t.StreamTimeout, defaultStreamTimeout)
+	def(&t.RejoinInterval, 2500*time.Millisecond)
+	return t
+}
+
+// Mesh is one node's part of the mesh. All methods are safe for concurrent use.
+type Mesh struct {
+	// Fixed by New.
+	cfg       Config
+	tuning    Tuning
+	log       *zap.Logger
+	network   Network
+	listener  net.Listener
+	addr      netip.AddrPort // advertised
+	boot      uint64
+	started   time.Time
+	transport *transport
+
+	// Channels and things that guard themselves.
+	gossip     memberlist.TransmitLimitedQueue
+	strangers  gate
+	oddities   gate
+	merges     chan incoming
+	changes    chan struct{} // capacity 1
+	rejoinNow  chan struct{} // capacity 1
+	joined     chan struct{}
+	joinedOnce sync.Once
+	closing    chan struct{} // closed when Run begins to close down
+	ended      chan struct{} // closed when Run is done
+	leaving    chan struct{} // capacity 1: held by whoever may use memberlist's Leave or Shutdown
+	wg         sync.WaitGroup
+	member     atomic.Pointer[memberlist.Memberlist] // set by Run
+	aliveCount atomic.Int32                          // nodes alive, this one not counted
+	dropped    atomic.Uint64
+
+	states map[string]State // fixed once running
+
+	// mu is never held across anything that may wait, nor across calls of memberlist,
+	// which calls back with its own locks held.
+	mu       sync.Mutex
+	phase    phase
+	misuse   error
+	run      context.Context // while running
+	cancel   context.CancelFunc
+	universe UniverseInfo
+	records  recordSet
+	peers    map[NodeID]*peer
+	targets  []*target
+	contacts map[NodeID]int
+	outboxes map[NodeID]*outbox
+	inboxes  map[NodeID]*inbox
+	conns    map[*io.Closer]struct{}
+	door     doorman
+
+	outbids     int
+	outbidFirst time.Time
+}
+
+// phase is where in its life a Mesh is; it only grows.
+type phase uint8
+
+const (
+	idle phase = iota
+	running
+	over
+)
+
+// New checks cfg and opens the TCP listener; nothing else happens before Run.
+// Stop closes it if Run is never called.
+func New(cfg Config) (*Mesh, error) {
+	m := &Mesh{
+		cfg: cfg, tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
+		started: time.Now(), universe: cfg.Universe,
+		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
+		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
+		states: make(map[string]State), peers: make(map[NodeID]*peer), contacts: make(map[NodeID]int),
+		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
+		door: doorman{bySource: make(map[string]int)},
+	}
+	m.strangers.init(0)
+	m.oddities.init(5 * time.Minute)
+	m.gossip.RetransmitMult = retransmitMult
+	m.gossip.NumNodes = func() int { return int(m.aliveCount.Load()) + 1 }
+	m.transport = newTransport(m)
+	if m.log == nil {
+		m.log = zap.NewNop()
+	}
+	if m.network == nil {
+		m.network = SystemNetwork{}
+	}
+	if err := m.prepare(); err != nil {
+		return nil, err
+	}
+	if err := m.listen(); err != nil {
+		return nil, err
+	}
+	if err := m.firstRecords(); err != nil {
+		return nil, errors.Join(err, m.listener.Close())
+	}
+	return m, nil
+}
+
+// prepare checks the configuration.
+func (m *Mesh) prepare() error {
+	c := &m.cfg
+	switch {
+	case !c.ID.Valid():
+		return fmt.Errorf("start the mesh: %v is no node id", c.ID)
+	case c.Name == "" || !printable(c.Name, maxName):
+		return fmt.Errorf("start the mesh: the name %q is not 1 to %d printable bytes; choose another with --name", clip(c.Name), maxName)
+	case c.Keys.Gossip == [32]byte{} || c.Keys.Hello == [32]byte{}:
+		return errors.New("start the mesh: there are no keys: give it a token")
+	case c.Packets == nil:
+		return errors.New("start the mesh: nothing sends its gossip packets")
+	}
+	if err := c.Universe.check(); err != nil {
+		return fmt.Errorf("start the mesh: %w", err)
+	}
+	for m.boot == 0 {
+		var b [8]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return fmt.Errorf("start the mesh: %w", err)
+		}
+		m.boot = binary.BigEndian.Uint64(b[:])
+	}
+	for _, host := range c.Targets {
+		if _, _, err := splitTarget(host, 1); err != nil {
+			return fmt.Errorf("start the mesh: --peer %w", err)
+		}
+		m.targets = append(m.targets, &target{Target: Target{Host: host, State: "waiting: not tried yet"}})
+	}
+	return nil
+}
+
+// listen opens the listener and settles the address to advertise.
+func (m *Mesh) listen() error {
+	l, err := m.network.Listen(m.cfg.Port)
+	if err != nil {
+		return fmt.Errorf("start the mesh: %w", err)
+	}
+	at, err := netip.ParseAddrPort(l.Addr().String())
+	ip := m.cfg.Advertise.Unmap().WithZone("")
+	if err == nil && !ip.IsValid() {
+		ip, err = egress(m.hints())
+	}
+	m.addr = netip.AddrPortFrom(ip, at.Port())
+	if err == nil && !sendable(m.addr) {
+		err = fmt.Errorf("others cannot reach this node at %v: choose another address with --advertise", m.addr)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("start the mesh: %w", err), l.Close())
+	}
+	m.listener = l
+	m.cfg.Port = at.Port()
+	return nil
+}
+
+// hints returns addresses that this node will want to reach.
+func (m *Mesh) hints() []netip.Addr {
+	var hints []netip.Addr
+	for _, t := range m.cfg.Targets {
+		if host, _, err := splitTarget(t, 1); err == nil {
+			if a, err := netip.ParseAddr(host); err == nil {
+				hints = append(hints, a)
+			}
+		}
+	}
+	for _, r := range m.cfg.Known {
+		if r.ID != m.cfg.ID && len(r.Endpoints) > 0 && len(hints) < maxAddrs {
+			hints = append(hints, r.Endpoints[0].Addr())
+		}
+	}
+	return hints
+}
+
+// firstRecords fills the records with what is known from an earlier run and with
+// this node's own, above whatever it wrote then.
+func (m *Mesh) firstRecords() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	own := Record{
+		ID: m.cfg.ID, Seq: uint64(max(0, m.started.UnixMilli())), Boot: m.boot, Name: m.cfg.Name,
+		Endpoints: []netip.AddrPort{m.addr}, Universe: m.universe.ID,
+	}
+	for _, r := range m.cfg.Known {
+		if r.ID == m.cfg.ID {
+			own.Seq = max(own.Seq, r.Seq+1)
+			continue
+		}
+		raw, err := r.MarshalBinary()
+		if err != nil || r.Universe != m.universe.ID {
+			m.log.Warn("a node record kept from earlier is of no use here", zap.Stringer("node", r.ID), zap.Error(err))
+			continue
+		}
+		s, err := parseRecord(raw)
+		if err == nil && m.records.put(s) {
+			p := m.peer(s.ID)
+			p.status = m.statusOf(p, s)
+		}
+	}
+	raw, err := own.MarshalBinary()
+	if err != nil {
+		return fmt.Errorf("start the mesh: %w", err)
+	}
+	s, err := parseRecord(raw)
+	if err != nil {
+		return fmt.Errorf("start the mesh: %w", err)
+	}
+	m.records.put(s)
+	return nil
+}
+
+// Joined is closed when this node has exchanged states with another one.
+func (m *Mesh) Joined() <-chan struct{} { return m.joined }
+
+// Port returns the TCP port that the mesh listens on.
+func (m *Mesh) Port() uint16 { return m.addr.Port() }
+
+// Boot returns the number of this process, as its record carries it.
+func (m *Mesh) Boot() uint64 { return m.boot }
+
+// Dropped returns how many packets and changes were dropped because queues were
+// full; the exchange of states makes up for them.
+func (m *Mesh) Dropped() uint64 { return m.dropped.Load() }
+
+// Deliver takes in a gossip packet that the router received. b is copied. It
+// never blocks: packets that cannot be taken at once are dropped.
+func (m *Mesh) Deliver(b []byte, from netip.AddrPort, at time.Time) {
+	if len(b) > 0 {
+		m.transport.deliver(b, from, at)
+	}
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Prober greets a node without joining it. ID and Keys are required.
+type Prober struct {
+	Network  Network // nil: SystemNetwork
+	Keys     Keys
+	ID       NodeID
+	Name     string
+	Universe UniverseInfo // zero: any will do
+}
+
+// Probe greets the node at addr within 3 s, less if ctx ends before, and returns
+// what it says of itself. Whoever knows no universe yet learns it so; a node
+// that waits to join itself returns a Hello without universe.
+//
+// Errors are a [*UniverseMismatchError] or a [*DialError] around ErrWrongToken,
+// ErrSelf, ErrClone, ErrNotWeft, ErrVersion, or something that is ErrUnreachable.
+func (p Prober) Probe(ctx context.Context, addr netip.AddrPort) (Hello, error) {
+	network := p.Network
+	if network == nil {
+		network = SystemNetwork{}
+	}
+	if !p.ID.Valid() {
+		return Hello{}, fmt.Errorf("probe %v: the id %v is none", addr, p.ID)
+	}
+	ctx, cancel := context.WithTimeout(ctx, defaultStreamTimeout)
+	defer cancel()
+	me := introduction{purpose: purposeProbe, id: p.ID, name: p.Name, universe: p.Universe}
+	s, them, err := dialAndGreet(ctx, network, addr, p.Keys.Hello, me)
+	if err != nil {
+		return Hello{}, err
+	}
+	return them.hello(), ignoreClosed(s.Close())
+}
+
+// Probe is Prober.Probe for a node that knows no universe, on the system's network.
+func Probe(ctx context.Context, addr netip.AddrPort, keys Keys, id NodeID) (Hello, error) {
+	return Prober{Keys: keys, ID: id}.Probe(ctx, addr)
+}
+
+// dialAndGreet connects to addr, greets, and judges the answer, for as long as
+// ctx allows; ctx must have a deadline. Errors are those of Probe.
+func dialAndGreet(ctx context.Context, network Network, addr netip.AddrPort, key [32]byte, me introduction) (*stream, introduction, error) {
+	conn, err := network.Dial(ctx, addr)
+	if err != nil {
+		return nil, introduction{}, dialError(addr, err)
+	}
+	stop := context.AfterFunc(ctx, func() {
+		// Ends whatever greet waits for. A connection closed meanwhile needs it no more.
+		_ = conn.SetDeadline(time.Unix(1, 0))
+	})
+	deadline, _ := ctx.Deadline()
+	s, them, err := greet(conn, key, me, time.Until(deadline))
+	if err != nil {
+		stop()
+		return nil, introduction{}, dialError(addr, err)
+	}
+	err = me.judge(them)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, introduction{}, dialError(addr, errors.Join(err, ignoreClosed(s.Close())))
+	}
+	return s, them, nil
+}
+
+// Resolve returns the addresses of a join target: "host", "host:port", an
+// address, "[v6]:port"; port is for targets that name none. At most 32 are
+// returned, in the order in which the name service gave them. The error says in
+// plain words what is wrong with the name.
+func Resolve(ctx context.Context, network Network, target string, port uint16) ([]netip.AddrPort, error) {
+	host, port, err := splitTarget(target, port)
+	if err != nil {
+		return nil, err
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.AddrPort{netip.AddrPortFrom(a.Unmap(), port)}, nil
+	}
+	if network == nil {
+		network = SystemNetwork{}
+	}
+	found, err := network.Lookup(ctx, host)
+	if err != nil {
+		var dns *net.DNSError
+		switch {
+		case errors.As(err, &dns) && dns.IsNotFound:
+			return nil, fmt.Errorf("no such host %s", host)
+		case errors.As(err, &dns) && dns.IsTimeout, errors.Is(err, context.DeadlineExceeded):
+			return nil, fmt.Errorf("the name service does not answer for %s", host)
+		}
+		return nil, fmt.Errorf("cannot look up %s: %w", host, err)
+	}
+	var addrs []netip.AddrPort
+	for _, a := range found {
+		ap := netip.AddrPortFrom(a.Unmap(), port)
+		if len(addrs) < maxAddrs && !slices.Contains(addrs, ap) {
+			addrs = append(addrs, ap)
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, fmt.Errorf("no such host %s", host)
+	}
+	return addrs, nil
+}
+
+// maxAddrs bounds how many addresses of one name are tried.
+const maxAddrs = 32
+
+// splitTarget takes a target apart.
+func splitTarget(target string, port uint16) (string, uint16, error) {
+	if a, err := netip.ParseAddr(strings.Trim(target, "[]")); err == nil { // also v6 without brackets
+		return a.String(), port, nil
+	}
+	host, p, found := strings.Cut(target, ":")
+	if h, q, err := net.SplitHostPort(target); err == nil {
+		host, p, found = h, q, true
+	}
+	if found {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil || n == 0 {
+			return "", 0, fmt.Errorf("%q is no host or host:port", target)
+		}
+		port = uint16(n)
+	}
+	if host == "" || len(host) > maxName || strings.ContainsAny(host, "/ []") || !printable(host, maxName) {
+		return "", 0, fmt.Errorf("%q is no host or host:port", target)
+	}
+	return host, port, nil
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Known nodes that are not alive, and have not left for good, are tried again and
+// again. A round every RejoinInterval tries those that are due, those that failed
+// lately first; each waits longer after every failure, up to maxRetry, and starts
+// over at any sign of life. But if none is due and there is one that failed, the
+// one that has waited longest is tried all the same: so somebody knocks at
+// the other side of a partition in every round, however long it lasts. In large
+// meshes a node leaves a share of its rounds to the others.
+const (
+	maxRetry    = 30 * time.Second
+	perRound    = 8 // nodes tried at the same time
+	maxDials    = 4 // addresses of one node tried at the same time
+	fullEffort  = 8 // with more nodes alive, rounds are shared
+	retryGrowth = 2
+
+	settleFirst, settleSecond = 700 * time.Millisecond, 1500 * time.Millisecond
+)
+
+// retry is when a node is to be tried next. The zero value: now. Guarded by Mesh.mu.
+type retry struct {
+	wait  time.Duration // after the next failure
+	next  time.Time
+	tried time.Time
+	busy  bool
+}
+
+// restart makes the node due at once.
+func (r *retry) restart(now time.Time) { r.wait, r.next = 0, now }
+
+// fail puts the next try off.
+func (r *retry) fail(now time.Time, interval time.Duration) {
+	r.wait = min(max(r.wait*retryGrowth, interval), maxRetry)
+	r.next = now.Add(jitter(r.wait))
+}
+
+// jitter returns d give or take a fifth.
+func jitter(d time.Duration) time.Duration {
+	return d - d/5 + rand.N(2*d/5+1)
+}
+
+// heardFrom notes a sign of life of a node that is not a member (yet).
+func (m *Mesh) heardFrom(id NodeID) {
+	m.mu.Lock()
+	if p := m.peers[id]; p != nil && p.status != Alive {
+		p.retry.restart(time.Now())
+	}
+	m.mu.Unlock()
+}
+
+// pokeRejoin starts a round at once.
+func (m *Mesh) pokeRejoin() {
+	select {
+	case m.rejoinNow <- struct{}{}:
+	default:
+	}
+}
+
+// rejoinLoop runs the rounds.
+func (m *Mesh) rejoinLoop(ctx context.Context) {
+	for {
+		for _, id := range m.due(time.Now()) {
+			m.spawn(func(ctx context.Context) { m.rejoin(ctx, id) })
+		}
+		t := time.NewTimer(jitter(m.tuning.RejoinInterval))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-m.rejoinNow:
+			t.Stop()
+			if !sleep(ctx, 50*time.Millisecond) { // signs of life come in flocks
+				return
+			}
+		case <-t.C:
+		}
+	}
+}
+
+// due returns the nodes to be tried now and marks them busy.
+func (m *Mesh) due(now time.Time) []NodeID {
+	type candidate struct {
+		id NodeID
+		r  *retry
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ready []candidate
+	var patient *candidate // failed, not due, waiting longest
+	busy := 0
+	for id, p := range m.peers {
+		switch {
+		case p.retry.busy:
+			busy++
+		case p.status != Failed && p.status != Stopped:
+		case !p.retry.next.After(now):
+			ready = append(ready, candidate{id, &p.retry})
+		case p.status == Failed && (patient == nil || p.retry.tried.Before(patient.r.tried)):
+			patient = &candidate{id, &p.retry}
+		}
+	}
+	slices.SortFunc(ready, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.r.wait, b.r.wait), a.r.tried.Compare(b.r.tried), cmp.Compare(a.id, b.id))
+	})
+	switch alive := int(m.aliveCount.Load()); {
+	case alive > fullEffort && rand.N(alive) >= fullEffort:
+		return nil
+	case len(ready) == 0 && busy == 0 && patient != nil:
+		ready = append(ready, *patient)
+	}
+	var ids []NodeID
+	for _, c := range ready[:min(len(ready), max(0, perRound-busy))] {
+		c.r.busy, c.r.tried = true, now
+		ids = append(ids, c.id)
+	}
+	return ids
+}
+
+// rejoin tries one node.
+func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
+	_, err := m.joinAny(ctx, m.addrsOf(id))
+	m.mu.Lock()
+	if p := m.peers[id]; p != nil {
+		p.retry.busy = false
+		if err != nil || p.status != Alive {
+			p.retry.fail(time.Now(), m.tuning.RejoinInterval)
+		}
+	}
+	m.mu.Unlock()
+	if err == nil {
+		return
+	}
+	if !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrNotRunning) && ctx.Err() == nil {
+		if ok, _ := m.oddities.pass("rejoin|"+err.Error(), time.Now()); ok {
+			m.log.Warn("a node that this one knows cannot be joined", zap.Stringer("node", id), zap.Error(err))
+		}
+		return
+	}
+	m.log.Debug("a node that is not alive cannot be joined", zap.Stringer("node", id), zap.Error(err))
+}
+
+// joinAny greets all addresses at the same time and joins the first that
+// answers. It returns who that was, or all that went wrong.
+func (m *Mesh) joinAny(ctx context.Context, addrs []netip.AddrPort) (introduction, error) {
+	if len(addrs) == 0 {
+		return introduction{}, errors.New("no address is known")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		addr netip.AddrPort
+		them introduction
+		err  error
+	}
+	results := make(chan result, len(addrs))
+	tickets := make(chan struct{}, perRound)
+	for _, addr := range addrs {
+		if !m.spawn(func(context.Context) {
+			select {
+			case tickets <- struct{}{}:
+			case <-ctx.Done():
+				results <- result{addr: addr, err: ctx.Err()}
+				return
+			}
+			them, err := m.greetAt(ctx, addr)
+			<-tickets
+			results <- result{addr, them, err}
+		}) {
+			return introduction{}, ErrNotRunning
+		}
+	}
+	var errs []error
+	for range addrs {
+		r := <-results
+		if r.err == nil {
+			if r.err = m.join(r.addr, r.them); r.err == nil {
+				return r.them, nil
+			}
+		}
+		errs = append(errs, r.err)
+	}
+	return introduction{}, worst(errs)
+}
+
+// greetAt probes addr for a join.
+func (m *Mesh) greetAt(ctx context.Context, addr netip.AddrPort) (introduction, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.tuning.StreamTimeout)
+	defer cancel()
+	me := m.introduce(purposeProbe)
+	s, them, err := dialAndGreet(ctx, m.network, addr, m.cfg.Keys.Hello, me)
+	if err != nil {
+		return introduction{}, err
+	}
+	m.closeQuietly(s)
+	if !me.universe.Known() && !them.universe.Known() {
+		return introduction{}, dialError(addr, ErrNoUniverse)
+	}
+	return them, nil
+}
+
+// join exchanges states with the node at addr, which has just introduced itself.
+func (m *Mesh) join(addr netip.AddrPort, them introduction) error {
+	ml := m.member.Load()
+	if ml == nil {
+		return ErrNotRunning
+	}
+	alone := m.aliveCount.Load() == 0
+	if alone {
+		defer m.firstContact(them.id)()
+	}
+	_, err := ml.Join([]string{memberName(them.id, them.boot) + "/" + addr.String()})
+	if err != nil {
+		return &DialError{Addr: addr, Err: errNoExchange}
+	}
+	if alone {
+		m.spawn(m.settle)
+	}
+	return nil
+}
+
+// settle follows up on having joined: what was on its way through the mesh while
+// this node came in may have passed it by, so it exchanges states with two members
+// more.
+func (m *Mesh) settle(ctx context.Context) {
+	for _, pause := range []time.Duration{settleFirst, settleSecond} {
+		if !sleep(ctx, jitter(pause)) {
+			return
+		}
+		to := m.aliveOthers()
+		if len(to) == 0 {
+			return
+		}
+		id := to[rand.N(len(to))]
+		if _, err := m.joinAny(ctx, m.addrsOf(id)); err != nil {
+			m.log.Debug("settling in", zap.Stringer("with", id), zap.Error(err))
+		}
+	}
+}
+
+// firstContact notes that this node is alone, so that all it is about to learn comes
+// from the node id, so that nobody there needs to be told. The result ends that.
+func (m *Mesh) firstContact(id NodeID) (end func()) {
+	m.mu.Lock()
+	m.contacts[id]++
+	m.mu.Unlock()
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.contacts[id]--; m.contacts[id] == 0 {
+			delete(m.contacts, id)
+		}
+	}
+}
+
+func (m *Mesh) isFirstContact(id NodeID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.contacts[id] > 0
+}
+
+// worst picks the error that tells most: what somebody answered counts more
+// than that nobody did, and this node itself counts least.
+func worst(errs []error) error {
+	rank := func(err error) int {
+		switch {
+		case errors.Is(err, ErrSelf):
+			return 0
+		case errors.Is(err, context.Canceled):
+			return 1
+		case errors.Is(err, errNoRoute):
+			return 2
+		case errors.Is(err, ErrUnreachable):
+			return 3
+		}
+		return 4
+	}
+	return slices.MaxFunc(errs, func(a, b error) int { return cmp.Compare(rank(a), rank(b)) })
+}

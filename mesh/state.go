@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/hashicorp/memberlist"
+	"go.uber.org/zap"
+)
+
+// How changes travel.
+//
+// A change of at most maxGossip bytes, wrapped, is gossip: it rides on memberlist's
+// packets until it has been sent often enough for everybody to have it, and whoever
+// finds something new in it gossips that on. A larger one goes by Send to
+// largeFanout members chosen at random, each of which sends on what was new to it to
+// as many; in meshes up to that size all get it directly, in larger ones a few in
+// ten thousand may be missed and get it by the next exchange of whole states.
+const (
+	recordsName = "nodes" // the state that this package itself replicates
+	maxPacket   = 1200    // gossip packets fit any path that carries IPv6
+	maxGossip   = 1024
+	largeFanout = 8
+	maxQueued   = 2048 // changes waiting to be gossiped; of more, those sent most often are dropped
+
+	mergeQueue   = 1024
+	maxExchange  = 19 << 20 // memberlist refuses 20 MiB
+	recordsAlone = 16       // up to so many new records are gossiped one by one
+)
+
+// incoming is something for the merging goroutine: a change, or the states of a node.
+type incoming struct {
+	change   change
+	exchange *exchange
+	quiet    bool // from nodes that know it all already
+}
+
+// gossip is one queued change. A later one of the same key replaces it.
+type gossip struct {
+	key string
+	msg []byte
+}
+
+func (g *gossip) Message() []byte                             { return g.msg }
+func (g *gossip) Finished()                                   {}
+func (g *gossip) Invalidates(other memberlist.Broadcast) bool { return false }
+
+// keyedGossip is gossip that replaces an earlier one of its key.
+type keyedGossip struct{ gossip }
+
+// Name is the key.
+func (g *keyedGossip) Name() string { return g.key }
+
+// uniqueGossip is gossip that replaces nothing.
+type uniqueGossip struct{ gossip }
+
+// UniqueBroadcast marks it for memberlist.
+func (g *uniqueGossip) UniqueBroadcast() {}
+
+// Register adds a replicated state under a name (1 to 32 bytes, the same on all
+// nodes; "nodes" is taken). It must be called before Run, once per name; Run
+// fails if it was not.
+func (m *Mesh) Register(name string, s State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case !validName(name, maxStateName), name == recordsName, m.states[name] != nil, s == nil, len(m.states) >= maxStates-1:
+		m.misuse = fmt.Errorf("the state %q cannot be registered: its name is too long, empty or taken, or there are too many", clip(name))
+	case m.phase != idle:
+		m.misuse = fmt.Errorf("the state %q was registered after Run", name)
+		m.log.Error(m.misuse.Error())
+	default:
+		m.states[name] = s
+	}
+}
+
+// Broadcast tells all members a change of the state registered as name; delta
+// is what their Merge gets, at most 8 MiB. It is copied. It never blocks. What
+// cannot be told now is made up for by the next exchange of states.
+func (m *Mesh) Broadcast(name string, delta []byte) { m.spread(name, "", delta) }
+
+// spread gossips a change, or sends it if it is large. Under a key only the
+// latest change is of interest.
+func (m *Mesh) spread(name, key string, delta []byte) {
+	u := m.Universe()
+	if len(delta) == 0 || !u.Known() {
+		return
+	}
+	if len(delta) <= maxGossip {
+		b, err := encodeChange(u.ID, name, delta)
+		if err != nil {
+			m.log.Error("cannot encode a change", zap.String("state", name), zap.Error(err))
+			return
+		}
+		if len(b) <= maxGossip {
+			if key != "" {
+				m.gossip.QueueBroadcast(&keyedGossip{gossip{key: key, msg: b}})
+			} else {
+				m.gossip.QueueBroadcast(&uniqueGossip{gossip{msg: b}})
+			}
+			m.gossip.Prune(maxQueued)
+			return
+		}
+	}
+	to := m.aliveOthers()
+	rand.Shuffle(len(to), func(i, j int) { to[i], to[j] = to[j], to[i] })
+	for _, id := range to[:min(len(to), largeFanout)] {
+		if err := m.enqueue(id, message{State: name, Payload: delta}); err != nil {
+			m.log.Debug("a large change is not sent", zap.String("state", name), zap.Stringer("to", id), zap.Error(err))
+		}
+	}
+}
+
+// spreadRecords passes on records that were new here.
+func (m *Mesh) spreadRecords(rs []storedRecord) {
+	if len(rs) == 0 {
+		return
+	}
+	if len(rs) > recordsAlone {
+		b, err := encodeRecords(rs)
+		if err != nil {
+			m.log.Error("cannot encode node records", zap.Error(err))
+			return
+		}
+		m.spread(recordsName, "", b)
+		return
+	}
+	for _, r := range rs {
+		b, err := encodeRecords([]storedRecord{r})
+		if err != nil {
+			m.log.Error("cannot encode a node record", zap.Error(err))
+			return
+		}
+		m.spread(recordsName, recordsName+"/"+r.ID.String(), b)
+	}
+}
+
+// localExchange encodes all states for push/pull.
+func (m *Mesh) localExchange() []byte {
+	u := m.Universe()
+	e := exchange{Version: wireVersion, From: uint64(m.cfg.ID), Universe: u.ID[:], States: make(map[string][]byte)}
+	m.mu.Lock()
+	records := m.records.all()
+	m.mu.Unlock()
+	b, err := encodeRecords(records)
+	if err != nil {
+		m.log.Error("cannot encode the node records", zap.Error(err))
+		return nil
+	}
+	e.States[recordsName] = b
+	size := len(b)
+	for name, s := range m.states { // fixed since Run
+		b := s.Encode()
+		if size += len(b); size > maxExchange {
+			m.log.Error("a state is too large for the mesh to exchange", zap.String("state", name), zap.Int("bytes", len(b)))
+			size -= len(b)
+			continue
+		}
+		e.States[name] = b
+	}
+	if b, err = cbor.Marshal(e); err != nil {
+		m.log.Error("cannot encode the states", zap.Error(err))
+		return nil
+	}
+	return b
+}
+
+// takeChange queues a gossiped change for merging. b is not kept; nothing blocks.
+func (m *Mesh) takeChange(b []byte) {
+	c, err := decodeChange(b)
+	if err != nil {
+		m.oddity("a change that makes no sense was dropped", err)
+		return
+	}
+	if [16]byte(c.Universe) != m.Universe().ID {
+		return
+	}
+	select {
+	case m.merges <- incoming{change: c}:
+	default:
+		m.dropped.Add(1) // the next exchange brings it
+	}
+}
+
+// takeExchange queues the states of another node for merging. It may wait for
+// room, but no longer than a stream may take.
+func (m *Mesh) takeExchange(b []byte) {
+	e, err := decodeExchange(b)
+	if err != nil {
+		m.oddity("states that make no sense were dropped", err)
+		return
+	}
+	if [16]byte(e.Universe) != m.Universe().ID {
+		return
+	}
+	m.queueMerge(incoming{exchange: &e, quiet: m.isFirstContact(NodeID(e.From))})
+}
+
+// queueMerge waits for room in the queue.
+func (m *Mesh) queueMerge(in incoming) bool {
+	t := time.NewTimer(m.tuning.StreamTimeout)
+	defer t.Stop()
+	select {
+	case m.merges <- in:
+		return true
+	case <-m.closing:
+	case <-t.C:
+		m.dropped.Add(1)
+	}
+	return false
+}
+
+// mergeLoop is the only caller of State.Merge.
+func (m *Mesh) mergeLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case in := <-m.merges:
+			if in.exchange == nil {
+				m.merge(in.change.State, in.change.Delta, in.quiet)
+				continue
+			}
+			// Who is who comes first, then what they have.
+			m.merge(recordsName, in.exchange.States[recordsName], in.quiet)
+			for name, b := range in.exchange.States {
+				if name != recordsName {
+					m.merge(name, b, in.quiet)
+				}
+			}
+			m.joinedOnce.Do(func() { close(m.joined) })
+			m.changed()
+		}
+	}
+}
+
+// merge takes a state or a delta in and passes on what was new.
+func (m *Mesh) merge(name string, b []byte, quiet bool) {
+	if len(b) == 0 {
+		return
+	}
+	if name == recordsName {
+		m.mergeRecords(b, quiet)
+		return
+	}
+	s := m.states[name]
+	if s == nil {
+		return // of a newer release
+	}
+	delta, err := s.Merge(b)
+	if err != nil {
+		m.oddity(fmt.Sprintf("the state %q that another node sent was not merged", name), err)
+	}
+	if len(delta) > 0 && !quiet {
+		m.Broadcast(name, delta)
+	}
+}
+
+// oddity logs something that should not come from a node of this mesh, now and then.
+func (m *Mesh) oddity(text string, err error) {
+	if ok, muted := m.oddities.pass(text, time.Now()); ok {
+		m.log.Warn(text, zap.Error(err), zap.Uint64("like it before", muted))
+	}
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// transport is memberlist's view of the network: packets by way of the router,
+// streams by way of the hello. It outlives memberlist's use of it: once closed,
+// every call fails.
+type transport struct {
+	m       *Mesh
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+}
+
+var _ memberlist.NodeAwareTransport = (*transport)(nil)
+
+// packetQueue is how many gossip packets wait for memberlist before more are dropped.
+const packetQueue = 512
+
+func newTransport(m *Mesh) *transport {
+	return &transport{m: m, packets: make(chan *memberlist.Packet, packetQueue), streams: make(chan net.Conn)}
+}
+
+// FinalAdvertiseAddr returns the address that the mesh has chosen.
+func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	return t.m.addr.Addr().AsSlice(), int(t.m.addr.Port()), nil
+}
+
+// WriteTo sends a gossip packet.
+func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
+	return t.WriteToAddress(b, memberlist.Address{Addr: addr})
+}
+
+// WriteToAddress sends a gossip packet. The type of its errors tells memberlist
+// that a packet that could not be sent counts as one that was lost: else a node
+// behind a missing route would never be suspected.
+func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	to, err := netip.ParseAddrPort(a.Addr)
+	if err == nil {
+		err = t.m.cfg.Packets.SendControl(b, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+	}
+	if err != nil {
+		return time.Time{}, &net.OpError{Op: "write", Net: "udp", Err: fmt.Errorf("gossip to %s: %w", a.Addr, err)}
+	}
+	return time.Now(), nil
+}
+
+// PacketCh is where memberlist takes packets.
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// deliver queues a packet for memberlist, or drops it.
+func (t *transport) deliver(b []byte, from netip.AddrPort, at time.Time) {
+	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from.Addr().Unmap(), from.Port())), Timestamp: at}
+	select {
+	case t.packets <- p:
+	default:
+		t.m.dropped.Add(1)
+	}
+}
+
+// DialTimeout opens a stream for memberlist.
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+// DialAddressTimeout opens a stream for memberlist, and makes sure that it is the
+// node meant, if one is named, that answers.
+func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	addr, err := netip.ParseAddrPort(a.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial %q: %w", a.Addr, err)
+	}
+	var want NodeID
+	if a.Name != "" {
+		if want, _, err = parseMember(a.Name); err != nil {
+			return nil, err
+		}
+	}
+	c, _, err := t.m.dial(addr, want, purposeGossip, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// StreamCh is where memberlist takes streams that others opened.
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// handOver gives a stream to memberlist, which closes it.
+func (t *transport) handOver(ctx context.Context, c *peerConn) {
+	select {
+	case t.streams <- c:
+	case <-ctx.Done():
+		t.m.closeQuietly(c)
+	}
+}
+
+// Shutdown is called by memberlist; the mesh closes the transport itself.
+func (t *transport) Shutdown() error { return nil }
+
+// peerConn is an authenticated connection that tells when it is closed.
+type peerConn struct {
+	*stream
+	once sync.Once
+	done func()
+}
+
+// Close closes the connection; a second time it does nothing.
+func (c *peerConn) Close() (err error) {
+	c.once.Do(func() {
+		err = c.stream.Close()
+		c.done()
+	})
+	return err
+}
+
+// dial opens an authenticated connection to the node want (0: whoever is there)
+// at addr. It ends early when the mesh does.
+func (m *Mesh) dial(addr netip.AddrPort, want NodeID, why purpose, timeout time.Duration) (*peerConn, introduction, error) {
+	run := m.runContext()
+	if run == nil {
+		return nil, introduction{}, ErrNotRunning
+	}
+	ctx, cancel := context.WithTimeout(run, min(timeout, m.tuning.StreamTimeout))
+	defer cancel()
+	s, them, err := dialAndGreet(ctx, m.network, addr, m.cfg.Keys.Hello, m.introduce(why))
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	if want != 0 && them.id != want {
+		m.closeQuietly(s)
+		return nil, introduction{}, &DialError{Addr: addr, Err: fmt.Errorf("is node %v (%s) now, not node %v", them.id, them.name, want)}
+	}
+	if why != purposeProbe {
+		m.adopt(them.universe)
+	}
+	return &peerConn{stream: s, done: m.track(s)}, them, nil
+}

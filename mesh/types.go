@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// NodeID identifies a node for as long as its data directory lives. It is
+// random, never zero, and its top bit is clear.
+type NodeID uint64
+
+// NewNodeID draws a NodeID from random.
+func NewNodeID(random io.Reader) (NodeID, error) {
+	for {
+		var b [8]byte
+		if _, err := io.ReadFull(random, b[:]); err != nil {
+			return 0, fmt.Errorf("draw a node id: %w", err)
+		}
+		if id := NodeID(binary.BigEndian.Uint64(b[:]) &^ (1 << 63)); id != 0 {
+			return id, nil
+		}
+	}
+}
+
+// ParseNodeID reads the 16 hex digits that String writes.
+func ParseNodeID(s string) (NodeID, error) {
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil || len(s) != 16 || NodeID(v).String() != s || !NodeID(v).Valid() {
+		return 0, fmt.Errorf("%q is no node id: expected 16 hex digits", s)
+	}
+	return NodeID(v), nil
+}
+
+// String returns 16 lower-case hex digits.
+func (id NodeID) String() string { return fmt.Sprintf("%016x", uint64(id)) }
+
+// Valid tells whether id can be a node's: not zero, top bit clear.
+func (id NodeID) Valid() bool { return id != 0 && id>>63 == 0 }
+
+// MarshalText writes the form of String, so that JSON carries ids as strings.
+func (id NodeID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText reads the form of String.
+func (id *NodeID) UnmarshalText(b []byte) error {
+	v, err := ParseNodeID(string(b))
+	if err != nil {
+		return err
+	}
+	*id = v
+	return nil
+}
+
+// UniverseInfo names the address range that a mesh hands out. The mesh compares
+// IDs and passes the rest on to joiners without reading it.
+type UniverseInfo struct {
+	ID     [16]byte // zero: not known yet
+	Ranges string   // for people and for joiners, at most 256 bytes
+	Seed   []byte   // how the universe was first divided, at most 16 KiB
+}
+
+// Known tells whether the universe is known (its ID is not zero).
+func (u UniverseInfo) Known() bool { return u.ID != [16]byte{} }
+
+// String returns "mesh <id in hex> (range <ranges>)".
+func (u UniverseInfo) String() string {
+	if !u.Known() {
+		return "no mesh yet"
+	}
+	return fmt.Sprintf("mesh %s (range %s)", hex.EncodeToString(u.ID[:]), u.Ranges)
+}
+
+// Keys are the two secrets that the mesh derives from the token. Gossip keys
+// memberlist's AES-256-GCM, Hello the greeting of TCP connections.
+type Keys struct {
+	Gossip [32]byte
+	Hello  [32]byte
+}
+
+// String hides the keys.
+func (Keys) String() string { return "(hidden)" }
+
+// GoString hides the keys.
+func (Keys) GoString() string { return "mesh.Keys(hidden)" }
+
+// Packets sends gossip packets; the router implements it. SendControl may be
+// called from many goroutines, must not block on the network and does not keep b.
+type Packets interface {
+	SendControl(b []byte, to netip.AddrPort) error
+}
+
+// State is a replicated state-based CRDT. Both methods may be called from
+// several goroutines, Merge only from one; Merge may take its time (a disk
+// write), Encode should not.
+type State interface {
+	// Encode returns the whole state. The mesh does not write to it.
+	Encode() []byte
+	// Merge takes in a whole state or a delta, made by Encode or Broadcast
+	// anywhere in the mesh, and returns what was new here in the same encoding,
+	// nil if nothing was. It does not keep b.
+	Merge(b []byte) (delta []byte, err error)
+}
+
+// Status is how this node sees another one.
+type Status uint8
+
+// The states of a node.
+const (
+	Self    Status = iota // this node
+	Alive                 // answers, or somebody whom we hear says so
+	Failed                // does not answer; it is tried again and again
+	Stopped               // said that it stops for a while (an upgrade, a reboot)
+	Left                  // said that it left for good
+)
+
+// String returns the status in one lower-case word.
+func (s Status) String() string {
+	switch s {
+	case Self:
+		return "self"
+	case Alive:
+		return "alive"
+	case Failed:
+		return "failed"
+	case Stopped:
+		return "stopped"
+	case Left:
+		return "left"
+	}
+	return fmt.Sprintf("status(%d)", uint8(s))
+}
+
+// MarshalText writes the form of String.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Node is a node as seen from here. Its slices must not be written to.
+type Node struct {
+	Record
+	Status Status
+	Since  time.Time      // when this process saw the status begin
+	Addr   netip.AddrPort // where gossip reaches it, or its first endpoint
+}
+
+// Target is the state of one configured join target.
+type Target struct {
+	Host    string    // as configured
+	State   string    // "joined", "this node" or "waiting: <reason>"
+	Joined  bool      // true while the node found there is alive
+	Node    NodeID    // who was found there last; 0: nobody yet
+	Err     error     // why the last try failed, nil after a success
+	NextTry time.Time // zero while joined
+}
+
+// Hello is what a peer says of itself in an authenticated greeting.
+type Hello struct {
+	ID       NodeID
+	Boot     uint64
+	Name     string
+	Universe UniverseInfo // zero if that node waits to join, too
+}
