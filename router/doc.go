@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package router is the dataplane: it carries packets between the TUN device
+// of this host and the peers, sealed, over UDP.
+//
+// # A packet's way
+//
+// Out (outbound.go): a shard reads a packet, or a superpacket of up to 64 KiB of one flow, from
+// its TUN queue; finds the peer that owns the destination; splits the superpacket; seals each
+// packet for the peer and sends the lot. In (inbound.go): a shard receives datagrams; opens
+// each; checks that its inner source belongs to the peer that sealed it and its
+// destination to this host; writes it to the TUN device.
+//
+// # Threads and ownership
+//
+// One shard per TUN queue and UDP socket, one locked thread per shard, which does all of the above
+// itself (shard.go): no packet changes hands between goroutines. Shards share immutable
+// snapshots behind an atomic pointer, the sessions, which are safe for that, and atomic counters.
+// One more goroutine drives the timers of the sessions (timers.go). Run owns all of them and
+// returns when all have ended. Nothing on the packet path allocates, blocks or logs.
+//
+// # Desired state
+//
+// SetPeers and SetLocal take the whole of what shall be, any number of times, before and
+// during Run. Peers that stay keep their sessions. What happens to the mesh or to the liveness of a peer
+// never takes its routes away: only SetPeers does.
+//
+// # Invariants
+//
+//   - A packet leaves only sealed for the peer that owns its destination, or not at all.
+//   - A packet enters only if its source belongs to the peer whose key opened it, and its destination to
+//     this host: nobody speaks for another, nobody routes through us.
+//   - A peer's endpoint is the source of the last datagram that it authenticated.
+//
+// The package imports router/packet, router/session, router/route, router/tun and router/underlay,
+// and no other engine. Only the composition root imports it.
+package router

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// descriptor is what newEpoll asks of a Queue and a Conn.
+type descriptor interface{ FD() int }
+
+func hasFD(v any) bool {
+	_, ok := v.(descriptor)
+	return ok
+}
+
+// epoll is the Poller over descriptors.
+type epoll struct {
+	fd, wake int
+	tun, udp int
+	armed    Events // what the kernel watches for us
+	events   [3]unix.EpollEvent
+
+	mu     sync.Mutex // of Wake against Close
+	closed bool
+}
+
+// newEpoll makes a Poller over a Queue and a Conn that have descriptors.
+func newEpoll(q Queue, c Conn) (Poller, error) {
+	e := &epoll{fd: -1, wake: -1, armed: ReadTUN | ReadUDP}
+	tun, ok := q.(descriptor)
+	udp, ok2 := c.(descriptor)
+	if !ok || !ok2 {
+		return nil, errors.New("epoll: a queue or conn without a descriptor")
+	}
+	e.tun, e.udp = tun.FD(), udp.FD()
+	var err error
+	if e.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	if e.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
+		return nil, errors.Join(fmt.Errorf("eventfd: %w", err), e.Close())
+	}
+	for _, fd := range []int{e.tun, e.udp, e.wake} {
+		if err := unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
+			return nil, errors.Join(fmt.Errorf("epoll: %w", err), e.Close())
+		}
+	}
+	return e, nil
+}
+
+func (e *epoll) Wait(want Events, timeout time.Duration) (Events, error) {
+	if err := e.arm(want); err != nil {
+		return 0, err
+	}
+	ms := -1
+	if timeout >= 0 {
+		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
+	}
+	n, err := unix.EpollWait(e.fd, e.events[:], ms)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return 0, fmt.Errorf("epoll: %w", err)
+	}
+	var got Events
+	for _, ev := range e.events[:max(n, 0)] {
+		switch int(ev.Fd) {
+		case e.tun:
+			got |= ReadTUN // errors too: reading tells which
+		case e.udp:
+			if ev.Events&unix.EPOLLOUT != 0 {
+				got |= WriteUDP
+			}
+			if ev.Events&^unix.EPOLLOUT != 0 {
+				got |= ReadUDP
+			}
+		case e.wake:
+			var b [8]byte
+			if _, err := unix.Read(e.wake, b[:]); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+				return 0, fmt.Errorf("eventfd: %w", err)
+			}
+		}
+	}
+	return got, nil
+}
+
+// arm tells the kernel what to watch. That changes only when a socket fills up or empties.
+func (e *epoll) arm(want Events) error {
+	if changed := want ^ e.armed; changed == 0 {
+		return nil
+	} else if changed&ReadTUN != 0 {
+		if err := e.modify(e.tun, want&ReadTUN != 0, false); err != nil {
+			return err
+		}
+	}
+	if err := e.modify(e.udp, want&ReadUDP != 0, want&WriteUDP != 0); err != nil {
+		return err
+	}
+	e.armed = want
+	return nil
+}
+
+func (e *epoll) modify(fd int, read, write bool) error {
+	var events uint32
+	if read {
+		events |= unix.EPOLLIN
+	}
+	if write {
+		events |= unix.EPOLLOUT
+	}
+	if err := unix.EpollCtl(e.fd, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	return nil
+}
+
+func (e *epoll) Wake() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	// It can fail only because the counter is full, and then Wait returns anyway.
+	_, _ = unix.Write(e.wake, one[:])
+}
+
+func (e *epoll) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	e.closed = true
+	var errs []error
+	for _, fd := range []int{e.fd, e.wake} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
+	}
+	return errors.Join(errs...)
+}

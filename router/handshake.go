@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/weftnet/weft/router/session"
+)
+
+// handshake handles a message of a handshake.
+func (s *shard) handshake(known *snapshot, b []byte, from netip.AddrPort, now time.Time) error {
+	res, err := s.r.machine.Receive(s.handshakeBuf[:0], b, from, now)
+	if len(res.Reply) > 0 { // with some errors too
+		if sendErr := s.conn.SendTo(res.Reply, from); sendErr != nil {
+			s.stats.drop(DropSend)
+			if p := known.bySession[res.Peer]; p != nil {
+				p.fail(sendErr)
+			}
+		}
+	}
+	if err != nil {
+		s.refuse(b[0], err, from, now)
+		return nil
+	}
+	s.stats.handshakes.Add(1)
+	if res.Peer == nil { // a cookie, for the next initiation
+		return nil
+	}
+	p := known.bySession[res.Peer]
+	if p == nil { // removed since, or added after known was loaded: it will try again
+		return nil
+	}
+	s.roam(p, from)
+	s.r.timers.touch(p)
+	if res.Established {
+		p.settled()
+		return s.flushPending(p, now)
+	}
+	return nil
+}
+
+// refuse counts a handshake message that was not accepted, and says so once per
+// source if it is no accident.
+func (s *shard) refuse(kind byte, err error, from netip.AddrPort, now time.Time) {
+	s.stats.drop(reasonOf(err))
+	switch {
+	case errors.Is(err, session.ErrUnknownPeer):
+		s.r.suspects.unknown(from, now)
+	case errors.Is(err, session.ErrAuth):
+		// The token goes into the second message.
+		if kind == session.TypeResponse {
+			err = errOtherToken
+			if p := s.r.endpoints.get(from); p != nil {
+				p.fail(err)
+			}
+		}
+		s.r.suspects.refused(from, err, now)
+	case errors.Is(err, session.ErrMAC1), errors.Is(err, session.ErrFlood):
+		s.r.suspects.refused(from, err, now)
+	}
+}
+
+var errOtherToken = errors.New("answer does not authenticate: the other side has another token")
+
+// stranger handles a data message for a session that we do not have. If it came from where a peer
+// is, that peer has a key which we have lost, by a restart: a new handshake tells it so.
+func (s *shard) stranger(from netip.AddrPort, now time.Time) {
+	if p := s.r.endpoints.get(from); p != nil {
+		s.initiate(p, now)
+	}
+}
+
+// initiate begins a handshake with the peer, unless one is under way or began less than
+// session.RekeyTimeout ago; then the timers see to it.
+func (s *shard) initiate(p *peer, now time.Time) {
+	s.r.timers.touch(p)
+	if !p.reachable() {
+		return
+	}
+	if msg, ok := p.sess.Initiate(s.handshakeBuf[:0], now); ok {
+		s.r.post(s, p, msg)
+	}
+}
+
+// post sends a message that a session has made for the peer, by the shard's socket. It is
+// used by the timer goroutine too, so it touches nothing of the shard that is not for all.
+func (r *Router) post(s *shard, p *peer, msg []byte) {
+	to, ok := p.target()
+	if msg[0] == session.TypeInitiation {
+		to, ok = p.nextTarget()
+	}
+	if !ok {
+		s.stats.drop(DropNoEndpoint)
+		return
+	}
+	if err := s.conn.SendTo(msg, to); err != nil {
+		s.stats.drop(DropSend)
+		p.fail(err)
+	}
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/underlay"
+)
+
+// The way in: UDP -> open -> source check -> TUN.
+
+// receive handles one batch of datagrams. more tells that there may be others. An error ends the shard.
+func (s *shard) receive(now time.Time) (more bool, err error) {
+	n, err := s.conn.Recv(s.in)
+	if err != nil {
+		return false, s.failed(err, DropReceive)
+	}
+	if n > 0 {
+		s.failures = 0
+	}
+	known := s.r.current.Load()
+	for i := range s.in[:n] {
+		if err := s.datagram(known, &s.in[i], now); err != nil {
+			return false, err
+		}
+	}
+	if err := s.settleRx(now); err != nil {
+		return false, err
+	}
+	return n == len(s.in), s.flush()
+}
+
+// datagram handles one datagram, by its first byte.
+func (s *shard) datagram(known *snapshot, m *underlay.Message, now time.Time) error {
+	if m.N > len(m.Buf) {
+		s.stats.drop(DropLong)
+		return nil
+	}
+	if m.N == 0 {
+		s.stats.drop(DropShort)
+		return nil
+	}
+	b := m.Buf[:m.N]
+	switch b[0] {
+	case session.TypeData:
+		return s.inbound(known, b, m.Addr, now)
+	case session.TypeInitiation, session.TypeResponse, session.TypeCookie:
+		return s.handshake(known, b, m.Addr, now)
+	case ControlType:
+		if s.r.config.Control == nil {
+			s.stats.drop(DropControl)
+			return nil
+		}
+		s.stats.controlRx.Add(1)
+		s.r.config.Control(b[1:], m.Addr, now)
+	default:
+		s.stats.drop(DropType)
+	}
+	return nil
+}
+
+// inbound handles a data message.
+func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time.Time) error {
+	if len(b) < session.Overhead {
+		s.stats.drop(DropShort)
+		return nil
+	}
+	key := s.r.machine.Keypair(session.Receiver(b))
+	if key == nil {
+		s.stats.drop(DropIndex)
+		s.stranger(from, now)
+		return nil
+	}
+	plain, err := key.Open(b, now)
+	if err != nil {
+		s.stats.drop(reasonOf(err))
+		return nil
+	}
+	if s.rxRun.key != key {
+		if err := s.settleRx(now); err != nil {
+			return err
+		}
+		p := known.bySession[key.Peer()]
+		if p == nil { // removed since, or added after known was loaded
+			s.stats.drop(DropUnknownPeer)
+			return nil
+		}
+		s.rxRun = run{peer: p, key: key}
+	}
+	p := s.rxRun.peer
+	s.roam(p, from)
+	if len(plain) == 0 {
+		return nil // a keepalive
+	}
+	s.rxRun.data = true
+	size := s.accept(known, p, plain)
+	if size == 0 {
+		return nil
+	}
+	s.rxRun.packets++
+	s.rxRun.bytes += uint64(size)
+	// The packet follows the header of the data message, which is larger than the
+	// offload header and of no more use.
+	return s.deliver(b[session.HeaderSize-packet.VNetHdrLen : session.HeaderSize+size])
+}
+
+// accept judges a packet that p has sealed. It returns its size, or 0 if it has to be dropped.
+func (s *shard) accept(known *snapshot, from *peer, plain []byte) int {
+	var p packet.Packet
+	if err := p.Parse(plain); err != nil {
+		s.stats.drop(DropMalformed)
+		return 0
+	}
+	if owner, ok := known.routes.Lookup(p.Src); !ok || owner != from {
+		s.stats.drop(DropSource)
+		return 0
+	}
+	if owner, ok := known.routes.Lookup(p.Dst); !ok || owner != self {
+		s.stats.drop(DropTransit)
+		return 0
+	}
+	if mtu := known.mtuTo(from); mtu < known.local.MTU {
+		packet.ClampMSS(plain[:p.Len], &p, mtu)
+	}
+	return p.Len
+}
+
+// deliver writes a packet to the TUN device. b begins with room for the offload header.
+func (s *shard) deliver(b []byte) error {
+	if s.vnet {
+		clear(b[:packet.VNetHdrLen]) // an ordinary packet, its checksum complete
+	} else {
+		b = b[packet.VNetHdrLen:]
+	}
+	if err := s.queue.Write(b); err != nil {
+		return s.failed(err, DropWrite)
+	}
+	return nil
+}
+
+// settleRx tells the session and the counters of rxRun.
+func (s *shard) settleRx(now time.Time) error {
+	t := s.rxRun
+	s.rxRun = run{}
+	if t.peer == nil {
+		return nil
+	}
+	s.stats.rx.add(t.packets, t.bytes)
+	t.peer.rx.add(t.packets, t.bytes)
+	established, initiate := t.peer.sess.Received(now, t.key, !t.data)
+	s.r.timers.touch(t.peer)
+	if initiate {
+		s.initiate(t.peer, now)
+	}
+	if established {
+		t.peer.settled()
+		return s.flushPending(t.peer, now)
+	}
+	return nil
+}
+
+// roam makes the source of an authentic datagram the place where the peer is.
+func (s *shard) roam(p *peer, from netip.AddrPort) {
+	if e := p.endpoint.Load(); e == nil || *e != from {
+		s.r.endpoints.move(p, from)
+	}
+}

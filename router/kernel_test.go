@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/routertest"
+	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/tun"
+	"github.com/weftnet/weft/router/underlay"
+)
+
+// These tests run the router over the kernel: TUN devices, UDP sockets and epoll, between network
+// namespaces of their own.
+
+// node is a host in a namespace. Its overlay addresses are addr4(i, 1) and addr6(i, 1).
+type node struct {
+	*router.Router
+	t      testing.TB
+	i      int
+	ns     *routertest.Namespace
+	device *tun.Device
+	conns  []*underlay.Conn
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+// setup is how a node is built.
+type setup struct {
+	offload bool
+	shards  int
+	suite   session.Suite
+	v6      bool // the underlay
+}
+
+func (s setup) String() string {
+	return fmt.Sprintf("offload %v, %d shards, %v, underlay v6 %v", s.offload, s.shards, s.suite, s.v6)
+}
+
+var setups = []setup{
+	{offload: true, shards: 1, suite: session.Weft},
+	{offload: true, shards: 2, suite: session.WireGuard, v6: true},
+	{offload: false, shards: 1, suite: session.WireGuard},
+	{offload: false, shards: 2, suite: session.Weft, v6: true},
+}
+
+// where returns the underlay address of host i.
+func (s setup) where(i int) netip.AddrPort {
+	if s.v6 {
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i)}), port)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), port)
+}
+
+// startNode runs host i in the namespace, over the device that is there already if there is one.
+func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
+	t.Helper()
+	n := &node{t: t, i: i, ns: ns}
+	fresh := false
+	ns.Do(func() {
+		_, err := netlink.LinkByName("weft0")
+		fresh = err != nil
+		if n.device, err = tun.Open(tun.Config{Name: "weft0", Queues: s.shards, VNetHdr: s.offload, Persist: true}); err != nil {
+			t.Fatal(err)
+		}
+		if n.conns, err = underlay.Listen(port, s.shards); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if fresh {
+		ns.SetMTU("weft0", localMTU)
+		// The prefixes make the device the way to all hosts.
+		ns.Address("weft0", netip.PrefixFrom(addr4(i, 1), 16), netip.PrefixFrom(addr6(i, 1), 64))
+	}
+	r, err := router.New(router.Config{
+		Private: privateKey(i), TUN: router.Queues(n.device), Conns: router.Conns(n.conns),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Router = r
+	n.SetLocal(router.Local{Prefixes: prefixes(i), Gateway4: addr4(i, 254), Gateway6: addr6(i, 254), MTU: localMTU})
+	n.setPeer(3-i, s, 0)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel, n.ended = cancel, make(chan error, 1)
+	go func() { n.ended <- n.Run(ctx) }()
+	t.Cleanup(n.stop)
+	return n
+}
+
+func (n *node) setPeer(i int, s setup, mtu int) {
+	n.t.Helper()
+	if err := n.SetPeers([]router.Peer{{
+		Key: privateKey(i).Public(), Name: fmt.Sprint("host", i), Endpoints: []netip.AddrPort{s.where(i)}, Suite: s.suite, Prefixes: prefixes(i), MTU: mtu,
+	}}); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// stop ends the node, which leaves its device behind. Once is enough.
+func (n *node) stop() {
+	n.t.Helper()
+	if n.ended == nil {
+		return
+	}
+	n.cancel()
+	if err := <-n.ended; err != nil {
+		n.t.Errorf("host %d: %v", n.i, err)
+	}
+	n.ended = nil
+	n.close()
+}
+
+func (n *node) close() {
+	n.t.Helper()
+	for _, c := range n.conns {
+		if err := c.Close(); err != nil {
+			n.t.Error(err)
+		}
+	}
+	if err := n.device.Close(); err != nil {
+		n.t.Error(err)
+	}
+}
+
+// nodes runs two hosts on one link.
+func nodes(t testing.TB, s setup) (a, b *node) {
+	t.Helper()
+	na, nb := routertest.NewNamespace(t), routertest.NewNamespace(t)
+	routertest.Link(na, nb, 1500)
+	return startNode(t, na, 1, s), startNode(t, nb, 2, s)
+}
+
+func inEachSetup(t *testing.T, f func(t *testing.T, s setup, a, b *node)) {
+	for _, s := range setups {
+		t.Run(s.String(), func(t *testing.T) {
+			a, b := nodes(t, s)
+			f(t, s, a, b)
+		})
+	}
+}
+
+func (n *node) listenUDP(at netip.AddrPort) (c *net.UDPConn) {
+	n.t.Helper()
+	n.ns.Do(func() {
+		var err error
+		if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err != nil {
+			n.t.Fatal(err)
+		}
+	})
+	n.t.Cleanup(func() { closeIt(n.t, c) })
+	return c
+}
+
+func closeIt(t testing.TB, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// addrs are the overlay addresses of host i.
+func addrs(i int) []netip.Addr { return []netip.Addr{addr4(i, 1), addr6(i, 1)} }
+
+// TestDatagramsOverKernel sends datagrams of many sizes, some larger than the MTU, which the kernel fragments.
+func TestDatagramsOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, _ setup, a, b *node) {
+		for family := range 2 {
+			here := a.listenUDP(netip.AddrPortFrom(addrs(1)[family], 5000))
+			there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
+			for _, size := range []int{0, 1, 15, 16, 17, 500, localMTU - 48, localMTU - 28, 4000, 20000} {
+				payload := make([]byte, size)
+				for i := range payload {
+					payload[i] = byte(rand.Uint32())
+				}
+				exchange(t, here, there, payload)
+				exchange(t, there, here, payload)
+			}
+		}
+		for _, n := range []*node{a, b} {
+			s := n.PeerStats()[0]
+			if s.State != router.Established || s.RxPackets == 0 || s.TxPackets == 0 {
+				t.Errorf("host %d: %+v", n.i, s)
+			}
+		}
+	})
+}
+
+// exchange sends a datagram and waits for it.
+func exchange(t *testing.T, from, to *net.UDPConn, payload []byte) {
+	t.Helper()
+	if _, err := from.WriteTo(payload, to.LocalAddr()); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	in := make([]byte, 65536)
+	n, src, err := to.ReadFrom(in)
+	if err != nil || !bytes.Equal(in[:n], payload) || src.String() != from.LocalAddr().String() {
+		t.Fatalf("%d bytes to %v: got %d from %v, %v", len(payload), to.LocalAddr(), n, src, err)
+	}
+}
+
+// TestSegmentedDatagramsOverKernel has the kernel hand over runs of datagrams as one (USO), where it can.
+func TestSegmentedDatagramsOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, _ setup, a, b *node) {
+		const each, count = 1000, 40
+		for family := range 2 {
+			here := a.listenUDP(netip.AddrPortFrom(addrs(1)[family], 5000))
+			there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
+			exchange(t, here, there, []byte("hello"))
+			raw, err := here.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, each)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			payload := make([]byte, each*count)
+			for i := range payload {
+				payload[i] = byte(rand.Uint32())
+			}
+			if _, err := here.WriteTo(payload, there.LocalAddr()); err != nil {
+				t.Fatal(err)
+			}
+			in := make([]byte, 65536)
+			for i := range count {
+				n, _, err := there.ReadFrom(in)
+				if err != nil || !bytes.Equal(in[:n], payload[i*each:(i+1)*each]) {
+					t.Fatalf("datagram %d: %d bytes, %v", i, n, err)
+				}
+			}
+		}
+	})
+}
+
+// transfer sends size random bytes over TCP and checks that they arrive.
+func transfer(t testing.TB, from, to *node, family, size int) {
+	t.Helper()
+	at := netip.AddrPortFrom(addrs(to.i)[family], 5001)
+	var listener *net.TCPListener
+	to.ns.Do(func() {
+		var err error
+		if listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer closeIt(t, listener)
+	type result struct {
+		sum [32]byte
+		n   int64
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() { got <- r }()
+		var c net.Conn
+		if c, r.err = listener.Accept(); r.err != nil {
+			return
+		}
+		defer closeIt(t, c)
+		h := sha256.New()
+		r.n, r.err = io.Copy(h, c)
+		r.sum = [32]byte(h.Sum(nil))
+	}()
+	var c net.Conn
+	from.ns.Do(func() {
+		var err error
+		if c, err = net.DialTimeout("tcp", at.String(), 10*time.Second); err != nil {
+			t.Fatalf("%v; here %v, there %v", err, from.Stats(), to.Stats())
+		}
+	})
+	defer closeIt(t, c)
+	if err := c.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	h := sha256.New()
+	if err := pour(io.MultiWriter(c, h), size); err != nil {
+		t.Fatalf("%v; here %v, there %v", err, from.Stats(), to.Stats())
+	}
+	closeIt(t, c)
+	if r := <-got; r.err != nil || r.n != int64(size) || r.sum != sum(h) {
+		t.Errorf("%d of %d bytes arrived, %v", r.n, size, r.err)
+	}
+}
+
+func sum(h hash.Hash) [32]byte { return [32]byte(h.Sum(nil)) }
+
+// pour writes size bytes of noise.
+func pour(w io.Writer, size int) error {
+	rng := rand.NewChaCha8([32]byte{7})
+	b := make([]byte, 64<<10)
+	for size > 0 {
+		b := b[:min(size, len(b))]
+		_, _ = rng.Read(b) // never fails
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		size -= len(b)
+	}
+	return nil
+}
+
+func TestStreamsOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, s setup, a, b *node) {
+		for family := range 2 {
+			transfer(t, a, b, family, 24<<20)
+			transfer(t, b, a, family, 24<<20)
+		}
+		for _, n := range []*node{a, b} {
+			for r, count := range n.Stats().Drops {
+				if count != 0 && r != router.DropNoise {
+					t.Errorf("host %d: %d drops for %v", n.i, count, r)
+				}
+			}
+		}
+		// A link that is narrower than was known fragments, and carries all.
+		a.ns.SetMTU("eth0", 1300)
+		b.ns.SetMTU("eth0", 1300)
+		for family := range 2 {
+			transfer(t, a, b, family, 4<<20)
+		}
+	})
+}
+
+// Stopping leaves the device with its addresses; whatever it is started with next, it goes on.
+func TestRestartOverKernel(t *testing.T) {
+	a, b := nodes(t, setups[0])
+	transfer(t, a, b, 0, 1<<20)
+	for _, s := range setups[:2] {
+		s.v6 = false
+		b.stop()
+		b = startNode(t, b.ns, 2, s)
+		b.Greet()
+		transfer(t, a, b, 0, 1<<20)
+		transfer(t, b, a, 1, 1<<20)
+	}
+}
+
+// A narrower way to one peer is told to the kernel, which tells the sender.
+func TestPathMTUOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, s setup, a, b *node) {
+		a.setPeer(2, s, 1300)
+		for family := range 2 {
+			level, option, value, headers := unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, 28
+			if family == 1 {
+				level, option, value, headers = unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, 48
+			}
+			there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
+			var here *net.UDPConn
+			a.ns.Do(func() {
+				d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+					return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }), err)
+				}}
+				c, err := d.Dial("udp", there.LocalAddr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				here = c.(*net.UDPConn)
+			})
+			defer closeIt(t, here)
+			if _, err := here.Write(make([]byte, 1301-headers)); err != nil {
+				t.Fatal(err)
+			}
+			// The answer arrives as an error of the socket.
+			for start := time.Now(); ; {
+				if _, err := here.Write(make([]byte, 1301-headers)); errors.Is(err, unix.EMSGSIZE) {
+					break
+				}
+				if time.Since(start) > 10*time.Second {
+					t.Fatalf("nobody told that 1301 bytes are too many: %v", a.Stats())
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			want := make([]byte, 1300-headers)
+			_, err := here.Write(want)
+			for start := time.Now(); errors.Is(err, unix.EMSGSIZE) && time.Since(start) < 10*time.Second; {
+				_, err = here.Write(want) // the errors of earlier packets come first
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := there.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			in := make([]byte, 2000)
+			if n, _, err := there.ReadFrom(in); n != len(want) || err != nil {
+				t.Errorf("got %d bytes, %v", n, err)
+			}
+			// And streams pass without it, by a smaller segment size in both directions.
+			transfer(t, a, b, family, 1<<20)
+			transfer(t, b, a, family, 1<<20)
+		}
+	})
+}
+
+// Whoever connects to an address that nobody has is told at once.
+func TestUnreachableOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, _ setup, a, _ *node) {
+		for _, to := range []netip.Addr{addr4(9, 9), addr6(9, 9)} {
+			var err error
+			a.ns.Do(func() {
+				var c net.Conn
+				if c, err = net.DialTimeout("tcp", netip.AddrPortFrom(to, 80).String(), 20*time.Second); err == nil {
+					closeIt(t, c)
+				}
+			})
+			if !errors.Is(err, unix.EHOSTUNREACH) {
+				t.Errorf("connecting to %v: %v", to, err)
+			}
+		}
+	})
+}
+
+// TestPingOverKernel is a ping(8), by raw sockets.
+func TestPingOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, _ setup, a, _ *node) {
+		for family, network := range []string{"ip4:icmp", "ip6:ipv6-icmp"} {
+			request, reply := byte(8), byte(0)
+			if family == 1 {
+				request, reply = 128, 129
+			}
+			var c *net.IPConn
+			a.ns.Do(func() {
+				var err error
+				if c, err = net.DialIP(network, nil, &net.IPAddr{IP: addrs(2)[family].AsSlice()}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			defer closeIt(t, c)
+			echo := append([]byte{request, 0, 0, 0, 0x77, 0x66, 0, 1}, strings.Repeat("ping", 14)...)
+			if family == 0 {
+				binary.BigEndian.PutUint16(echo[2:], ^checksum(0, echo)) // for ICMPv6 the kernel does it
+			}
+			if _, err := c.Write(echo); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			for in := make([]byte, 200); ; {
+				n, _, err := c.ReadFromIP(in)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n > 0 && in[0] == reply {
+					if !bytes.Equal(in[4:n], echo[4:]) {
+						t.Errorf("%x came back for %x", in[:n], echo)
+					}
+					break
+				}
+			}
+		}
+	})
+}
+
+func TestDeviceDeletedOverKernel(t *testing.T) {
+	inEachSetup(t, func(t *testing.T, _ setup, a, _ *node) {
+		a.ns.Do(func() {
+			if err := tun.Delete("weft0"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		err := <-a.ended
+		if !errors.Is(err, os.ErrClosed) || !strings.Contains(err.Error(), "weft0 was deleted while in use: start again to make a new one") {
+			t.Errorf("Run ended with %v", err)
+		}
+		a.cancel()
+		a.ended = nil
+		a.close()
+	})
+}
+
+func TestSocketClosedOverKernel(t *testing.T) {
+	a, _ := nodes(t, setups[1])
+	closeIt(t, a.conns[1])
+	err := <-a.ended
+	if !errors.Is(err, os.ErrClosed) || !strings.Contains(err.Error(), "router shard 1: receiving on UDP port 6783: ") {
+		t.Errorf("Run ended with %v", err)
+	}
+	a.cancel()
+	a.ended = nil
+	a.close()
+}
+
+// A device that is down loses packets and nothing else.
+func TestDeviceDownOverKernel(t *testing.T) {
+	a, b := nodes(t, setups[0])
+	here := a.listenUDP(netip.AddrPortFrom(addr4(1, 1), 5000))
+	there := b.listenUDP(netip.AddrPortFrom(addr4(2, 1), 5000))
+	exchange(t, here, there, []byte("up"))
+	setLink := func(set func(netlink.Link) error) {
+		b.ns.Do(func() {
+			link, err := netlink.LinkByName("weft0")
+			if err == nil {
+				err = set(link)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	setLink(netlink.LinkSetDown)
+	for start := time.Now(); b.Stats().Drops[router.DropWrite] == 0; {
+		if _, err := here.WriteTo([]byte("down"), there.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("no write failed: %v", b.Stats())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	setLink(netlink.LinkSetUp)
+	exchange(t, here, there, []byte("up again"))
+}

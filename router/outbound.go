@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/underlay"
+)
+
+// The way out: TUN -> route -> split -> seal -> UDP.
+
+// transmit reads packets from the queue, for one turn, and sends them. more tells that there may be
+// others. An error ends the shard.
+func (s *shard) transmit(now time.Time) (more bool, err error) {
+	known := s.r.current.Load()
+	size := 0
+	more = true
+	for n := 0; n < turnPackets && size < turnBytes; n++ {
+		if !s.out.roomy() {
+			if err := s.flush(); err != nil {
+				return false, err
+			}
+			if s.out.blocked {
+				break
+			}
+		}
+		length, err := s.queue.Read(s.frame)
+		if err != nil {
+			if err := s.failed(err, DropRead); err != nil {
+				return false, err
+			}
+			more = false
+			break
+		}
+		if length == 0 {
+			more = false
+			break
+		}
+		s.failures = 0
+		size += length
+		if err := s.outbound(known, s.frame[:length], now); err != nil {
+			return false, err
+		}
+	}
+	if err := s.settleTx(now); err != nil {
+		return false, err
+	}
+	return more, s.flush()
+}
+
+// outbound handles one packet or superpacket as the queue gave it.
+func (s *shard) outbound(known *snapshot, frame []byte, now time.Time) error {
+	var h packet.VNetHdr
+	if s.vnet {
+		if err := h.Decode(frame); err != nil {
+			s.stats.drop(DropLocal)
+			return nil
+		}
+		frame = frame[packet.VNetHdrLen:]
+	}
+	var p packet.Packet
+	if err := p.Parse(frame); err != nil {
+		s.stats.drop(DropLocal)
+		return nil
+	}
+	frame = frame[:p.Len]
+	if isNoise(&p) {
+		s.stats.drop(DropNoise)
+		return nil
+	}
+	to, ok := known.routes.Lookup(p.Dst)
+	switch {
+	case !ok:
+		s.stats.drop(DropNoRoute)
+		return s.unreachable(known, frame, &p, now)
+	case to == self:
+		s.stats.drop(DropNoWorkload)
+		return s.unreachable(known, frame, &p, now)
+	}
+	if err := s.split.Init(frame, h); err != nil {
+		s.stats.drop(DropLocal)
+		return nil
+	}
+	return s.forward(known, to, &p, now)
+}
+
+// forward sends the segments in the splitter to the peer.
+func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, now time.Time) error {
+	mtu := known.mtuTo(to)
+	if s.txRun.peer != to {
+		if err := s.settleTx(now); err != nil {
+			return err
+		}
+		s.txRun.peer = to
+	}
+	s.txRun.key = to.sess.Key(now)
+	addr, _ := to.target()
+	first := true
+	for segment, ok := s.split.Next(); ok; segment, ok = s.split.Next() {
+		if first { // and no later one is larger
+			first = false
+			if len(segment) > mtu && p.DF || len(segment) > MaxMTU {
+				s.stats.drop(DropTooBig)
+				return s.tooBig(known, segment, p, mtu, now)
+			}
+			if mtu < known.local.MTU {
+				packet.ClampMSS(segment, p, mtu)
+			}
+		}
+		if err := s.seal(to, addr, segment, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// seal puts one packet, sealed under the key of txRun, into the batch, or lets it wait for a key.
+func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, now time.Time) error {
+	if s.txRun.key != nil {
+		if !s.out.fits(len(plain)) {
+			if err := s.flush(); err != nil {
+				return err
+			}
+			if !s.out.fits(len(plain)) {
+				s.stats.drop(DropFull)
+				return nil
+			}
+		}
+		if s.out.seal(s.txRun.key, to, plain, addr) {
+			s.txRun.packets++
+			s.txRun.bytes += uint64(len(plain))
+			return nil
+		}
+		s.txRun.key = nil // used up, or the peer is gone
+	}
+	return s.wait(to, plain, now)
+}
+
+// wait queues a packet for a peer to which there is no key, and asks for one.
+func (s *shard) wait(to *peer, plain []byte, now time.Time) error {
+	if to.removed.Load() {
+		s.stats.drop(DropNoRoute)
+		return nil
+	}
+	if to.pending.put(plain, now) {
+		s.stats.drop(DropQueue)
+	}
+	s.initiate(to, now)
+	// A key that another shard got in the meantime has found the queue as it was before.
+	if to.sess.Key(now) != nil {
+		return s.flushPending(to, now)
+	}
+	return nil
+}
+
+// flushPending sends what has waited for a key to the peer.
+func (s *shard) flushPending(to *peer, now time.Time) error {
+	waited := to.pending.take()
+	if len(waited) == 0 {
+		return nil
+	}
+	if err := s.settleTx(now); err != nil {
+		return err
+	}
+	s.txRun.peer, s.txRun.key = to, to.sess.Key(now)
+	addr, _ := to.target()
+	for _, w := range waited {
+		if s.txRun.key == nil || now.Sub(w.at) > pendingLife {
+			s.stats.drop(DropStale)
+			continue
+		}
+		if err := s.seal(to, addr, w.b, now); err != nil {
+			return err
+		}
+	}
+	return s.settleTx(now)
+}
+
+// settleTx tells the session and the counters of txRun.
+func (s *shard) settleTx(now time.Time) error {
+	t := s.txRun
+	s.txRun = run{}
+	if t.packets == 0 {
+		return nil
+	}
+	s.stats.tx.add(t.packets, t.bytes)
+	t.peer.tx.add(t.packets, t.bytes)
+	if t.peer.sess.Sent(now, false) {
+		s.initiate(t.peer, now)
+	}
+	s.r.timers.touch(t.peer)
+	return nil
+}
+
+// isNoise tells what a kernel says to the link unasked, and what no unicast network carries.
+func isNoise(p *packet.Packet) bool {
+	return p.Dst.IsMulticast() || p.Dst.IsLinkLocalUnicast() || p.Src.IsLinkLocalUnicast() ||
+		p.Src.IsUnspecified() || p.Dst.IsUnspecified() || p.Dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// unreachable tells the sender of a packet that nobody has its destination.
+func (s *shard) unreachable(known *snapshot, orig []byte, p *packet.Packet, now time.Time) error {
+	from := known.local.gateway(p)
+	if !from.IsValid() || !s.icmpLimit.allow(now) {
+		return nil
+	}
+	return s.deliverICMP(packet.Unreachable(s.icmpBuf[packet.VNetHdrLen:], orig, from))
+}
+
+// tooBig tells the sender of a packet what size it may have.
+func (s *shard) tooBig(known *snapshot, orig []byte, p *packet.Packet, mtu int, now time.Time) error {
+	from := known.local.gateway(p)
+	if !from.IsValid() || !s.tooBigLimit.allow(now) {
+		return nil
+	}
+	return s.deliverICMP(packet.TooBig(s.icmpBuf[packet.VNetHdrLen:], orig, from, mtu))
+}
+
+// deliverICMP writes the n bytes in icmpBuf to the TUN device; 0 means that none must be sent.
+func (s *shard) deliverICMP(n int) error {
+	if n == 0 {
+		return nil
+	}
+	return s.deliver(s.icmpBuf[:packet.VNetHdrLen+n])
+}
+
+// gateway returns the source of ICMP errors about p.
+func (l *Local) gateway(p *packet.Packet) netip.Addr {
+	if p.Src.Is4() {
+		return l.Gateway4
+	}
+	return l.Gateway6
+}
+
+const (
+	transmitMessages = 128
+	transmitArena    = 160 << 10
+	// roomyMessages and roomyBytes are what a superpacket of segments of 1 KiB or more takes.
+	roomyMessages = 64
+	roomyBytes    = 80 << 10
+)
+
+// transmitBatch holds sealed datagrams until they are sent together.
+type transmitBatch struct {
+	arena    []byte // the datagrams, one after the other
+	messages []underlay.Message
+	peers    []*peer // receiver of each, for errors
+	sent     int     // how many of messages are done
+	blocked  bool    // the socket is full
+}
+
+func (b *transmitBatch) init() {
+	b.arena = make([]byte, 0, transmitArena)
+	b.messages = make([]underlay.Message, 0, transmitMessages)
+	b.peers = make([]*peer, 0, transmitMessages)
+}
+
+// roomy tells whether the next packet will fit, even if it is a usual superpacket.
+func (b *transmitBatch) roomy() bool {
+	return len(b.messages)+roomyMessages <= cap(b.messages) && len(b.arena)+roomyBytes <= cap(b.arena)
+}
+
+// fits tells whether a packet of n bytes fits.
+func (b *transmitBatch) fits(n int) bool {
+	return len(b.messages) < cap(b.messages) && len(b.arena)+n+session.Overhead+session.Padding <= cap(b.arena)
+}
+
+// seal appends a packet, which must fit. It reports false if the key is of no use.
+func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, addr netip.AddrPort) bool {
+	at := len(b.arena)
+	sealed, err := k.Seal(b.arena, plain)
+	if err != nil {
+		return false
+	}
+	b.arena = sealed
+	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Addr: addr})
+	b.peers = append(b.peers, to)
+	return true
+}
+
+// flush sends the batch, or as much as the socket takes; then the batch is blocked. An error ends the shard.
+func (s *shard) flush() error {
+	b := &s.out
+	for b.sent < len(b.messages) {
+		if b.blocked {
+			return nil
+		}
+		n, err := s.conn.Send(b.messages[b.sent:])
+		b.sent += n
+		switch {
+		case err == nil:
+			b.blocked = b.sent < len(b.messages)
+		case errors.Is(err, os.ErrClosed):
+			return err
+		default: // concerns one datagram
+			s.stats.drop(DropSend)
+			b.peers[b.sent].fail(err)
+			b.sent++
+		}
+	}
+	b.arena, b.messages, b.peers, b.sent = b.arena[:0], b.messages[:0], b.peers[:0], 0
+	return nil
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/weftnet/weft/router/session"
+)
+
+func TestNextTarget(t *testing.T) {
+	a := []netip.AddrPort{
+		netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:2"), netip.MustParseAddrPort("[2001:db8::3]:3"),
+	}
+	elsewhere := netip.MustParseAddrPort("198.51.100.9:9")
+	for _, c := range []struct {
+		name       string
+		candidates []netip.AddrPort
+		heard      netip.AddrPort
+		want       []netip.AddrPort // one round
+	}{
+		{"nothing known", nil, netip.AddrPort{}, nil},
+		{"candidates only", a, netip.AddrPort{}, a},
+		{"heard only", nil, elsewhere, []netip.AddrPort{elsewhere}},
+		{"heard elsewhere", a, elsewhere, []netip.AddrPort{elsewhere, a[0], a[1], a[2]}},
+		{"heard at the first", a, a[0], []netip.AddrPort{a[0], a[1], a[2]}},
+		{"heard at the second", a, a[1], []netip.AddrPort{a[1], a[0], a[2]}},
+		{"heard at the last", a, a[2], []netip.AddrPort{a[2], a[0], a[1]}},
+	} {
+		p := new(peer)
+		p.config.Store(&Peer{Endpoints: c.candidates})
+		if c.heard.IsValid() {
+			p.endpoint.Store(&c.heard)
+		}
+		for round := range 2 {
+			for i, want := range c.want {
+				if got, ok := p.nextTarget(); got != want || !ok {
+					t.Errorf("%s, round %d: attempt %d goes to %v, want %v", c.name, round, i, got, want)
+				}
+			}
+		}
+		if _, ok := p.nextTarget(); ok != (len(c.want) > 0) {
+			t.Errorf("%s: there is an address: %v", c.name, ok)
+		}
+		p.settled()
+		if len(c.want) > 0 {
+			if got, _ := p.nextTarget(); got != c.want[0] {
+				t.Errorf("%s: after a success the next attempt goes to %v, want %v", c.name, got, c.want[0])
+			}
+		}
+	}
+}
+
+// The queue against a slow one: a slice.
+func TestPending(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var q pending
+		var want []queued
+		now := time.Unix(1e9, 0)
+		for range rapid.IntRange(0, 400).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 200).Draw(t, "ms")) * time.Millisecond)
+			switch rapid.SampledFrom([]string{"put", "put", "put", "put", "put", "put", "expire", "take"}).Draw(t, "step") {
+			case "put":
+				b := rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, "packet")
+				full := len(want) == session.MaxQueued
+				if full {
+					want = want[1:]
+				}
+				want = append(want, queued{slices.Clone(b), now})
+				if dropped := q.put(b, now); dropped != full {
+					t.Fatalf("put reports %v, want %v", dropped, full)
+				}
+				clear(b) // the queue has a copy
+			case "expire":
+				n := 0
+				for len(want) > 0 && now.Sub(want[0].at) >= pendingLife {
+					want, n = want[1:], n+1
+				}
+				var next time.Time
+				if len(want) > 0 {
+					next = want[0].at.Add(pendingLife)
+				}
+				if dropped, at := q.expire(now); dropped != n || at != next {
+					t.Fatalf("expire: %d and %v, want %d and %v", dropped, at, n, next)
+				}
+			case "take":
+				got := q.take()
+				if len(got) != len(want) {
+					t.Fatalf("took %d, want %d", len(got), len(want))
+				}
+				for i := range got {
+					if string(got[i].b) != string(want[i].b) || got[i].at != want[i].at {
+						t.Fatalf("packet %d of %d is %v, want %v", i, len(got), got[i], want[i])
+					}
+				}
+				want = nil
+			}
+		}
+	})
+}
+
+func TestLimiter(t *testing.T) {
+	l := limiter{rate: 10, burst: 3}
+	now := time.Unix(1e9, 0)
+	passed := func(n int) (ok int) {
+		for range n {
+			if l.allow(now) {
+				ok++
+			}
+		}
+		return ok
+	}
+	for _, c := range []struct {
+		later time.Duration
+		want  int
+	}{{0, 3}, {0, 0}, {100 * time.Millisecond, 1}, {time.Hour, 3}, {-time.Hour, 0}, {time.Second, 3}} {
+		now = now.Add(c.later)
+		if got := passed(10); got != c.want {
+			t.Errorf("%v later %d pass, want %d", c.later, got, c.want)
+		}
+	}
+}
+
+func TestInnerMTU(t *testing.T) {
+	for _, c := range [][2]int{{1500, 1408}, {9000, 8912}, {1450, 1360}, {1280, 1280}, {0, 1280}, {65536, MaxMTU}} {
+		got := InnerMTU(c[0])
+		if got != c[1] {
+			t.Errorf("InnerMTU(%d) = %d, want %d", c[0], got, c[1])
+		}
+		padded := (got + session.Padding - 1) / session.Padding * session.Padding
+		if got > minMTU && padded+session.Overhead+40+8 > c[0] {
+			t.Errorf("InnerMTU(%d) = %d does not fit", c[0], got)
+		}
+	}
+	if MaxMTU+session.Overhead > maxDatagram {
+		t.Error("MaxMTU does not fit a receive buffer")
+	}
+}
+
+func TestReasons(t *testing.T) {
+	seen := map[string]bool{}
+	for r := range reasons {
+		name := r.String()
+		if name == "" || seen[name] || strings.ContainsAny(name, " _()") {
+			t.Errorf("reason %d has the name %q", r, name)
+		}
+		seen[name] = true
+	}
+	if reasons.String() != "reason(29)" {
+		t.Error(reasons.String())
+	}
+	for err, want := range map[error]Reason{
+		session.ErrShort: DropShort, session.ErrMAC1: DropMAC1, session.ErrUnknownPeer: DropUnknownPeer, session.ErrReplay: DropReplay,
+		session.ErrFlood: DropFlood, session.ErrIndex: DropIndex, session.ErrAuth: DropAuth, session.ErrExpired: DropExpired,
+		session.ErrType: DropType, session.ErrSuite: DropSuite, session.ErrUnderLoad: DropUnderLoad, unix.EIO: DropAuth,
+	} {
+		if got := reasonOf(err); got != want {
+			t.Errorf("%v is counted as %v, want %v", err, got, want)
+		}
+	}
+}
+
+// fdQueue and fdConn have nothing but a descriptor.
+type (
+	fdQueue struct {
+		Queue
+		fd int
+	}
+	fdConn struct {
+		Conn
+		fd int
+	}
+)
+
+func (q fdQueue) FD() int { return q.fd }
+func (c fdConn) FD() int  { return c.fd }
+
+func TestEpoll(t *testing.T) {
+	event := func() int {
+		fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Close(fd); err != nil {
+				t.Error(err)
+			}
+		})
+		return fd
+	}
+	set := func(fd int) {
+		var one [8]byte
+		binary.NativeEndian.PutUint64(one[:], 1)
+		if _, err := unix.Write(fd, one[:]); err != nil {
+			t.Error(err)
+		}
+	}
+	unset := func(fd int) {
+		var b [8]byte
+		if _, err := unix.Read(fd, b[:]); err != nil {
+			t.Error(err)
+		}
+	}
+	q, c := event(), event()
+	p, err := newEpoll(fdQueue{fd: q}, fdConn{fd: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := func(want Events, timeout time.Duration, expect Events) {
+		t.Helper()
+		if got, err := p.Wait(want, timeout); got != expect || err != nil {
+			t.Errorf("Wait(%b) = %b, %v, want %b", want, got, err, expect)
+		}
+	}
+	const both = ReadTUN | ReadUDP
+	wait(both, 0, 0)
+	wait(both, time.Millisecond, 0)
+	set(q)
+	wait(both, -1, ReadTUN)
+	wait(both, -1, ReadTUN) // a level
+	wait(ReadUDP, 0, 0)
+	set(c)
+	wait(both, -1, both)
+	wait(ReadUDP|WriteUDP, -1, ReadUDP|WriteUDP)
+	unset(c)
+	wait(ReadUDP|WriteUDP, -1, WriteUDP)
+	wait(ReadUDP, 0, 0)
+	unset(q)
+	wait(both, 0, 0)
+	p.Wake()
+	wait(both, -1, 0)
+	wait(both, 0, 0) // once
+	done := make(chan error)
+	go func() {
+		_, err := p.Wait(both, -1)
+		done <- err
+	}()
+	p.Wake()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	p.Wake()
+	if _, err := newEpoll(fdQueue{fd: -1}, fdConn{fd: c}); err == nil {
+		t.Error("a bad descriptor was accepted")
+	}
+}

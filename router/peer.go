@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftnet/weft/router/session"
+)
+
+// pendingLife is how long a packet may wait for a key. Later it would only confuse whoever sent it.
+const pendingLife = 10 * time.Second
+
+// peer is one peer at work.
+type peer struct {
+	// Fixed.
+	key  session.PublicKey
+	sess *session.Peer
+
+	// Written by SetPeers.
+	config  atomic.Pointer[Peer]
+	removed atomic.Bool
+
+	// Written by whichever goroutine it happens in.
+	endpoint  atomic.Pointer[netip.AddrPort] // source of the last authenticated datagram; nil: none yet
+	attempt   atomic.Uint32                  // initiations since the last handshake that succeeded
+	lastError atomic.Pointer[error]
+	touched   atomic.Bool // its timers may have changed; see timers
+	rx, tx    traffic
+	pending   pending
+
+	// Owned by the timer goroutine.
+	active bool
+	next   time.Time // of the next Tick; zero: none
+	greet  time.Time // when to begin a handshake; zero: not
+}
+
+type traffic struct{ packets, bytes atomic.Uint64 }
+
+func (t *traffic) add(packets, bytes uint64) {
+	t.packets.Add(packets)
+	t.bytes.Add(bytes)
+}
+
+// target returns where datagrams for the peer go.
+func (p *peer) target() (netip.AddrPort, bool) {
+	if e := p.endpoint.Load(); e != nil {
+		return *e, true
+	}
+	if all := p.config.Load().Endpoints; len(all) > 0 {
+		return all[0], true
+	}
+	return netip.AddrPort{}, false
+}
+
+// nextTarget returns where the next initiation goes: first where the peer was last heard from, then to its candidates
+// in turn, and round again until a handshake succeeds.
+func (p *peer) nextTarget() (netip.AddrPort, bool) {
+	all := p.config.Load().Endpoints
+	heard := p.endpoint.Load()
+	n := len(all)
+	at := -1 // index of heard in all
+	if heard != nil {
+		if at = slices.Index(all, *heard); at < 0 {
+			n++
+		}
+	}
+	if n == 0 {
+		return netip.AddrPort{}, false
+	}
+	i := int((p.attempt.Add(1) - 1) % uint32(n))
+	switch {
+	case heard == nil:
+		return all[i], true
+	case i == 0:
+		return *heard, true
+	case at < 0 || i <= at: // those before heard move back by one
+		return all[i-1], true
+	}
+	return all[i], true
+}
+
+// reachable tells whether there is an address to begin a handshake with.
+func (p *peer) reachable() bool {
+	_, ok := p.target()
+	return ok
+}
+
+// settled notes that a handshake succeeded.
+func (p *peer) settled() {
+	p.attempt.Store(0)
+	p.lastError.Store(nil)
+}
+
+// fail notes an error. It allocates only if it is not the same as before.
+func (p *peer) fail(err error) {
+	if old := p.lastError.Load(); old == nil || *old != err {
+		p.lastError.Store(&err)
+	}
+}
+
+func (p *peer) stats(now time.Time) PeerStats {
+	c := p.config.Load()
+	sess := p.sess.Stats()
+	s := PeerStats{
+		Key:       p.key,
+		Name:      c.Name,
+		Heard:     p.endpoint.Load() != nil,
+		Suite:     sess.Suite,
+		State:     Idle,
+		Handshake: sess.LastHandshake,
+		RxPackets: p.rx.packets.Load(),
+		RxBytes:   p.rx.bytes.Load(),
+		TxPackets: p.tx.packets.Load(),
+		TxBytes:   p.tx.bytes.Load(),
+	}
+	s.Endpoint, _ = p.target()
+	if p.sess.Key(now) != nil {
+		s.State = Established
+	} else if sess.Handshaking {
+		s.State = Handshaking
+	}
+	if err := p.lastError.Load(); err != nil {
+		s.LastError = (*err).Error()
+	}
+	return s
+}
+
+// pending holds packets that wait for a key: the newest session.MaxQueued. It costs nothing while empty.
+type pending struct {
+	mu    sync.Mutex
+	ring  []queued
+	first int // index of the oldest
+	n     int
+}
+
+type queued struct {
+	b  []byte
+	at time.Time
+}
+
+// put keeps a copy of b and reports whether the oldest packet had to go for it.
+func (q *pending) put(b []byte, now time.Time) (dropped bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.ring == nil {
+		q.ring = make([]queued, session.MaxQueued)
+	}
+	slot := &q.ring[(q.first+q.n)%len(q.ring)]
+	if q.n == len(q.ring) {
+		q.first = (q.first + 1) % len(q.ring)
+		dropped = true
+	} else {
+		q.n++
+	}
+	slot.b = append(slot.b[:0], b...)
+	slot.at = now
+	return dropped
+}
+
+// take empties the queue and returns what was in it, oldest first.
+func (q *pending) take() []queued {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.n == 0 {
+		return nil
+	}
+	all := slices.Concat(q.ring[q.first:], q.ring[:q.first])[:q.n]
+	q.ring, q.first, q.n = nil, 0, 0
+	return all
+}
+
+// expire drops what has waited too long and returns how many packets that were, and when to look
+// again; zero if the queue is empty.
+func (q *pending) expire(now time.Time) (dropped int, next time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.n > 0 {
+		oldest := &q.ring[q.first]
+		if next = oldest.at.Add(pendingLife); now.Before(next) {
+			return dropped, next
+		}
+		oldest.b = nil
+		q.first = (q.first + 1) % len(q.ring)
+		q.n--
+		dropped++
+	}
+	q.ring, q.first = nil, 0
+	return dropped, time.Time{}
+}
+
+// endpointIndex finds the peer behind an address: for datagrams that cannot be told otherwise.
+type endpointIndex struct {
+	mu sync.RWMutex
+	m  map[netip.AddrPort]*peer
+}
+
+func (x *endpointIndex) init() { x.m = map[netip.AddrPort]*peer{} }
+
+func (x *endpointIndex) get(a netip.AddrPort) *peer {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.m[a]
+}
+
+// rebuild indexes all addresses of the peers. Where several claim one, the peer that was heard from
+// there goes first.
+func (x *endpointIndex) rebuild(peers []*peer) {
+	m := make(map[netip.AddrPort]*peer, len(peers))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, p := range peers {
+		for _, a := range p.config.Load().Endpoints {
+			m[a] = p
+		}
+	}
+	for _, p := range peers {
+		if e := p.endpoint.Load(); e != nil {
+			m[*e] = p
+		}
+	}
+	x.m = m
+}
+
+// move makes from the endpoint of p.
+func (x *endpointIndex) move(p *peer, from netip.AddrPort) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	old := p.endpoint.Swap(&from)
+	if p.removed.Load() {
+		return
+	}
+	if old != nil && x.m[*old] == p && !slices.Contains(p.config.Load().Endpoints, *old) {
+		delete(x.m, *old)
+	}
+	x.m[from] = p
+}

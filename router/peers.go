@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weftnet/weft/router/route"
+	"github.com/weftnet/weft/router/session"
+)
+
+// Peer is what shall be true of one peer.
+type Peer struct {
+	// Key identifies the peer. Two entries with one key are an error.
+	Key session.PublicKey
+	// Name is for people; it need not be unique.
+	Name string
+	// Endpoints are addresses where the peer may be found, best first. They are tried in turn, one
+	// for each attempt at a handshake, until the peer has shown where it is. None: wait for it to call.
+	Endpoints []netip.AddrPort
+	// Suite is the cryptography in which we begin handshakes.
+	Suite session.Suite
+	// Prefixes are the addresses that belong to the peer. No two peers may have the same one; they may nest.
+	Prefixes []netip.Prefix
+	// MTU is the largest inner packet for the peer in bytes; 0, or more than our own, means our own.
+	MTU int
+}
+
+// snapshot is what the shards know: built as a whole, never changed.
+type snapshot struct {
+	routes    *route.Table[*peer] // destination -> owner; the owner self is this host
+	bySession map[*session.Peer]*peer
+	byKey     map[session.PublicKey]*peer
+	peers     []*peer // in the order of SetPeers
+	local     Local
+}
+
+// self owns the prefixes of this host in a route table. It has no session.
+var self = new(peer)
+
+// SetPeers makes the given peers the only ones. Peers that stay, by key and suite, keep their sessions,
+// their counters and the endpoint that they were last heard from; others lose theirs at once. Nothing
+// of the slice is kept. On error nothing has changed; it names the peer or prefix that is wrong.
+func (r *Router) SetPeers(peers []Peer) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	desired := make([]Peer, len(peers))
+	for i, p := range peers {
+		p.Endpoints = cleanEndpoints(p.Endpoints)
+		p.Prefixes = slices.Clone(p.Prefixes)
+		desired[i] = p
+	}
+	old := r.current.Load()
+	next := &snapshot{
+		bySession: make(map[*session.Peer]*peer, len(desired)),
+		byKey:     make(map[session.PublicKey]*peer, len(desired)),
+		local:     old.local,
+	}
+	var added, replaced []*peer
+	for i := range desired {
+		d := &desired[i]
+		if next.byKey[d.Key] != nil {
+			return fmt.Errorf("peer %s (%s) is given twice", d.Name, d.Key)
+		}
+		p := old.byKey[d.Key]
+		switch {
+		case p == nil:
+			p = &peer{key: d.Key}
+			added = append(added, p)
+		case p.config.Load().Suite != d.Suite:
+			if !d.Suite.Valid() {
+				return fmt.Errorf("peer %s: unknown %s", d.Name, d.Suite)
+			}
+			heard := p.endpoint.Load()
+			p = &peer{key: d.Key}
+			p.endpoint.Store(heard)
+			replaced = append(replaced, p)
+		}
+		next.byKey[d.Key] = p
+		next.peers = append(next.peers, p)
+	}
+	var err error
+	if next.routes, err = buildRoutes(desired, next); err != nil {
+		return err
+	}
+	if err := r.admit(desired, added, next); err != nil {
+		r.forget(added)
+		return err
+	}
+	// From here on nothing fails: the keys of those replaced have been admitted before.
+	for _, p := range replaced {
+		r.machine.RemovePeer(old.byKey[p.key].sess)
+	}
+	if err := r.admit(desired, replaced, next); err != nil {
+		return err
+	}
+	for i, p := range next.peers {
+		p.config.Store(&desired[i])
+		next.bySession[p.sess] = p
+	}
+	r.desired = desired
+	r.current.Store(next)
+	r.endpoints.rebuild(next.peers)
+	r.forget(slices.DeleteFunc(slices.Clone(old.peers), func(p *peer) bool { return next.bySession[p.sess] != nil }))
+	r.welcome(added)
+	return nil
+}
+
+// admit opens the sessions of peers that are new in next.
+func (r *Router) admit(desired []Peer, peers []*peer, next *snapshot) error {
+	for i, p := range next.peers {
+		if !slices.Contains(peers, p) {
+			continue
+		}
+		d := &desired[i]
+		sess, err := r.machine.AddPeer(session.PeerConfig{Public: d.Key, Preshared: r.config.Preshared, Suite: d.Suite})
+		if err != nil {
+			return fmt.Errorf("peer %s: %w", d.Name, err)
+		}
+		p.sess = sess
+	}
+	return nil
+}
+
+// forget ends what the peers had. They are no longer, or were never, in the snapshot.
+func (r *Router) forget(peers []*peer) {
+	for _, p := range peers {
+		p.removed.Store(true)
+		if p.sess != nil {
+			r.machine.RemovePeer(p.sess)
+		}
+		p.pending.take()
+	}
+}
+
+// welcome calls those new peers that have knocked in vain a short while ago, when we did not yet
+// know them: they would try again only after session.RekeyTimeout.
+func (r *Router) welcome(added []*peer) {
+	now := r.config.Now()
+	for _, p := range added {
+		if slices.ContainsFunc(p.config.Load().Endpoints, func(a netip.AddrPort) bool { return r.suspects.knocked(a.Addr(), now) }) {
+			r.timers.greet(p, now)
+		}
+	}
+}
+
+// SetLocal tells what belongs to this host.
+func (r *Router) SetLocal(l Local) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l.Prefixes = slices.Clone(l.Prefixes)
+	if l.MTU <= 0 || l.MTU > MaxMTU {
+		l.MTU = MaxMTU
+	}
+	next := *r.current.Load()
+	next.local = l
+	routes, err := buildRoutes(r.desired, &next)
+	if err != nil {
+		// SetPeers has accepted these peers, and prefixes of this host make no error.
+		r.config.Log.Error("routes could not be rebuilt: " + err.Error())
+		return
+	}
+	next.routes = routes
+	r.current.Store(&next)
+}
+
+// buildRoutes makes the table for the peers of s, which desired describes, and the local prefixes of s.
+func buildRoutes(desired []Peer, s *snapshot) (*route.Table[*peer], error) {
+	own := make(map[netip.Prefix]bool, len(s.local.Prefixes))
+	var entries []route.Entry[*peer]
+	for _, p := range s.local.Prefixes {
+		if p, ok := route.Canonical(p); ok && !own[p] {
+			own[p] = true
+			entries = append(entries, route.Entry[*peer]{Prefix: p, Value: self})
+		}
+	}
+	owner := make(map[netip.Prefix]string)
+	for _, d := range desired {
+		for _, raw := range d.Prefixes {
+			p, ok := route.Canonical(raw)
+			if !ok {
+				return nil, fmt.Errorf("peer %s: %v is not a valid prefix", d.Name, raw)
+			}
+			if other, dup := owner[p]; dup {
+				return nil, fmt.Errorf("prefix %v is claimed by both %s and %s", p, other, d.Name)
+			}
+			owner[p] = d.Name
+			if !own[p] {
+				entries = append(entries, route.Entry[*peer]{Prefix: p, Value: s.byKey[d.Key]})
+			}
+		}
+	}
+	return route.New(entries)
+}
+
+// cleanEndpoints returns the usable ones of a list, each once, IPv4 unmapped.
+func cleanEndpoints(list []netip.AddrPort) []netip.AddrPort {
+	var clean []netip.AddrPort
+	for _, a := range list {
+		a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+		if a.IsValid() && a.Port() != 0 && !a.Addr().IsUnspecified() && !slices.Contains(clean, a) {
+			clean = append(clean, a)
+		}
+	}
+	return clean
+}
+
+// mtuTo returns the largest inner packet for p.
+func (s *snapshot) mtuTo(p *peer) int {
+	if mtu := p.config.Load().MTU; mtu > 0 && mtu < s.local.MTU {
+		return mtu
+	}
+	return s.local.MTU
+}
+
+// State tells how things stand with a peer.
+type State string
+
+// The states.
+const (
+	Idle        State = "idle"        // no key, and no reason to get one
+	Handshaking State = "handshaking" // no key, and trying
+	Established State = "established" // there is a key for sending
+)
+
+// PeerStats is what there is to tell about a peer.
+type PeerStats struct {
+	Key       session.PublicKey
+	Name      string
+	Endpoint  netip.AddrPort // where it was last heard from, or else its first candidate; may be invalid
+	Heard     bool           // it was heard from
+	Suite     session.Suite  // of the current session, or else that in which we begin
+	State     State
+	Handshake time.Time // when a key last came into use; zero: never
+	// Inner packets and bytes, without padding, since the peer was added.
+	RxPackets, RxBytes, TxPackets, TxBytes uint64
+	// LastError is why the last datagram could not be sent or the last handshake failed; empty if
+	// a handshake succeeded since.
+	LastError string
+}
+
+// PeerStats returns one entry per peer in the order of SetPeers.
+func (r *Router) PeerStats() []PeerStats {
+	now := r.config.Now()
+	var all []PeerStats
+	for _, p := range r.current.Load().peers {
+		all = append(all, p.stats(now))
+	}
+	return all
+}

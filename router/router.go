@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/router/session"
+)
+
+// ControlType is the first byte of datagrams that are not the router's own
+// but the mesh's. No message of a session begins with it.
+const ControlType = 16
+
+// Config is what a Router is made of. It does not change afterwards.
+type Config struct {
+	// Private is this host's key.
+	Private session.PrivateKey
+	// Preshared is mixed into every handshake; hosts with another one cannot talk to us.
+	Preshared session.PresharedKey
+	// TUN and Conns have one entry for each shard, at least one. They stay
+	// the caller's to close, after Run.
+	TUN   []Queue
+	Conns []Conn
+	// Poll makes the Poller of a shard; nil means epoll(7), for which the Queue and the
+	// Conn must have a method FD() int. Run closes what it makes.
+	Poll func(Queue, Conn) (Poller, error)
+	// Log gets what an operator should know; nil means nowhere.
+	Log *zap.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Rand is a cryptographic source that is safe for concurrent use; nil means crypto/rand.
+	Rand io.Reader
+	// Control gets the datagrams of the mesh without their first byte. It is called by the shards, concurrently, and must not
+	// block; b is valid only during the call. nil drops them.
+	Control func(b []byte, from netip.AddrPort, at time.Time)
+}
+
+// Local is what the router knows of its own host.
+type Local struct {
+	// Prefixes are the addresses of this host and its workloads: what peers may send to.
+	// Invalid ones are ignored. Where a peer has the very same prefix, this host goes first.
+	Prefixes []netip.Prefix
+	// Gateway4 and Gateway6 are the sources of the ICMP errors that the router sends to its
+	// workloads; it sends none in a family whose gateway is not valid. They should be addresses of the overlay
+	// that no device of this host has: of a packet that comes out of weft0 with a source of its
+	// own Linux thinks that it is forged, unless net.ipv4.conf.weft0.accept_local says otherwise.
+	Gateway4, Gateway6 netip.Addr
+	// MTU of the TUN device in bytes; at most MaxMTU, which 0 means.
+	MTU int
+}
+
+// Router carries packets. All methods are safe for concurrent use.
+type Router struct {
+	config   Config
+	public   session.PublicKey
+	machine  *session.Machine
+	shards   []*shard
+	timers   timers
+	suspects suspects
+	started  atomic.Bool
+
+	// current is what the shards work with, replaced as a whole under mu.
+	current   atomic.Pointer[snapshot]
+	endpoints endpointIndex
+
+	mu      sync.Mutex // serialises SetPeers and SetLocal
+	desired []Peer     // as last given to SetPeers
+}
+
+// New makes a router that has no peers and no prefixes yet. It starts nothing.
+func New(c Config) (*Router, error) {
+	if len(c.TUN) == 0 || len(c.TUN) != len(c.Conns) {
+		return nil, fmt.Errorf("router: %d TUN queues and %d UDP sockets: there must be one of each per shard", len(c.TUN), len(c.Conns))
+	}
+	if c.Poll == nil {
+		for i := range c.TUN {
+			if !hasFD(c.TUN[i]) || !hasFD(c.Conns[i]) {
+				return nil, errors.New("router: queues and conns without descriptors need a Config.Poll")
+			}
+		}
+		c.Poll = newEpoll
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	machine, err := session.New(session.Config{Private: c.Private, Rand: c.Rand})
+	if err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
+	r := &Router{config: c, public: c.Private.Public(), machine: machine}
+	r.timers.init()
+	r.suspects.init(c.Log)
+	r.endpoints.init()
+	for i := range c.TUN {
+		r.shards = append(r.shards, newShard(r, i, c.TUN[i], c.Conns[i]))
+	}
+	r.current.Store(&snapshot{local: Local{MTU: MaxMTU}})
+	return r, nil
+}
+
+// Run carries packets until ctx ends, which is no error, or until something that it cannot
+// go on without is gone: a TUN device deleted or a socket closed under it; the error says what.
+// It returns when all its goroutines have ended. It may be called once.
+func (r *Router) Run(ctx context.Context) error {
+	if !r.started.CompareAndSwap(false, true) {
+		return errors.New("router: Run was called twice")
+	}
+	var pollers []Poller
+	for _, s := range r.shards {
+		p, err := r.config.Poll(s.queue, s.conn)
+		if err != nil {
+			return errors.Join(fmt.Errorf("router: %w", err), closeAll(pollers))
+		}
+		s.poller = p
+		pollers = append(pollers, p)
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, len(r.shards))
+	for _, s := range r.shards {
+		go func() { ended <- s.run() }()
+	}
+	var timers sync.WaitGroup
+	timers.Go(func() { r.runTimers(ctx) })
+
+	var errs []error
+	running := len(r.shards)
+	select {
+	case <-ctx.Done():
+	case err := <-ended:
+		running--
+		errs = append(errs, err)
+	}
+	cancel()
+	for _, s := range r.shards {
+		s.stop.Store(true)
+		s.poller.Wake()
+	}
+	for range running {
+		errs = append(errs, <-ended)
+	}
+	timers.Wait()
+	return errors.Join(append(errs, closeAll(pollers))...)
+}
+
+func closeAll(pollers []Poller) error {
+	var errs []error
+	for _, p := range pollers {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// SendControl sends b, with the type byte before it, to the mesh's part of another host. An error says why this one
+// datagram could not leave; none does not mean that it arrived.
+func (r *Router) SendControl(b []byte, to netip.AddrPort) error {
+	msg := slices.Concat([]byte{ControlType}, b)
+	if err := r.config.Conns[0].SendTo(msg, to); err != nil {
+		return fmt.Errorf("sending a gossip packet to %v: %w", to, err)
+	}
+	r.shards[0].stats.controlTx.Add(1)
+	return nil
+}
+
+// Greet begins a handshake with every peer that has an endpoint, spread over about a
+// second: after a restart the peers learn so that our old keys are gone.
+func (r *Router) Greet() {
+	now := r.config.Now()
+	peers := r.current.Load().peers
+	gap := min(greetGap, greetSpan/time.Duration(max(len(peers), 1)))
+	for i, p := range peers {
+		r.timers.greet(p, now.Add(time.Duration(i)*gap))
+	}
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package routertest
+
+import (
+	"net/netip"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a network namespace of the kernel that exists as long as its test. It has no name, so nothing is left behind
+// even if the test is killed.
+type Namespace struct {
+	tb     testing.TB
+	handle netns.NsHandle
+}
+
+// NewNamespace makes a namespace whose loopback device is up. It fails the test where
+// that is not allowed.
+func NewNamespace(tb testing.TB) *Namespace {
+	tb.Helper()
+	n := &Namespace{tb: tb}
+	onThread(tb, func() {
+		var err error
+		if n.handle, err = netns.New(); err != nil {
+			tb.Fatalf("making a network namespace: %v (these tests need root)", err)
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			tb.Fatalf("loopback: %v", err)
+		}
+	})
+	tb.Cleanup(func() {
+		if err := n.handle.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return n
+}
+
+// Do runs f on a thread in the namespace and returns when f has. f may use tb.Fatal.
+func (n *Namespace) Do(f func()) {
+	n.tb.Helper()
+	onThread(n.tb, func() {
+		if err := netns.Set(n.handle); err != nil {
+			n.tb.Fatal(err)
+		}
+		f()
+	})
+}
+
+// onThread runs f on a thread of its own, which is not used for anything else afterwards.
+func onThread(tb testing.TB, f func()) {
+	tb.Helper()
+	returned := false
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		f()
+		returned = true
+	}()
+	<-done
+	if !returned {
+		tb.FailNow()
+	}
+}
+
+// Link joins two namespaces by a veth pair called eth0 on either side, with one IPv4 and one IPv6
+// address each: .1 and .2 of 192.0.2.0/24, and ::1 and ::2 of 2001:db8::/64.
+func Link(a, b *Namespace, mtu int) {
+	a.tb.Helper()
+	a.Do(func() {
+		err := netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: mtu},
+			PeerName:  "eth0", PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(b.handle),
+		})
+		if err != nil {
+			a.tb.Fatalf("veth pair: %v", err)
+		}
+	})
+	for i, n := range []*Namespace{a, b} {
+		host := byte(i + 1)
+		n.Address("eth0",
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, host}), 24),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: host}), 64))
+	}
+}
+
+// Address gives a device addresses, usable at once, and brings it up.
+func (n *Namespace) Address(device string, addrs ...netip.Prefix) {
+	n.tb.Helper()
+	n.Do(func() {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			n.tb.Fatalf("%s: %v", device, err)
+		}
+		for _, a := range addrs {
+			addr, err := netlink.ParseAddr(a.String())
+			if err != nil {
+				n.tb.Fatal(err)
+			}
+			if a.Addr().Is6() {
+				addr.Flags = unix.IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(link, addr); err != nil {
+				n.tb.Fatalf("address %v of %s: %v", a, device, err)
+			}
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			n.tb.Fatalf("%s: %v", device, err)
+		}
+	})
+}
+
+// SetMTU changes the MTU of a device.
+func (n *Namespace) SetMTU(device string, mtu int) {
+	n.tb.Helper()
+	n.Do(func() {
+		link, err := netlink.LinkByName(device)
+		if err == nil {
+			err = netlink.LinkSetMTU(link, mtu)
+		}
+		if err != nil {
+			n.tb.Fatalf("MTU of %s: %v", device, err)
+		}
+	})
+}

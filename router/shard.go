@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/underlay"
+)
+
+const (
+	// receiveBatch is how many datagrams are received at once.
+	receiveBatch = 64
+	// maxFrame is the largest read from a TUN queue.
+	maxFrame = packet.VNetHdrLen + 64<<10
+	// turnPackets and turnBytes bound what is read from the TUN queue before it is
+	// the datagrams' turn again.
+	turnPackets = 64
+	turnBytes   = 256 << 10
+	// idleWait is how long a shard sleeps at most. It then looks at both descriptors, so that a closed
+	// one, of which the kernel tells nobody, is noticed.
+	idleWait = time.Second
+	// maxFailures is how many errors in a row, without a packet between them, end a shard.
+	maxFailures = 1000
+)
+
+// shard is one event loop: its own TUN queue, UDP socket and buffers. All of it belongs to the
+// goroutine in run but for what is marked.
+type shard struct {
+	r      *Router
+	number int
+	queue  Queue
+	conn   Conn
+	poller Poller
+	stats  counters    // read by anybody
+	stop   atomic.Bool // written by Run
+
+	vnet     bool // packets of the queue have an offload header
+	failures int  // in a row
+
+	in    []underlay.Message // datagrams received
+	rxRun run                // datagrams of one session, not accounted for yet
+
+	frame []byte // read from the queue
+	split packet.Splitter
+	out   transmitBatch
+	txRun run // packets for one peer, not accounted for yet
+
+	handshakeBuf [session.InitiationSize]byte
+	icmpBuf      [packet.VNetHdrLen + minMTU]byte
+	icmpLimit    limiter // of errors that tell of an absent destination
+	tooBigLimit  limiter
+}
+
+func newShard(r *Router, number int, q Queue, c Conn) *shard {
+	s := &shard{
+		r: r, number: number, queue: q, conn: c,
+		vnet:        q.VNetHdr(),
+		in:          make([]underlay.Message, receiveBatch),
+		frame:       make([]byte, maxFrame),
+		icmpLimit:   limiter{rate: 100, burst: 50},
+		tooBigLimit: limiter{rate: 1000, burst: 200},
+	}
+	slab := make([]byte, receiveBatch*maxDatagram)
+	for i := range s.in {
+		s.in[i].Buf = slab[i*maxDatagram : (i+1)*maxDatagram : (i+1)*maxDatagram]
+	}
+	s.out.init()
+	return s
+}
+
+// run is the event loop. It returns nil when it is told to stop, and an error when it cannot go on.
+func (s *shard) run() error {
+	// The loop is a thread of its own, so that it neither waits for nor delays other goroutines.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := s.loop(); err != nil {
+		return fmt.Errorf("router shard %d: %w", s.number, err)
+	}
+	return nil
+}
+
+func (s *shard) loop() error {
+	var timeout time.Duration
+	for {
+		want := ReadUDP | ReadTUN
+		if s.out.blocked {
+			// While nothing can be sent nothing is read that would have to be: the kernel's queue in front of
+			// the TUN device is the right place for packets to wait, or to be dropped.
+			want = ReadUDP | WriteUDP
+		}
+		got, err := s.poller.Wait(want, timeout)
+		switch {
+		case s.stop.Load():
+			return nil
+		case err != nil:
+			return err
+		case got == 0 && timeout > 0:
+			got = want
+		}
+		now := s.r.config.Now()
+		var moreIn, moreOut bool
+		if got&WriteUDP != 0 {
+			s.out.blocked = false
+			if err := s.flush(); err != nil {
+				return err
+			}
+		}
+		if got&ReadUDP != 0 {
+			if moreIn, err = s.receive(now); err != nil {
+				return err
+			}
+		}
+		if got&ReadTUN != 0 && !s.out.blocked {
+			if moreOut, err = s.transmit(now); err != nil {
+				return err
+			}
+		}
+		timeout = idleWait
+		if moreIn || moreOut {
+			timeout = 0
+		}
+	}
+}
+
+// failed counts an error of the queue or the conn. It returns the error if the shard cannot go on:
+// if there is nothing behind the descriptor any more, or it has only errors to tell.
+func (s *shard) failed(err error, reason Reason) error {
+	if errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	s.stats.drop(reason)
+	if s.failures++; s.failures >= maxFailures {
+		return fmt.Errorf("%d errors in a row, the last: %w", s.failures, err)
+	}
+	return nil
+}
+
+// run accumulates what is told to a session once per batch: a number of packets that
+// were exchanged with one peer under one key.
+type run struct {
+	peer           *peer
+	key            *session.Keypair
+	packets, bytes uint64
+	data           bool // not only keepalives
+}
+
+// limiter is a token bucket. The zero value, without a rate, lets nothing pass.
+type limiter struct {
+	rate, burst float64 // per second; at once
+	tokens      float64
+	last        time.Time
+}
+
+func (l *limiter) allow(now time.Time) bool {
+	if l.last.IsZero() {
+		l.tokens = l.burst
+	} else if d := now.Sub(l.last); d > 0 {
+		l.tokens = min(l.burst, l.tokens+l.rate*d.Seconds())
+	}
+	l.last = now
+	if l.tokens < 1 {
+		return false
+	}
+	l.tokens--
+	return true
+}

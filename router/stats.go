@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/weftnet/weft/router/session"
+)
+
+// Reason is why a packet or datagram went no further.
+type Reason uint8
+
+// The reasons. In: datagrams, until they are packets; then packets from peers. Out: packets of this host.
+const (
+	DropShort       Reason = iota // in: too short for its type
+	DropLong                      // in: longer than any datagram of ours
+	DropType                      // in: of an unknown type
+	DropControl                   // in: gossip, and nobody here to take it
+	DropSuite                     // in: suite unknown, or not that of its session
+	DropMAC1                      // in: handshake that was not made for our key
+	DropUnknownPeer               // in: handshake by a key that is no peer's
+	DropReplay                    // in: seen before, or too old to tell
+	DropFlood                     // in: handshakes beyond what one sender may do
+	DropUnderLoad                 // in: handshake put off by a cookie
+	DropIndex                     // in: for a session that we do not have; after a restart there are some
+	DropAuth                      // in: does not authenticate
+	DropExpired                   // in: sealed by a key that is too old
+	DropMalformed                 // in: authentic, but no IP packet
+	DropSource                    // in: the inner source does not belong to the sender
+	DropTransit                   // in: the inner destination is not on this host
+	DropWrite                     // in: the TUN device did not take it
+	DropReceive                   // in: an error of the socket; how many datagrams it cost is not known
+	DropRead                      // out: an error of the TUN device
+	DropLocal                     // out: no IP packet, or an offload that is not known
+	DropNoise                     // out: multicast, link-local and the like
+	DropNoRoute                   // out: nobody owns the destination
+	DropNoWorkload                // out: the destination is ours, but not in use
+	DropTooBig                    // out: larger than the way to the peer, and not to be fragmented
+	DropNoEndpoint                // out: nothing is known about where the peer is
+	DropQueue                     // out: too many packets waited for a key
+	DropStale                     // out: waited too long for a key
+	DropSend                      // out: refused by the network
+	DropFull                      // out: the socket was full
+	reasons                       // how many there are
+)
+
+var reasonNames = [reasons]string{
+	"short", "long", "type", "control", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
+	"malformed", "source", "transit", "tun-write", "receive", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
+	"no-endpoint", "queue", "stale", "send", "full",
+}
+
+// String returns a short name, which does not change between versions.
+func (r Reason) String() string {
+	if r < reasons {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("reason(%d)", uint8(r))
+}
+
+// MarshalText returns the name.
+func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// Stats are counts since New.
+type Stats struct {
+	// Inner packets that were delivered to this host or sealed for a peer, and their bytes without padding.
+	RxPackets, RxBytes, TxPackets, TxBytes uint64
+	// Gossip datagrams received and sent.
+	ControlRx, ControlTx uint64
+	// Handshake messages that were accepted.
+	Handshakes uint64
+	// Drops has an entry for every Reason.
+	Drops map[Reason]uint64
+}
+
+// counters are the counts of one shard. The shard writes them, anybody reads them.
+type counters struct {
+	rx, tx               traffic
+	controlRx, controlTx atomic.Uint64
+	handshakes           atomic.Uint64
+	drops                [reasons]atomic.Uint64
+}
+
+// drop counts one.
+func (c *counters) drop(r Reason) { c.drops[r].Add(1) }
+
+// Stats returns the sums over all shards.
+func (r *Router) Stats() Stats {
+	s := Stats{Drops: make(map[Reason]uint64, reasons)}
+	for _, sh := range r.shards {
+		c := &sh.stats
+		s.RxPackets += c.rx.packets.Load()
+		s.RxBytes += c.rx.bytes.Load()
+		s.TxPackets += c.tx.packets.Load()
+		s.TxBytes += c.tx.bytes.Load()
+		s.ControlRx += c.controlRx.Load()
+		s.ControlTx += c.controlTx.Load()
+		s.Handshakes += c.handshakes.Load()
+		for i := range c.drops {
+			s.Drops[Reason(i)] += c.drops[i].Load()
+		}
+	}
+	return s
+}
+
+// reasonOf maps what the session says of a message, always a bare sentinel, to what is counted.
+func reasonOf(err error) Reason {
+	switch err {
+	case session.ErrReplay:
+		return DropReplay
+	case session.ErrExpired:
+		return DropExpired
+	case session.ErrIndex:
+		return DropIndex
+	case session.ErrShort:
+		return DropShort
+	case session.ErrType:
+		return DropType
+	case session.ErrSuite:
+		return DropSuite
+	case session.ErrMAC1:
+		return DropMAC1
+	case session.ErrUnknownPeer:
+		return DropUnknownPeer
+	case session.ErrFlood:
+		return DropFlood
+	case session.ErrUnderLoad:
+		return DropUnderLoad
+	}
+	return DropAuth
+}
