@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/netns"
+)
+
+// A namespace is a network namespace: an open descriptor, or [here].
+type namespace int
+
+// here is the namespace that the process runs in.
+const here namespace = -1
+
+// run runs f in the namespace. If that is another one, f runs on a thread that enters it and ends with f: no thread ever
+// leaves it again to run other code.
+func (n namespace) run(f func() error) error {
+	if n == here {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() { done <- n.enter(f) }()
+	return <-done
+}
+
+// enter runs f on its thread for good: the caller is a goroutine that ends next.
+func (n namespace) enter(f func() error) error {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread cannot end, and its namespace is what others see as that of the process. As long as it is
+		// locked to this goroutine, which only waits, another goroutine gets another thread.
+		defer runtime.UnlockOSThread()
+		return n.run(f)
+	}
+	if err := unix.Setns(int(n), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("entering a network namespace: %w; CAP_SYS_ADMIN is needed", err)
+	}
+	return f()
+}
+
+// id tells the namespace from others.
+func (n namespace) id() (netns.ID, error) {
+	if n == here {
+		// Not /proc/self: that is the main thread.
+		return netns.At("/proc/thread-self/ns/net")
+	}
+	return netns.At(fmt.Sprintf("/proc/self/fd/%d", int(n)))
+}
+
+// nftables returns a connection that needs no closing.
+func (n namespace) nftables() (*nftables.Conn, error) {
+	if n == here {
+		return nftables.New()
+	}
+	return nftables.New(nftables.WithNetNSFd(int(n)))
+}
+
+// open returns a connection for links, addresses and routes, usable from every thread.
+func (n namespace) open() (conn, error) {
+	var c conn
+	err := n.run(func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("opening a netlink socket: %w", err)
+		}
+		c.Handle = h
+		return nil
+	})
+	return c, err
+}
+
+// openWorkload opens the namespace of a workload, which must not be the host's. The caller closes the file.
+func openWorkload(path string, host namespace) (*os.File, error) {
+	target, err := netns.At(path)
+	if err != nil {
+		return nil, err
+	}
+	own, err := host.id()
+	if err != nil {
+		return nil, err
+	}
+	if target == own {
+		return nil, fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", path)
+	}
+	f, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return nil, fmt.Errorf("opening a network namespace: %w", err)
+	}
+	return f, nil
+}
+
+// conn talks to the kernel about one namespace.
+type conn struct{ *netlink.Handle }
+
+// link returns the interface of that name, nil if there is none.
+func (c conn) link(name string) (netlink.Link, error) {
+	l, err := c.LinkByName(name)
+	var absent netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &absent), errors.Is(err, unix.ENODEV):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("looking for interface %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// remove deletes an interface that may be gone already.
+func (c conn) remove(l netlink.Link) error {
+	if err := c.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("removing interface %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+func (c conn) links() ([]netlink.Link, error) {
+	l, err := dump(c.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing interfaces: %w", err)
+	}
+	return l, nil
+}
+
+// addrs lists the addresses of a link, or of all if l is nil.
+func (c conn) addrs(l netlink.Link, family int) ([]netlink.Addr, error) {
+	a, err := dump(func() ([]netlink.Addr, error) { return c.AddrList(l, family) })
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", err)
+	}
+	return a, nil
+}
+
+// routes lists the routes of the main table.
+func (c conn) routes(family int) ([]netlink.Route, error) {
+	r, err := dump(func() ([]netlink.Route, error) { return c.RouteList(nil, family) })
+	if err != nil {
+		return nil, fmt.Errorf("listing routes: %w", err)
+	}
+	return r, nil
+}
+
+func (c conn) neighbours(family int) ([]netlink.Neigh, error) {
+	n, err := dump(func() ([]netlink.Neigh, error) { return c.NeighList(0, family) })
+	if err != nil {
+		return nil, fmt.Errorf("listing neighbours: %w", err)
+	}
+	return n, nil
+}
+
+// dump repeats a listing that was disturbed by changes, so that it is never partial.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	const tries = 20
+	for i := 1; ; i++ {
+		l, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || i == tries {
+			return l, err
+		}
+	}
+}
+
+// families of netlink, by the address.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
