@@ -94,7 +94,7 @@ func TestNoDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	check()
-	srv, err := api.Listen(dir, &apitest.Daemon{}, zap.NewNop())
+	srv, err := api.Listen(t.Context(), dir, &apitest.Daemon{}, zap.NewNop())
 	if err != nil {
 		t.Fatalf("a dead daemon's socket was not replaced: %v", err)
 	}
@@ -108,9 +108,32 @@ func TestNoDaemon(t *testing.T) {
 	}
 }
 
+func TestRunDirGoesWithTheSocket(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, keep := range []bool{false, true} {
+		if keep {
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		srv, err := api.Listen(t.Context(), dir, &apitest.Daemon{}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := srv.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(dir); keep != (err == nil) {
+			t.Errorf("the directory was there before: %t; afterwards: %v", keep, err)
+		}
+	}
+}
+
 func TestSecondListenIsRefused(t *testing.T) {
 	dir := apitest.Serve(t, &apitest.Daemon{})
-	_, err := api.Listen(dir, &apitest.Daemon{}, zap.NewNop())
+	_, err := api.Listen(t.Context(), dir, &apitest.Daemon{}, zap.NewNop())
 	want := fmt.Sprintf("another daemon answers on %s; stop it (weft stop --run-dir %s) or choose another --run-dir", filepath.Join(dir, api.SocketName), dir)
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
@@ -130,7 +153,7 @@ func TestSocketIsRootsOnly(t *testing.T) {
 
 func TestRunDirTooLong(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
-	if _, err := api.Listen(dir, &apitest.Daemon{}, zap.NewNop()); err == nil || !strings.HasSuffix(err.Error(), "choose a shorter --run-dir") {
+	if _, err := api.Listen(t.Context(), dir, &apitest.Daemon{}, zap.NewNop()); err == nil || !strings.HasSuffix(err.Error(), "choose a shorter --run-dir") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -26,6 +26,7 @@ const (
 type Server struct {
 	ln   net.Listener
 	path string
+	made bool // the directory was not there before
 	svc  Service
 	log  *zap.Logger
 }
@@ -33,7 +34,9 @@ type Server struct {
 // Listen makes the socket in runDir, which is made with mode 0700 if it is not
 // there; the socket has mode 0600. A socket left by a daemon that is gone is
 // replaced; one that answers is not.
-func Listen(runDir string, svc Service, log *zap.Logger) (*Server, error) {
+func Listen(ctx context.Context, runDir string, svc Service, log *zap.Logger) (*Server, error) {
+	_, err := os.Stat(runDir)
+	made := errors.Is(err, os.ErrNotExist)
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return nil, fmt.Errorf("run directory %s cannot be made: %w; choose another with --run-dir", runDir, err)
 	}
@@ -41,14 +44,16 @@ func Listen(runDir string, svc Service, log *zap.Logger) (*Server, error) {
 	if len(path) > 107 { // sun_path, unix(7)
 		return nil, fmt.Errorf("socket path %s is longer than the 107 bytes that a unix socket may have; choose a shorter --run-dir", path)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	dialer := net.Dialer{Timeout: time.Second}
+	if c, err := dialer.DialContext(ctx, "unix", path); err == nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("another daemon answers on %s; stop it (weft stop --run-dir %s) or choose another --run-dir", path, runDir)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("socket %s cannot be replaced: %w; choose another --run-dir", path, err)
 	}
-	ln, err := net.Listen("unix", path)
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s cannot be made: %w; choose another --run-dir", path, err)
 	}
@@ -56,14 +61,14 @@ func Listen(runDir string, svc Service, log *zap.Logger) (*Server, error) {
 		_ = ln.Close()
 		return nil, fmt.Errorf("socket %s cannot be closed to other users: %w", path, err)
 	}
-	return &Server{ln: ln, path: path, svc: svc, log: log}, nil
+	return &Server{ln: ln, path: path, svc: svc, log: log, made: made}, nil
 }
 
 // Path is the socket's path.
 func (s *Server) Path() string { return s.path }
 
 // Run serves until ctx ends, lets running requests finish for two seconds, and
-// removes the socket.
+// removes the socket, and the directory if it was made for it.
 func (s *Server) Run(ctx context.Context) error {
 	srv := &http.Server{
 		Handler:           s.handler(),
@@ -83,7 +88,13 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := srv.Shutdown(sctx); err != nil {
 		_ = srv.Close()
 	}
-	<-done
+	err := <-done
+	if s.made {
+		_ = os.Remove(filepath.Dir(s.path)) // stays, rightly, if anything else lies in it
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("control socket %s: %w", s.path, err)
+	}
 	return nil
 }
 

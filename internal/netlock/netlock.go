@@ -11,6 +11,7 @@
 package netlock
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,12 +51,13 @@ type Lock struct {
 
 // Take takes the lock of the network namespace of the calling thread for h. It
 // fails with *TakenError if another daemon has it.
-func Take(h Holder) (*Lock, error) { return take(name, h) }
+func Take(ctx context.Context, h Holder) (*Lock, error) { return take(ctx, name, h) }
 
-func take(name string, h Holder) (*Lock, error) {
-	ln, err := net.Listen("unix", name)
+func take(ctx context.Context, name string, h Holder) (*Lock, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "unix", name)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, taken(name)
+		return nil, taken(ctx, name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("taking the lock of the network namespace: %w", err)
@@ -97,8 +99,9 @@ func (l *Lock) Close() error {
 	return nil
 }
 
-func taken(name string) error {
-	c, err := net.DialTimeout("unix", name, timeout)
+func taken(ctx context.Context, name string) error {
+	dialer := net.Dialer{Timeout: timeout}
+	c, err := dialer.DialContext(ctx, "unix", name)
 	if err != nil {
 		return fmt.Errorf("another process holds the lock of this network namespace, and does not answer: %w; look for it with: ss -xlp", err)
 	}

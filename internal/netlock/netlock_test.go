@@ -15,12 +15,12 @@ func testName(t *testing.T) string { return fmt.Sprintf("@weft-test/%d/%s", os.G
 
 func TestSecondIsToldWhoHoldsIt(t *testing.T) {
 	name := testName(t)
-	first, err := take(name, Holder{PID: 4711, Socket: "/run/weft/weft.sock"})
+	first, err := take(t.Context(), name, Holder{PID: 4711, Socket: "/run/weft/weft.sock"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
-		_, err = take(name, Holder{PID: 2})
+		_, err = take(t.Context(), name, Holder{PID: 2})
 		var te *TakenError
 		want := "a weft daemon already runs in this network namespace (pid 4711, socket /run/weft/weft.sock); stop it (weft stop) or use it"
 		if !errors.As(err, &te) || err.Error() != want {
@@ -30,7 +30,7 @@ func TestSecondIsToldWhoHoldsIt(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := take(name, Holder{})
+	second, err := take(t.Context(), name, Holder{})
 	if err != nil {
 		t.Fatalf("the lock was not given up: %v", err)
 	}
@@ -52,7 +52,7 @@ func TestHolderThatIsNoDaemon(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	_, err = take(name, Holder{})
+	_, err = take(t.Context(), name, Holder{})
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d holds the lock", os.Getpid())) {
 		t.Errorf("got %v", err)
 	}

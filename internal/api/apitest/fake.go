@@ -39,7 +39,7 @@ type Daemon struct {
 func Serve(t testing.TB, d *Daemon) (runDir string) {
 	t.Helper()
 	runDir = t.TempDir()
-	srv, err := api.Listen(runDir, d, zap.NewNop())
+	srv, err := api.Listen(t.Context(), runDir, d, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
+
+	"github.com/weftnet/weft/internal/node"
+	"github.com/weftnet/weft/internal/token"
+)
+
+const envToken = "WEFT_TOKEN"
+
+func (c *cli) launch() *cobra.Command {
+	cfg := node.Config{Version: version}
+	var (
+		advertise, tokenFile, level, format string
+		noOffload, noMasquerade, foreground bool
+	)
+	cmd := &cobra.Command{
+		Use:   "launch",
+		Short: "Run this host's node: found a mesh, or join one by --peer",
+		Long: `Launch runs the daemon in the foreground until it gets SIGTERM or SIGINT; systemd,
+a container or a shell supervises it.
+
+Without --peer it founds a mesh, makes the token and prints the command with
+which the next host joins. With --peer it joins, retrying for as long as it
+takes. Once it has a data directory, later launches resume from there.
+
+The token comes from --token-file, from the environment variable ` + envToken + `, or
+from the data directory, in this order.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if cfg.Log, err = newLogger(c.err, level, format); err != nil {
+				return err
+			}
+			defer func() { _ = cfg.Log.Sync() }()
+			if cfg.Token, err = givenToken(tokenFile, c.getenv(envToken)); err != nil {
+				return err
+			}
+			if advertise != "" {
+				if cfg.Advertise, err = netip.ParseAddr(advertise); err != nil {
+					return usagef("--advertise %q is no IP address", advertise)
+				}
+			}
+			if cfg.Name == "" {
+				if cfg.Name, err = os.Hostname(); err != nil {
+					return fmt.Errorf("finding the host's name: %w; give one with --name", err)
+				}
+			}
+			if cfg.Port == 0 {
+				return usagef("--port 0 is no port; give one between 1 and 65535")
+			}
+			if !foreground {
+				return usagef("--foreground=false: weft always runs in the foreground; let systemd, a container or a shell supervise it")
+			}
+			cfg.RunDir = c.runDir
+			cfg.RangeGiven = cmd.Flags().Changed("range")
+			cfg.Offload = !noOffload
+			cfg.Masquerade = !noMasquerade
+			cfg.Out, cfg.Interactive = c.out, interactive(c.out)
+			return node.Launch(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Name, "name", "", "name of this node (default: the host's name)")
+	f.StringArrayVar(&cfg.Peers, "peer", nil, "`HOST[:PORT]` of a node of the mesh to join; may be given several times")
+	f.StringSliceVar(&cfg.Seed, "seed", nil, "`NAME,...` of the nodes that found the mesh together; the same list on each of them")
+	f.StringVar(&tokenFile, "token-file", "", "file that holds the mesh's token (mode 0600)")
+	f.Uint16Var(&cfg.Port, "port", node.DefaultPort, "port of data and gossip, UDP and TCP")
+	f.StringVar(&advertise, "advertise", "", "address at which the other nodes reach this one (default: found by the host's routes)")
+	f.StringVar(&cfg.Range, "range", node.DefaultRange, "addresses of the mesh: a v4 prefix, a v6 prefix, or both as v4,v6")
+	f.StringVar(&cfg.DataDir, "data-dir", node.DefaultDataDir, "directory of the node's state")
+	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of the workloads' interfaces (0: derive it from the link below)")
+	f.IntVar(&cfg.Shards, "shards", 1, "packet threads, each with its own queue and socket")
+	f.BoolVar(&noOffload, "no-offload", false, "take packets from the kernel one by one, without segmentation offload")
+	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&format, "log-format", "console", "console or json")
+	f.BoolVar(&foreground, "foreground", true, "run in the foreground (the only mode)")
+	return cmd
+}
+
+// givenToken returns the token that the user gave, the zero Token if none.
+func givenToken(file, env string) (token.Token, error) {
+	switch {
+	case file != "":
+		return token.ReadFile(file)
+	case strings.TrimSpace(env) != "":
+		t, err := token.Parse(env)
+		if err != nil {
+			return token.Token{}, fmt.Errorf("%s: %w", envToken, err)
+		}
+		return t, nil
+	default:
+		return token.Token{}, nil
+	}
+}
+
+func newLogger(w io.Writer, level, format string) (*zap.Logger, error) {
+	l, err := zapcore.ParseLevel(level)
+	if err != nil || l > zapcore.ErrorLevel {
+		return nil, usagef("--log-level %q is none of debug, info, warn, error", level)
+	}
+	var enc zapcore.Encoder
+	switch format {
+	case "console":
+		ec := zap.NewDevelopmentEncoderConfig()
+		ec.EncodeTime = zapcore.ISO8601TimeEncoder
+		ec.CallerKey = zapcore.OmitKey
+		enc = zapcore.NewConsoleEncoder(ec)
+	case "json":
+		ec := zap.NewProductionEncoderConfig()
+		ec.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+		enc = zapcore.NewJSONEncoder(ec)
+	default:
+		return nil, usagef("--log-format %q is none of console, json", format)
+	}
+	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), l)), nil
+}
+
+// interactive tells whether w is a person's terminal: only there is a token
+// shown unasked.
+func interactive(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

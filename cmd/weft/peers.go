@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftnet/weft/internal/api"
+)
+
+func (c *cli) peers() *cobra.Command {
+	cmd := &cobra.Command{Use: "peers", Short: "List the other nodes and how they are reached"}
+	return reading(c, cmd, func(ctx context.Context, cl *api.Client) ([]api.Peer, error) { return cl.Peers(ctx) }, showPeers)
+}
+
+func showPeers(w io.Writer, peers []api.Peer) error {
+	now := time.Now()
+	rows := [][]string{{"NAME", "STATE", "SINCE", "PATH", "SESSION", "SUITE", "ENDPOINT", "RECEIVED", "SENT", "ADDRESSES"}}
+	for _, p := range peers {
+		session := p.Session
+		if p.Reason != "" {
+			session += " (" + p.Reason + ")"
+		}
+		rows = append(rows, []string{
+			p.Name, p.State, since(now, p.Since), p.Path, session, p.Suite, p.Endpoint,
+			size(p.RxBytes), size(p.TxBytes), prefixes(p.Prefixes),
+		})
+	}
+	return table(w, rows)
+}

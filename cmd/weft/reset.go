@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/node"
+)
+
+func (c *cli) reset() *cobra.Command {
+	var dataDir string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "reset",
+		Short: "Remove everything that Weft made on this host, and nothing else",
+		Long: `Reset ends the daemon, detaches the workloads, and removes every device, route,
+rule and file that Weft made on this host. Run weft leave first if the mesh is
+to get the node's addresses back.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if st, err := c.client().Status(cmd.Context()); err == nil && !cmd.Flags().Changed("data-dir") {
+				dataDir = st.DataDir
+			}
+			if err := c.stopDaemon(cmd.Context()); err != nil && !errors.Is(err, api.ErrNotRunning) {
+				return err
+			}
+			removed, err := node.Reset(dataDir, c.runDir)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return c.printJSON(map[string][]string{"removed": removed})
+			}
+			for _, r := range removed {
+				if err := c.println("removed " + r); err != nil {
+					return err
+				}
+			}
+			if len(removed) == 0 {
+				return c.println(fmt.Sprintf("nothing of Weft's is on this host (data directory %s)", dataDir))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dataDir, "data-dir", node.DefaultDataDir, "directory of the node's state (default: that of the running daemon)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}

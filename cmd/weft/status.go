@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftnet/weft/internal/api"
+)
+
+func (c *cli) status() *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Show how this node and its mesh are"}
+	return reading(c, cmd, func(ctx context.Context, cl *api.Client) (api.Status, error) { return cl.Status(ctx) }, showStatus)
+}
+
+func showStatus(w io.Writer, s api.Status) error {
+	state := string(s.Phase)
+	if s.WaitsFor != "" {
+		state += ": " + s.WaitsFor
+	}
+	encryption := "off"
+	if s.Encrypted {
+		encryption = "on"
+	}
+	rows := [][]string{
+		{"node:", fmt.Sprintf("%s (%s)", s.Name, s.NodeID)},
+		{"state:", state},
+		{"version:", s.Version},
+		{"process:", fmt.Sprintf("%d, up %s", s.PID, age(s.Uptime))},
+		{"port:", fmt.Sprintf("%d (UDP and TCP)", s.Port)},
+		{"range:", s.Universe},
+		{"mesh:", s.MeshID},
+		{"encryption:", encryption},
+		{"address:", addrs(s.Addresses)},
+		{"device:", fmt.Sprintf("%s, MTU %d, %d shard(s), offload %t", s.Device, s.MTU, s.Shards, s.Offload)},
+		{"nodes:", fmt.Sprintf("%d alive of %d", s.Nodes.Alive, s.Nodes.Total)},
+		{"workloads:", fmt.Sprint(s.Workloads)},
+		{"data:", s.DataDir},
+		{"socket:", s.Socket},
+	}
+	for _, t := range s.Targets {
+		rows = append(rows, []string{"peer " + t.Host + ":", t.State})
+	}
+	if err := table(w, rows); err != nil {
+		return err
+	}
+	for _, m := range s.Warnings {
+		if _, err := fmt.Fprintf(w, "warning: %s\n", strings.TrimSpace(m)); err != nil {
+			return fmt.Errorf("writing the status: %w", err)
+		}
+	}
+	return nil
+}

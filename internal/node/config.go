@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/router"
+)
+
+// Defaults of the command line.
+const (
+	DefaultPort    = 6783
+	DefaultRange   = "10.32.0.0/12"
+	DefaultDataDir = "/var/lib/weft"
+)
+
+// Device is the name of the TUN device.
+const Device = "weft0"
+
+const (
+	maxName   = 63
+	minMTU    = 576  // RFC 791: every host takes in this much
+	minMTU6   = 1280 // RFC 8200 §5
+	maxMTU    = router.MaxMTU
+	maxShards = 64
+	maxSeeds  = 1024
+)
+
+// Config is what `weft launch` was told.
+type Config struct {
+	Version    string
+	Name       string
+	Peers      []string // HOST[:PORT]
+	Seed       []string // names of the founding nodes; empty: none
+	Token      token.Token
+	Port       uint16
+	Advertise  netip.Addr // zero: found by the host's routes
+	Range      string
+	RangeGiven bool // Range was chosen by the user, and must be the mesh's
+	DataDir    string
+	RunDir     string
+	MTU        int // of workloads; 0: derived from the link below
+	Shards     int
+	Offload    bool
+	Masquerade bool
+
+	Log         *zap.Logger
+	Out         io.Writer // where the join command is printed
+	Interactive bool      // Out is a terminal: the token may be shown
+}
+
+// check validates what can be validated without looking at the host, and
+// brings it into its canonical form.
+func (c *Config) check() error {
+	if err := checkName(c.Name); err != nil {
+		return err
+	}
+	for i, p := range c.Peers {
+		t, err := canonicalTarget(p, c.Port)
+		if err != nil {
+			return err
+		}
+		c.Peers[i] = t
+	}
+	u, err := ipam.ParseUniverse(c.Range)
+	if err != nil {
+		return fmt.Errorf("--range %s: %w", c.Range, err)
+	}
+	c.Range = u.String()
+	least := minMTU
+	if u.V6.IsValid() {
+		least = minMTU6
+	}
+	if c.MTU != 0 && (c.MTU < least || c.MTU > maxMTU) {
+		return fmt.Errorf("--mtu %d is out of range; give 0 to derive it, or %d to %d", c.MTU, least, maxMTU)
+	}
+	if c.Shards < 1 || c.Shards > maxShards {
+		return fmt.Errorf("--shards %d is out of range; give 1 to %d", c.Shards, maxShards)
+	}
+	if len(c.Seed) == 0 {
+		return nil
+	}
+	if len(c.Seed) > maxSeeds {
+		return fmt.Errorf("--seed names %d nodes; name at most %d", len(c.Seed), maxSeeds)
+	}
+	for _, s := range c.Seed {
+		if err := checkName(s); err != nil {
+			return fmt.Errorf("--seed: %w", err)
+		}
+	}
+	if !slices.Contains(c.Seed, c.Name) {
+		return fmt.Errorf("--seed %s does not name this node, %s; give the same list on every node that it names, and --peer alone on all others",
+			strings.Join(c.Seed, ","), c.Name)
+	}
+	return nil
+}
+
+// checkName allows what host names and Kubernetes node names look like.
+func checkName(s string) error {
+	ok := s != "" && len(s) <= maxName*4
+	for _, r := range s {
+		ok = ok && (r == '-' || r == '.' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
+	}
+	if !ok {
+		return fmt.Errorf("name %q is no node name; use letters, digits, '-', '.' and '_', at most %d of them (--name)", s, maxName*4)
+	}
+	return nil
+}
+
+// canonicalTarget makes HOST, HOST:PORT, an IPv6 address with or without
+// brackets into HOST:PORT.
+func canonicalTarget(s string, port uint16) (string, error) {
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return net.JoinHostPort(a.String(), strconv.Itoa(int(port))), nil
+	}
+	host, p := s, strconv.Itoa(int(port))
+	if strings.Contains(s, ":") {
+		var err error
+		if host, p, err = net.SplitHostPort(s); err != nil {
+			return "", fmt.Errorf("--peer %q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
+		}
+	}
+	if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t/") {
+		return "", fmt.Errorf("--peer %q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
+	}
+	return net.JoinHostPort(host, p), nil
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/router"
+)
+
+func config() Config {
+	return Config{Name: "n1", Port: DefaultPort, Range: DefaultRange, Shards: 1}
+}
+
+func TestConfigIsMadeCanonical(t *testing.T) {
+	c := config()
+	c.Peers = []string{"n2", "n3:7000", "192.0.2.1", "2001:db8::1", "[2001:db8::1]:99"}
+	c.Range = "10.32.0.0/12"
+	if err := c.check(); err != nil {
+		t.Fatal(err)
+	}
+	want := "n2:6783 n3:7000 192.0.2.1:6783 [2001:db8::1]:6783 [2001:db8::1]:99"
+	if got := strings.Join(c.Peers, " "); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	again := c
+	if err := again.check(); err != nil || strings.Join(again.Peers, " ") != want {
+		t.Errorf("checked twice: %v, %v", again.Peers, err)
+	}
+}
+
+func TestConfigRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"name":        {func(c *Config) { c.Name = "a b" }, `name "a b" is no node name; use letters, digits, '-', '.' and '_', at most 252 of them (--name)`},
+		"no name":     {func(c *Config) { c.Name = "" }, `name "" is no node name; use letters, digits, '-', '.' and '_', at most 252 of them (--name)`},
+		"peer port":   {func(c *Config) { c.Peers = []string{"n2:http"} }, `--peer "n2:http" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
+		"peer port 0": {func(c *Config) { c.Peers = []string{"n2:0"} }, `--peer "n2:0" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
+		"peer":        {func(c *Config) { c.Peers = []string{""} }, `--peer "" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
+		"mtu":         {func(c *Config) { c.MTU = 100 }, fmt.Sprintf("--mtu 100 is out of range; give 0 to derive it, or 576 to %d", router.MaxMTU)},
+		"mtu v6":      {func(c *Config) { c.MTU = 1000; c.Range = "fd00::/108" }, fmt.Sprintf("--mtu 1000 is out of range; give 0 to derive it, or 1280 to %d", router.MaxMTU)},
+		"shards":      {func(c *Config) { c.Shards = 0 }, "--shards 0 is out of range; give 1 to 64"},
+		"seed": {
+			func(c *Config) { c.Seed = []string{"n2", "n3"} },
+			"--seed n2,n3 does not name this node, n1; give the same list on every node that it names, and --peer alone on all others",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config()
+			c.change(&cfg)
+			err := cfg.check()
+			if err == nil || err.Error() != c.want {
+				t.Errorf("got  %v\nwant %s", err, c.want)
+			}
+		})
+	}
+	for _, r := range []string{"", "10.32.0.0", "10.32.0.0/31", "10.32.0.1/12", "10.0.0.0/12,10.32.0.0/12", "nonsense"} {
+		cfg := config()
+		cfg.Range = r
+		if err := cfg.check(); err == nil || !strings.HasPrefix(err.Error(), "--range "+r+": ") {
+			t.Errorf("range %q: %v", r, err)
+		}
+	}
+}
+
+func TestFindToken(t *testing.T) {
+	one, two := newToken(t), newToken(t)
+	for name, c := range map[string]struct {
+		given, saved token.Token
+		change       func(*Config)
+		want         token.Token
+		fresh        bool
+		err          string
+	}{
+		"founder makes one":    {fresh: true},
+		"founder is given one": {given: one, want: one},
+		"resume":               {saved: one, want: one},
+		"resume with the same": {saved: one, given: one, want: one},
+		"resume with another": {
+			saved: one, given: two,
+			err: "the token given is not the one in DIR/token; give none to go on with that mesh, or run weft reset to join another",
+		},
+		"joiner without": {
+			change: func(c *Config) { c.Peers = []string{"n2:6783"} },
+			err:    "no token to join n2:6783 with; get it there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN",
+		},
+		"seed without": {
+			change: func(c *Config) { c.Seed = []string{"n1"} },
+			err:    "no token, which the nodes of --seed must share; make one by `weft token --generate`, and give it to each by --token-file or WEFT_TOKEN",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config()
+			cfg.DataDir, cfg.Token = t.TempDir(), c.given
+			if c.change != nil {
+				c.change(&cfg)
+			}
+			if !c.saved.IsZero() {
+				if err := token.WriteFile(filepath.Join(cfg.DataDir, "token"), c.saved); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, fresh, err := cfg.findToken()
+			if c.err != "" {
+				want := strings.ReplaceAll(c.err, "DIR", cfg.DataDir)
+				if err == nil || err.Error() != want {
+					t.Errorf("got  %v\nwant %s", err, want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fresh != c.fresh || got.IsZero() || !c.fresh && !got.Equal(c.want) {
+				t.Errorf("another token than wanted; fresh %t", fresh)
+			}
+		})
+	}
+}
+
+func TestFindTokenRefusesAnOpenFile(t *testing.T) {
+	cfg := config()
+	cfg.DataDir = t.TempDir()
+	path := filepath.Join(cfg.DataDir, "token")
+	if err := token.WriteFile(path, newToken(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := cfg.findToken()
+	want := "token file " + path + " may be read by others (mode 0644); run: chmod 600 " + path
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+func TestIfName(t *testing.T) {
+	for _, ok := range []string{"eth0", "a", "net-1.2_3", "fifteen-letters"} {
+		if err := checkIfName(ok); err != nil {
+			t.Errorf("%q: %v", ok, err)
+		}
+	}
+	for _, bad := range []string{"", "lo", ".", "..", "a/b", "a b", "sixteen-letters!", "eth0\n", "a:1", "%d", "ätzend"} {
+		if checkIfName(bad) == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}

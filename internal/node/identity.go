@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/ipam/ring"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router/session"
+)
+
+// Keys in the store's Meta bucket.
+const (
+	keyIdentity = "identity"
+	keyUniverse = "universe"
+	keyLeft     = "left"
+	keySequence = "sequence"
+)
+
+const tokenFile = "token"
+
+// identity is what makes a node the node it is.
+type identity struct {
+	ID      mesh.NodeID `json:"node_id"`
+	Private []byte      `json:"private_key"` // 32 bytes, Curve25519
+}
+
+func (i identity) key() session.PrivateKey { return session.PrivateKey(i.Private) }
+
+// universe is the range of the mesh, with the seed that makes it unique.
+type universe struct {
+	Range string `json:"range"`
+	Seed  []byte `json:"seed"`
+}
+
+// universeOf reads what a peer said of its mesh.
+func universeOf(info mesh.UniverseInfo) (universe, error) {
+	u := universe{Range: info.Ranges, Seed: info.Seed}
+	got, err := u.info()
+	if err != nil {
+		return universe{}, err
+	}
+	if got.ID != info.ID {
+		return universe{}, fmt.Errorf("its mesh ID does not fit its range %s; is it of another version?", info.Ranges)
+	}
+	return u, nil
+}
+
+func (u universe) parse() (ipam.Universe, ipam.Seed, error) {
+	r, err := ipam.ParseUniverse(u.Range)
+	if err != nil {
+		return ipam.Universe{}, ipam.Seed{}, fmt.Errorf("range %s: %w", u.Range, err)
+	}
+	s, err := ipam.DecodeSeed(u.Seed)
+	if err != nil {
+		return ipam.Universe{}, ipam.Seed{}, fmt.Errorf("seed of range %s: %w", u.Range, err)
+	}
+	return r, s, nil
+}
+
+func (u universe) info() (mesh.UniverseInfo, error) {
+	r, s, err := u.parse()
+	if err != nil {
+		return mesh.UniverseInfo{}, err
+	}
+	return mesh.UniverseInfo{ID: r.ID(s), Ranges: u.Range, Seed: u.Seed}, nil
+}
+
+func (u universe) isZero() bool { return u.Range == "" }
+
+// state is what the data directory said at the start.
+type state struct {
+	identity identity
+	universe universe // zero: not known yet
+	first    bool     // the first start with this data directory
+}
+
+// loadState reads the node's identity, or draws a new one, which is not saved
+// before the start has succeeded (see saveState).
+func loadState(st *store.Store) (state, error) {
+	var s state
+	err := st.View(func(tx *store.Tx) error {
+		if b := tx.Get(store.Meta, keyLeft); b != nil {
+			var when time.Time
+			if err := json.Unmarshal(b, &when); err != nil {
+				return fmt.Errorf("reading when the node left: %w", err)
+			}
+			return fmt.Errorf("this node left its mesh for good at %s; run weft reset, then launch it as a new node", when.Format(time.DateTime))
+		}
+		b := tx.Get(store.Meta, keyIdentity)
+		if b == nil {
+			s.first = true
+			return nil
+		}
+		if err := json.Unmarshal(b, &s.identity); err != nil {
+			return fmt.Errorf("reading the node's identity: %w", err)
+		}
+		if !s.identity.ID.Valid() || len(s.identity.Private) != len(session.PrivateKey{}) {
+			return errors.New("the node's identity is incomplete; restore weft.db from a backup, or run weft reset to start as a new node")
+		}
+		if err := json.Unmarshal(tx.Get(store.Meta, keyUniverse), &s.universe); err != nil {
+			return fmt.Errorf("reading the node's universe: %w", err)
+		}
+		return nil
+	})
+	if err != nil || !s.first {
+		return s, err
+	}
+	if s.identity.ID, err = mesh.NewNodeID(rand.Reader); err != nil {
+		return s, err
+	}
+	key, err := session.NewPrivateKey(rand.Reader)
+	if err != nil {
+		return s, err
+	}
+	s.identity.Private = bytes.Clone(key[:])
+	return s, nil
+}
+
+// saveState makes a first start final.
+func saveState(st *store.Store, s state) error {
+	id, err := json.Marshal(s.identity) //nolint:gosec // G117: the store is where the private key is kept, in a 0600 file
+	if err != nil {
+		return fmt.Errorf("saving the node's identity: %w", err)
+	}
+	u, err := json.Marshal(s.universe)
+	if err != nil {
+		return fmt.Errorf("saving the node's universe: %w", err)
+	}
+	return st.Update(func(tx *store.Tx) error {
+		if err := tx.Put(store.Meta, keyIdentity, id); err != nil {
+			return err
+		}
+		return tx.Put(store.Meta, keyUniverse, u)
+	})
+}
+
+// findToken returns the mesh's token: the one given, the data directory's, or,
+// for a node that founds a mesh alone, a new one.
+func (c *Config) findToken() (t token.Token, fresh bool, err error) {
+	path := filepath.Join(c.DataDir, tokenFile)
+	saved, err := token.ReadFile(path)
+	if err != nil && !token.Missing(err) {
+		return token.Token{}, false, err
+	}
+	switch {
+	case !saved.IsZero() && !c.Token.IsZero() && !saved.Equal(c.Token):
+		return token.Token{}, false, fmt.Errorf("the token given is not the one in %s; give none to go on with that mesh, or run weft reset to join another", path)
+	case !c.Token.IsZero():
+		return c.Token, false, nil
+	case !saved.IsZero():
+		return saved, false, nil
+	case len(c.Peers) > 0:
+		return token.Token{}, false, fmt.Errorf("no token to join %s with; get it there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN", strings.Join(c.Peers, ", "))
+	case len(c.Seed) > 0:
+		return token.Token{}, false, errors.New("no token, which the nodes of --seed must share; make one by `weft token --generate`, and give it to each by --token-file or WEFT_TOKEN")
+	}
+	t, err = token.New(rand.Reader)
+	return t, true, err
+}
+
+// chooseUniverse decides, before anything is sent, which universe the node is
+// of; the result is zero for a node that has yet to learn it by joining.
+func (c *Config) chooseUniverse(s state) (universe, error) {
+	var mine universe // by the flags; zero: whatever the mesh has
+	switch {
+	case len(c.Seed) > 0:
+		seed, err := ipam.SeedNames(c.Seed)
+		if err != nil {
+			return universe{}, fmt.Errorf("--seed %s: %w", strings.Join(c.Seed, ","), err)
+		}
+		mine = universe{Range: c.Range, Seed: seed.Encode()}
+	case len(c.Peers) == 0 && s.universe.isZero():
+		mine = universe{Range: c.Range, Seed: founder(s.identity.ID).Encode()}
+	}
+	if s.universe.isZero() {
+		return mine, nil
+	}
+	if c.RangeGiven && c.Range != s.universe.Range {
+		return universe{}, fmt.Errorf("--range %s differs from this node's mesh, which has %s; leave the flag out, or run weft reset to join another mesh", c.Range, s.universe.Range)
+	}
+	if len(c.Seed) > 0 && !bytes.Equal(mine.Seed, s.universe.Seed) {
+		return universe{}, fmt.Errorf("data directory %s is of another universe: its mesh was not founded with --seed %s; choose another --data-dir, or run weft reset",
+			c.DataDir, strings.Join(c.Seed, ","))
+	}
+	return s.universe, nil
+}
+
+func founder(id mesh.NodeID) ipam.Seed { return ipam.Seed{Owners: []ring.Owner{ring.Owner(id)}} }

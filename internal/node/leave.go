@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/ipam/ring"
+)
+
+// leavePatience bounds how long a leaving node waits for its peers to record
+// that they got its addresses.
+const leavePatience = 15 * time.Second
+
+// Leave implements [api.Service]: it gives the node's addresses to its peers and
+// then ends the daemon for good.
+func (n *Node) Leave(ctx context.Context, r api.LeaveRequest) (api.LeaveResult, error) {
+	e, err := n.ready()
+	if err != nil {
+		return api.LeaveResult{}, err
+	}
+	if ids := e.workloads.ids(); len(ids) > 0 && !r.Force {
+		return api.LeaveResult{}, fmt.Errorf("%d workloads are attached (%s); detach them, or leave with --force: their addresses stay with this node then",
+			len(ids), strings.Join(head(ids, 5), ", "))
+	}
+	res, err := n.giveAway(ctx, e)
+	if err != nil && !r.Force {
+		return api.LeaveResult{}, fmt.Errorf("%w; the node stays, and hands out no address any more: leave again, or restart it to go on", err)
+	}
+	if err != nil {
+		res.Note = err.Error()
+	}
+	when, err := json.Marshal(time.Now())
+	if err == nil {
+		err = n.store.Update(func(tx *store.Tx) error { return tx.Put(store.Meta, keyLeft, when) })
+	}
+	if err != nil {
+		return api.LeaveResult{}, fmt.Errorf("the addresses were given away, but that this node left could not be saved: %w", err)
+	}
+	n.log.Info("this node leaves the mesh for good", zap.Int("grants", len(res.Granted)), zap.Int("kept", len(res.Kept)))
+	n.mu.Lock()
+	n.leaving = true
+	n.mu.Unlock()
+	n.quit(errStopped)
+	return res, nil
+}
+
+// giveAway grants the node's addresses to its peers: all but the host's own
+// first, and that one, on which the workloads' way out depends, when it is sure
+// that the others take them.
+func (n *Node) giveAway(ctx context.Context, e *engines) (api.LeaveResult, error) {
+	if countNodes(e.mesh.Nodes()).Total == 1 {
+		return api.LeaveResult{Note: "this node was the last of its mesh: there was nobody to give addresses to"}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, leavePatience)
+	defer cancel()
+	granted := map[ring.Owner]uint64{}
+	report, err := e.alloc.Leave(ctx)
+	add(granted, report.Granted)
+	if err == nil {
+		if err = e.alloc.Release(hostOwner); err == nil {
+			report, err = e.alloc.Leave(ctx)
+			add(granted, report.Granted)
+		}
+	}
+	var res api.LeaveResult
+	name := n.nameOf(e.mesh)
+	for _, o := range slices.Sorted(maps.Keys(granted)) {
+		res.Granted = append(res.Granted, api.Grant{To: name(o), Addresses: granted[o]})
+	}
+	for _, l := range report.Held {
+		res.Kept = append(res.Kept, fmt.Sprintf("%s of %s", join(addresses(l)), l.Owner))
+	}
+	return res, err
+}
+
+func add(sum map[ring.Owner]uint64, shares []ipam.Share) {
+	for _, s := range shares {
+		sum[s.Owner] += s.Slots
+	}
+}
+
+func (ws *workloads) ids() []string {
+	var ids []string
+	for _, w := range ws.list() {
+		ids = append(ids, w.ID)
+	}
+	return ids
+}
+
+func head(s []string, most int) []string {
+	if len(s) > most {
+		return append(s[:most:most], fmt.Sprintf("and %d more", len(s)-most))
+	}
+	return s
+}
+
+func join[T fmt.Stringer](s []T) string {
+	var out []string
+	for _, v := range s {
+		out = append(out, v.String())
+	}
+	return strings.Join(out, " ")
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/netlock"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
+)
+
+// stopPatience bounds how long telling the peers of one's end may take.
+const stopPatience = 3 * time.Second
+
+// errStopped is why a launch ends that was told to, by signal or by command.
+var errStopped = errors.New("stopped")
+
+// Node is a running daemon. Its fields are set before the control socket
+// serves, but for those under mu and the engines, which come when they are made.
+type Node struct {
+	cfg     Config
+	sys     system
+	log     *zap.Logger
+	started time.Time
+
+	store   *store.Store
+	state   state
+	token   token.Token
+	keys    token.Keys
+	syncing sync.Mutex // one syncPeers at a time; guards the two below
+	records *recordSaver
+	peers   []router.Peer // as the router has them
+	mtu     int           // of workloads and TUN device; set before the engines
+	changed signal        // records or ring did
+	quit    context.CancelCauseFunc
+
+	running atomic.Pointer[engines]
+
+	mu       sync.Mutex
+	phase    api.Phase
+	waitsFor string
+	warning  map[string]string // by what it is about
+	leaving  bool              // the end is for good
+}
+
+// Launch runs a node until ctx ends, which is no error, or until something that
+// it cannot go on without fails.
+func Launch(ctx context.Context, cfg Config) error { return launch(ctx, cfg, linux{}) }
+
+func launch(ctx context.Context, cfg Config, sys system) (err error) {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	n := &Node{
+		cfg: cfg, sys: sys, log: cfg.Log, started: time.Now(), changed: newSignal(),
+		phase: api.Starting, warning: map[string]string{},
+	}
+	lock, err := sys.lock(ctx, netlock.Holder{PID: os.Getpid(), Socket: filepath.Join(cfg.RunDir, api.SocketName)})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, lock)
+	if err := sys.probe(); err != nil {
+		return err
+	}
+	if n.store, err = store.Open(cfg.DataDir); err != nil {
+		return err
+	}
+	done := n.store.Close
+	defer func() { err = errors.Join(err, done()) }()
+	if n.store.Created() {
+		done = n.store.Discard
+	}
+	if n.state, err = loadState(n.store); err != nil {
+		return err
+	}
+	var fresh bool
+	if n.token, fresh, err = cfg.findToken(); err != nil {
+		return err
+	}
+	if n.keys, err = n.token.Keys(); err != nil {
+		return err
+	}
+	if n.state.universe, err = cfg.chooseUniverse(n.state); err != nil {
+		return err
+	}
+	port, err := sys.listen(cfg.Port, cfg.Shards)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if port != nil {
+			err = errors.Join(err, port.Close())
+		}
+	}()
+	srv, err := sys.control(ctx, cfg.RunDir, n, n.log)
+	if err != nil {
+		return err
+	}
+
+	ctx, n.quit = context.WithCancelCause(ctx)
+	defer n.quit(nil)
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	var served errgroup.Group
+	served.Go(func() error {
+		err := srv.Run(serving)
+		n.quit(err)
+		return err
+	})
+	defer func() {
+		stopServing()
+		err = errors.Join(err, served.Wait())
+	}()
+	n.log.Info("weft starts", zap.String("version", cfg.Version), zap.String("name", cfg.Name),
+		zap.Stringer("node", n.state.identity.ID), zap.String("socket", srv.Path()), zap.Bool("founder", fresh))
+
+	if n.state.universe.isZero() {
+		if n.state.universe, err = n.findMesh(ctx); err != nil {
+			return whyEnded(ctx, err)
+		}
+	}
+	e, err := n.makeEngines(port)
+	if err != nil {
+		return err
+	}
+	port = nil // the engines' now
+	defer closing(&err, e)
+	done = n.store.Close // from here on others may know this node: it stays who it is
+	return n.run(ctx, e)
+}
+
+// findMesh asks the hosts of --peer which mesh they are of, for as long as none
+// answers, and checks that this host fits into it.
+func (n *Node) findMesh(ctx context.Context) (universe, error) {
+	n.setPhase(api.Joining, "an answer of "+fmt.Sprint(n.cfg.Peers))
+	u, err := finder{
+		targets: n.cfg.Peers, network: n.sys.network(),
+		probe: mesh.Prober{Network: n.sys.network(), Keys: n.meshKeys(), ID: n.state.identity.ID, Name: n.cfg.Name},
+		waits: func(reason string) { n.setPhase(api.Joining, reason) },
+		log:   n.log,
+	}.find(ctx)
+	if err != nil {
+		return universe{}, err
+	}
+	if n.cfg.RangeGiven && n.cfg.Range != u.Range {
+		return universe{}, fmt.Errorf("--range %s differs from the mesh's, which has %s; leave the flag out", n.cfg.Range, u.Range)
+	}
+	return u, nil
+}
+
+// run brings the node up, keeps it going, and ends it in order: the peers are
+// told first, the engines stop then.
+func (n *Node) run(ctx context.Context, e *engines) error {
+	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
+	working, stop := context.WithCancel(failed)
+	defer stop()
+	e.start(working, g)
+	n.running.Store(e)
+	g.Go(func() error { n.follow(working, e); return nil })
+
+	coming, giveUp := context.WithCancelCause(ctx)
+	defer context.AfterFunc(failed, func() { giveUp(context.Cause(failed)) })()
+	err := n.bringUp(coming, e)
+	if err == nil {
+		g.Go(func() error { n.repair(working, e.workloads); return nil })
+		<-coming.Done()
+	}
+	giveUp(nil)
+
+	n.setPhase(api.Stopping, "")
+	n.sys.notify(daemon.SdNotifyStopping)
+	if failed.Err() == nil {
+		tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+		if terr := e.mesh.Stop(tell, n.isLeaving()); terr != nil {
+			n.log.Warn("the peers could not be told that this node stops; they find out by themselves", zap.Error(terr))
+		}
+		cancel()
+	}
+	stop()
+	gerr := g.Wait()
+	n.log.Info("weft ends", zap.Duration("uptime", time.Since(n.started)))
+	return errors.Join(whyEnded(ctx, err), gerr)
+}
+
+// whyEnded is err, or nil if it only says that ctx ended because the node was
+// told to stop.
+func whyEnded(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(cause, errStopped) || errors.Is(cause, context.Canceled) {
+			return nil
+		}
+		return cause
+	}
+	return err
+}
+
+func (n *Node) setPhase(p api.Phase, waitsFor string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.phase, n.waitsFor = p, waitsFor
+}
+
+func (n *Node) isLeaving() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.leaving
+}
+
+// setWarning sets the standing warning about a thing; an empty text takes it away.
+func (n *Node) setWarning(about, text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if text == "" {
+		delete(n.warning, about)
+	} else {
+		n.warning[about] = text
+	}
+}
+
+func (n *Node) meshKeys() mesh.Keys { return mesh.Keys{Gossip: n.keys.Gossip, Hello: n.keys.Hello} }
+
+// closing closes c and adds what goes wrong to err.
+func closing(err *error, c io.Closer) { *err = errors.Join(*err, c.Close()) }

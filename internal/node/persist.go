@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/mesh"
+)
+
+// Keys in the store's IPAM bucket.
+const (
+	keyRing    = "ring"
+	keyGrants  = "grants"
+	prefixRest = "rest/" // + slot -> Unix nanoseconds
+)
+
+// ipamStore keeps the allocator's state; it implements ipam.Store.
+type ipamStore struct{ st *store.Store }
+
+func (s ipamStore) LoadIPAM() (ipam.State, error) {
+	var state ipam.State
+	err := s.st.View(func(tx *store.Tx) error {
+		state.Ring = tx.Get(store.IPAM, keyRing)
+		state.Grants = tx.Get(store.IPAM, keyGrants)
+		if err := tx.Each(store.Allocations, func(owner string, v []byte) error {
+			if len(v) != 4 {
+				return fmt.Errorf("the allocation of %s has %d bytes", owner, len(v))
+			}
+			state.Allocations = append(state.Allocations, ipam.Allocation{Owner: owner, Slot: binary.BigEndian.Uint32(v)})
+			return nil
+		}); err != nil {
+			return err
+		}
+		return tx.Each(store.IPAM, func(k string, v []byte) error {
+			slot, ok := strings.CutPrefix(k, prefixRest)
+			if !ok {
+				return nil
+			}
+			n, err := strconv.ParseUint(slot, 10, 32)
+			if err != nil || len(v) != 8 {
+				return fmt.Errorf("the entry %s is malformed", k)
+			}
+			nanos := int64(binary.BigEndian.Uint64(v))
+			state.Resting = append(state.Resting, ipam.Resting{Slot: uint32(n), Until: time.Unix(0, nanos)})
+			return nil
+		})
+	})
+	if err != nil {
+		return ipam.State{}, fmt.Errorf("reading the addresses' state in %s: %w", s.st.Dir(), err)
+	}
+	return state, nil
+}
+
+func (s ipamStore) SaveIPAM(c ipam.Change) error {
+	return s.st.Update(func(tx *store.Tx) error {
+		var errs []error
+		if c.Ring != nil {
+			errs = append(errs, tx.Put(store.IPAM, keyRing, c.Ring))
+		}
+		if c.Grants != nil {
+			errs = append(errs, tx.Put(store.IPAM, keyGrants, c.Grants))
+		}
+		for _, owner := range c.Delete {
+			errs = append(errs, tx.Delete(store.Allocations, owner))
+		}
+		for _, slot := range c.Wake {
+			errs = append(errs, tx.Delete(store.IPAM, restKey(slot)))
+		}
+		for _, a := range c.Put {
+			errs = append(errs, tx.Put(store.Allocations, a.Owner, binary.BigEndian.AppendUint32(nil, a.Slot)))
+		}
+		for _, r := range c.Rest {
+			nanos := uint64(r.Until.UnixNano())
+			errs = append(errs, tx.Put(store.IPAM, restKey(r.Slot), binary.BigEndian.AppendUint64(nil, nanos)))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func restKey(slot uint32) string { return prefixRest + strconv.FormatUint(uint64(slot), 10) }
+
+// loadRecords returns the node records last seen.
+func loadRecords(st *store.Store) ([]mesh.Record, error) {
+	var all []mesh.Record
+	err := st.View(func(tx *store.Tx) error {
+		return tx.Each(store.Records, func(id string, v []byte) error {
+			var r mesh.Record
+			if err := json.Unmarshal(v, &r); err != nil {
+				return fmt.Errorf("the record of node %s: %w", id, err)
+			}
+			all = append(all, r)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the known nodes in %s: %w", st.Dir(), err)
+	}
+	return all, nil
+}
+
+// recordSaver keeps the node records, writing only what changed.
+type recordSaver struct {
+	st    *store.Store
+	saved map[mesh.NodeID]uint64 // Seq
+}
+
+func (s *recordSaver) save(nodes []mesh.Node) error {
+	changed := map[mesh.NodeID][]byte{}
+	known := make(map[mesh.NodeID]bool, len(nodes))
+	for _, n := range nodes {
+		known[n.ID] = true
+		if seq, ok := s.saved[n.ID]; ok && seq == n.Seq {
+			continue
+		}
+		b, err := json.Marshal(n.Record)
+		if err != nil {
+			return fmt.Errorf("saving the record of node %v: %w", n.ID, err)
+		}
+		changed[n.ID] = b
+	}
+	var gone []mesh.NodeID
+	for id := range s.saved {
+		if !known[id] {
+			gone = append(gone, id)
+		}
+	}
+	if len(changed) == 0 && len(gone) == 0 {
+		return nil
+	}
+	if err := s.st.Update(func(tx *store.Tx) error {
+		for id, b := range changed {
+			if err := tx.Put(store.Records, id.String(), b); err != nil {
+				return err
+			}
+		}
+		for _, id := range gone {
+			if err := tx.Delete(store.Records, id.String()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		s.saved[n.ID] = n.Seq
+	}
+	for _, id := range gone {
+		delete(s.saved, id)
+	}
+	return nil
+}
+
+// workload is an attached namespace, as it is kept.
+type workload struct {
+	ID       string    `json:"id"`
+	Netns    string    `json:"netns"`   // path by which it was attached
+	NetnsID  string    `json:"netnsID"` // netns.ID
+	IfName   string    `json:"ifname"`
+	Boot     string    `json:"boot"` // the kernel's boot ID: namespaces do not outlive it
+	MTU      int       `json:"mtu"`
+	Attached time.Time `json:"attached"`
+}
+
+func loadWorkloads(st *store.Store) (map[string]workload, error) {
+	all := map[string]workload{}
+	err := st.View(func(tx *store.Tx) error {
+		return tx.Each(store.Workloads, func(id string, v []byte) error {
+			var w workload
+			if err := json.Unmarshal(v, &w); err != nil {
+				return fmt.Errorf("workload %s: %w", id, err)
+			}
+			all[id] = w
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the workloads in %s: %w", st.Dir(), err)
+	}
+	return all, nil
+}
+
+func saveWorkload(st *store.Store, w workload) error {
+	b, err := json.Marshal(w)
+	if err != nil {
+		return fmt.Errorf("saving workload %s: %w", w.ID, err)
+	}
+	return st.Update(func(tx *store.Tx) error { return tx.Put(store.Workloads, w.ID, b) })
+}
+
+func deleteWorkload(st *store.Store, id string) error {
+	return st.Update(func(tx *store.Tx) error { return tx.Delete(store.Workloads, id) })
+}
+
+const keyChanges = "changes"
+
+// saveChanges keeps what was changed on the host, for reset to restore.
+func saveChanges(st *store.Store, c hostnet.Changes) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("saving what was changed on the host: %w", err)
+	}
+	var before []byte
+	if err := st.View(func(tx *store.Tx) error { before = tx.Get(store.Host, keyChanges); return nil }); err != nil {
+		return err
+	}
+	if bytes.Equal(b, before) {
+		return nil
+	}
+	return st.Update(func(tx *store.Tx) error { return tx.Put(store.Host, keyChanges, b) })
+}
+
+func loadChanges(st *store.Store) (c hostnet.Changes, err error) {
+	err = st.View(func(tx *store.Tx) error {
+		if b := tx.Get(store.Host, keyChanges); b != nil {
+			return json.Unmarshal(b, &c)
+		}
+		return nil
+	})
+	if err != nil {
+		return c, fmt.Errorf("reading what was changed on the host: %w", err)
+	}
+	return c, nil
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// Reset removes all that Weft made on this host, with the state in dataDir and
+// the socket in runDir, and nothing else; it returns what it removed. The
+// daemon must have ended. A state that cannot be read any more is removed, too.
+func Reset(dataDir, runDir string) (removed []string, err error) {
+	var changes hostnet.Changes
+	if store.Exists(dataDir) {
+		st, err := store.Open(dataDir)
+		switch {
+		case errors.Is(err, store.ErrInUse):
+			return nil, err
+		case err == nil:
+			changes, err = loadChanges(st)
+			if err = errors.Join(err, st.Close()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	removed, err = hostnet.New(zap.NewNop()).Remove(changes)
+	if err != nil {
+		return removed, err
+	}
+	for _, f := range []string{
+		filepath.Join(dataDir, store.FileName), filepath.Join(dataDir, tokenFile), filepath.Join(runDir, api.SocketName),
+	} {
+		rerr := os.Remove(f)
+		switch {
+		case rerr == nil:
+			removed = append(removed, f)
+		case !errors.Is(rerr, os.ErrNotExist):
+			err = errors.Join(err, fmt.Errorf("removing %s: %w", f, rerr))
+		}
+	}
+	// Directories go if nothing else lies in them.
+	for _, d := range []string{dataDir, runDir} {
+		if os.Remove(d) == nil {
+			removed = append(removed, d)
+		}
+	}
+	return removed, err
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/cpu"
+
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/ipam/ring"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/session"
+)
+
+const (
+	// syncGap is the shortest time between two recomputations of the routes: a
+	// burst of gossip costs one.
+	syncGap = 20 * time.Millisecond
+	// repairInterval is how often the host's network is compared with what it
+	// should be.
+	repairInterval = 30 * time.Second
+)
+
+// signal is a flag that somebody waits for; raising it twice is raising it once.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) raise() {
+	select {
+	case s <- struct{}{}:
+	default:
+	}
+}
+
+// follow keeps the router's peers in step with node records and ring, until ctx
+// ends.
+func (n *Node) follow(ctx context.Context, e *engines) {
+	alive := -1
+	for {
+		if a := n.syncPeers(e); a != alive {
+			alive = a
+			e.alloc.Wake()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(syncGap):
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.changed:
+		}
+	}
+}
+
+// syncPeers gives the router its peers and prefixes, saves new records, and
+// returns how many nodes are alive.
+func (n *Node) syncPeers(e *engines) int {
+	n.syncing.Lock()
+	defer n.syncing.Unlock()
+	nodes, holdings := e.mesh.Nodes(), e.alloc.Owned()
+	peers := peersOf(nodes, holdings, n.mtu)
+	if !reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
+		if err := e.plane.SetPeers(peers); err != nil {
+			n.log.Error("the router refused the mesh's peers", zap.Error(err))
+		} else {
+			n.peers = peers
+		}
+	}
+	local := router.Local{MTU: n.mtu}
+	for _, h := range holdings {
+		if h.Owner == ring.Owner(n.state.identity.ID) {
+			local.Prefixes = h.Prefixes
+		}
+	}
+	if l, ok := e.alloc.Lookup(hostOwner); ok {
+		local.Gateway4, local.Gateway6 = l.V4, l.V6
+	}
+	e.plane.SetLocal(local)
+	if err := n.records.save(nodes); err != nil {
+		n.setWarning("records", err.Error())
+	} else {
+		n.setWarning("records", "")
+	}
+	alive := 0
+	for _, m := range nodes {
+		if m.Status == mesh.Alive || m.Status == mesh.Self {
+			alive++
+		}
+	}
+	return alive
+}
+
+// repair compares the host's network with what it should be, now and then,
+// until ctx ends.
+func (n *Node) repair(ctx context.Context, ws *workloads) {
+	t := time.NewTicker(repairInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		text := ""
+		if err := ws.reconcile(); err != nil {
+			text = err.Error()
+			n.log.Warn("the host's network could not be put right; trying again", zap.Error(err))
+		}
+		n.setWarning("host", text)
+	}
+}
+
+// peersOf is the router's desired state: every other node that has not left,
+// with the addresses that the ring gives it. Liveness has no part in it, as the
+// data path works where gossip does not.
+func peersOf(nodes []mesh.Node, holdings []ipam.Holding, mtu int) []router.Peer {
+	owned := make(map[ring.Owner][]netip.Prefix, len(holdings))
+	for _, h := range holdings {
+		owned[h.Owner] = h.Prefixes
+	}
+	seen := map[session.PublicKey]bool{}
+	var peers []router.Peer
+	for _, m := range nodes {
+		if m.Status == mesh.Self {
+			seen[m.PublicKey] = true
+		}
+	}
+	for _, m := range nodes {
+		key := session.PublicKey(m.PublicKey)
+		if m.Status == mesh.Self || m.Status == mesh.Left || seen[key] || key == (session.PublicKey{}) {
+			continue
+		}
+		seen[key] = true
+		p := router.Peer{Key: key, Name: m.Name, Suite: suiteWith(m.Suites), Prefixes: owned[ring.Owner(m.ID)], MTU: mtu}
+		if theirs := int(m.MTU); theirs != 0 {
+			p.MTU = min(p.MTU, theirs)
+		}
+		for _, a := range append([]netip.AddrPort{m.Addr}, m.Endpoints...) {
+			if a.IsValid() && a.Port() != 0 && !slices.Contains(p.Endpoints, a) {
+				p.Endpoints = append(p.Endpoints, a)
+			}
+		}
+		peers = append(peers, p)
+	}
+	slices.SortFunc(peers, func(a, b router.Peer) int { return bytes.Compare(a.Key[:], b.Key[:]) })
+	return peers
+}
+
+// suites are the suites that this node offers, best first.
+func suites() []uint8 {
+	if aesInHardware() {
+		return []uint8{uint8(session.Weft), uint8(session.WireGuard)}
+	}
+	return []uint8{uint8(session.WireGuard)}
+}
+
+// suiteWith chooses AES-GCM where both sides have it in hardware.
+func suiteWith(theirs []uint8) session.Suite {
+	if slices.Contains(suites(), uint8(session.Weft)) && slices.Contains(theirs, uint8(session.Weft)) {
+		return session.Weft
+	}
+	return session.WireGuard
+}
+
+func aesInHardware() bool {
+	return cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ || cpu.ARM64.HasAES && cpu.ARM64.HasPMULL || cpu.S390X.HasAESGCM
+}

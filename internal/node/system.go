@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/netlock"
+	"github.com/weftnet/weft/internal/netns"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/tun"
+	"github.com/weftnet/weft/router/underlay"
+)
+
+// dataplane is what the node needs of the router.
+type dataplane interface {
+	Run(ctx context.Context) error
+	SetPeers(peers []router.Peer) error
+	SetLocal(l router.Local)
+	SendControl(b []byte, to netip.AddrPort) error
+	Greet()
+	Stats() router.Stats
+	PeerStats() []router.PeerStats
+	// Close frees queues and sockets, after Run.
+	Close() error
+}
+
+// planeConfig says what the data path is to be made of.
+type planeConfig struct {
+	private   session.PrivateKey
+	preshared session.PresharedKey
+	shards    int
+	offload   bool
+	control   func(b []byte, from netip.AddrPort, at time.Time)
+	log       *zap.Logger
+}
+
+// socket holds the node's UDP port.
+type socket interface{ Close() error }
+
+// controlServer answers the command line.
+type controlServer interface {
+	Run(ctx context.Context) error
+	Path() string
+}
+
+// system is the host below a node: real, or made up by a test.
+type system interface {
+	lock(ctx context.Context, h netlock.Holder) (io.Closer, error)
+	// probe tells early why the host cannot run a node.
+	probe() error
+	// listen takes the UDP port; plane then works with it, and closes it.
+	listen(port uint16, shards int) (socket, error)
+	plane(s socket, c planeConfig) (p dataplane, offload bool, err error)
+	control(ctx context.Context, runDir string, svc api.Service, log *zap.Logger) (controlServer, error)
+	// removeDevice deletes the TUN device.
+	removeDevice() error
+	network() mesh.Network
+	host(log *zap.Logger) hostNetwork
+	overlap(universe []netip.Prefix) error
+	egress(advertise netip.Addr) (hostnet.Link, error)
+	netnsAt(path string) (netns.ID, error)
+	bootID() (string, error)
+	// notify tells the supervisor a state, as sd_notify(3) does.
+	notify(state string)
+}
+
+// linux is the system that weft runs on.
+type linux struct{}
+
+func (linux) lock(ctx context.Context, h netlock.Holder) (io.Closer, error) {
+	l, err := netlock.Take(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (linux) probe() error { return tun.Probe(Device) }
+
+type sockets []*underlay.Conn
+
+func (s sockets) Close() error {
+	var errs []error
+	for _, c := range s {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (linux) listen(port uint16, shards int) (socket, error) {
+	conns, err := underlay.Listen(port, shards)
+	if err != nil {
+		return nil, err
+	}
+	return sockets(conns), nil
+}
+
+// kernelPlane is a router on a TUN device and UDP sockets.
+type kernelPlane struct {
+	*router.Router
+	device *tun.Device
+	conns  sockets
+}
+
+func (p kernelPlane) Close() error { return errors.Join(p.device.Close(), p.conns.Close()) }
+
+func (linux) plane(s socket, c planeConfig) (dataplane, bool, error) {
+	conns, ok := s.(sockets)
+	if !ok {
+		return nil, false, fmt.Errorf("cannot route by a %T", s)
+	}
+	dev, err := tun.Open(tun.Config{Name: Device, Queues: c.shards, VNetHdr: c.offload, Persist: true})
+	if err != nil {
+		return nil, false, err
+	}
+	r, err := router.New(router.Config{
+		Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
+		Log: c.log, Now: time.Now, Control: c.control,
+	})
+	if err != nil {
+		return nil, false, errors.Join(err, dev.Close())
+	}
+	return kernelPlane{r, dev, conns}, dev.Offloads().VNetHdr, nil
+}
+
+func (linux) control(ctx context.Context, runDir string, svc api.Service, log *zap.Logger) (controlServer, error) {
+	s, err := api.Listen(ctx, runDir, svc, log)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (linux) removeDevice() error   { return tun.Delete(Device) }
+func (linux) network() mesh.Network { return mesh.SystemNetwork{} }
+
+func (linux) host(log *zap.Logger) hostNetwork          { return hostnet.New(log) }
+func (linux) overlap(u []netip.Prefix) error            { return hostnet.Overlap(u) }
+func (linux) egress(a netip.Addr) (hostnet.Link, error) { return hostnet.Egress(a) }
+func (linux) netnsAt(path string) (netns.ID, error)     { return netns.At(path) }
+
+func (linux) bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("reading the kernel's boot ID: %w; is /proc mounted?", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// notify has nobody to tell where no supervisor listens; that is no error.
+func (linux) notify(state string) { _, _ = daemon.SdNotify(false, state) }

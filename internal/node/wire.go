@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/ipam/ring"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/session"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+const (
+	channelIPAM = "ipam" // of mesh.Send
+	stateRing   = "ring" // of mesh.Register
+
+	// seedPatience is how long a node of --seed looks for the others at its first
+	// start, so as to see whether its name's share was taken by another.
+	seedPatience = 3 * time.Second
+	// fullRetry is the time between two tries to get an address of a full universe.
+	fullRetry = 5 * time.Second
+)
+
+// engines are the parts of a running node, connected.
+type engines struct {
+	plane     dataplane
+	mesh      *mesh.Mesh
+	alloc     *ipam.Allocator
+	workloads *workloads
+	universe  ipam.Universe
+	link      hostnet.Link
+	offload   bool
+}
+
+// makeEngines makes the engines, which do nothing yet, and makes a first start
+// final in the store. It takes over port if it succeeds.
+func (n *Node) makeEngines(port socket) (e *engines, err error) {
+	u, seed, err := n.state.universe.parse()
+	if err != nil {
+		return nil, err
+	}
+	info, err := n.state.universe.info()
+	if err != nil {
+		return nil, err
+	}
+	if n.state.first {
+		if err := n.sys.overlap(u.Prefixes()); err != nil {
+			return nil, err
+		}
+	}
+	e = &engines{universe: u}
+	if e.link, err = n.sys.egress(n.cfg.Advertise); err != nil {
+		return nil, err
+	}
+	if n.mtu = n.cfg.MTU; n.mtu == 0 {
+		n.mtu = router.InnerMTU(e.link.MTU)
+	}
+	known, err := loadRecords(n.store)
+	if err != nil {
+		return nil, err
+	}
+	n.records = &recordSaver{st: n.store, saved: map[mesh.NodeID]uint64{}}
+	for _, r := range known {
+		n.records.saved[r.ID] = r.Seq
+	}
+	if e.mesh, err = mesh.New(mesh.Config{
+		ID: n.state.identity.ID, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
+		Port: n.cfg.Port, Advertise: e.link.Addr, Targets: n.cfg.Peers, Known: known,
+		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
+		OnChange: n.changed.raise,
+		OnMessage: func(from mesh.NodeID, channel string, payload []byte) {
+			if channel == channelIPAM {
+				e.alloc.HandleMessage(ring.Owner(from), payload)
+			}
+		},
+	}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.mesh.Stop(context.Background(), false)) // it has not run: closes its listener
+		}
+	}()
+	if e.alloc, err = ipam.New(ipam.Config{
+		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed,
+		Store: ipamStore{n.store}, Net: ipamNet{e.mesh}, Now: time.Now,
+		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
+	}); err != nil {
+		return nil, err
+	}
+	e.mesh.Register(stateRing, e.alloc)
+	if e.workloads, err = n.loadWorkloads(e); err != nil {
+		return nil, err
+	}
+	e.plane, e.offload, err = n.sys.plane(port, planeConfig{
+		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
+		shards: n.cfg.Shards, offload: n.cfg.Offload, log: n.log.Named("router"),
+		control: e.mesh.Deliver,
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = saveState(n.store, n.state)
+	if err == nil {
+		err = token.WriteFile(filepath.Join(n.cfg.DataDir, tokenFile), n.token)
+	}
+	if err != nil {
+		err = errors.Join(err, e.plane.Close())
+		if n.state.first {
+			err = errors.Join(err, n.sys.removeDevice())
+		}
+		return nil, err
+	}
+	return e, nil
+}
+
+func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
+	own, err := n.sys.netnsAt("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	boot, err := n.sys.bootID()
+	if err != nil {
+		return nil, err
+	}
+	ws := &workloads{
+		st: n.store, host: n.sys.host(n.log.Named("host")), alloc: e.alloc, netnsAt: n.sys.netnsAt,
+		ownNS: own, boot: boot, now: time.Now, log: n.log, state: map[string]string{},
+	}
+	if ws.all, err = loadWorkloads(n.store); err != nil {
+		return nil, err
+	}
+	ws.changes, err = loadChanges(n.store)
+	return ws, err
+}
+
+// start runs the engines until ctx ends; the first that fails ends the group.
+func (e *engines) start(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return ended(ctx, "the router", e.plane.Run(ctx)) })
+	g.Go(func() error { return ended(ctx, "the mesh", e.mesh.Run(ctx)) })
+	g.Go(func() error { return ended(ctx, "the address allocator", e.alloc.Run(ctx)) })
+}
+
+func ended(ctx context.Context, who string, err error) error {
+	if err == nil || ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return fmt.Errorf("%s ended: %w", who, err)
+}
+
+// Close frees what the engines hold, after they have ended.
+func (e *engines) Close() error { return e.plane.Close() }
+
+// bringUp gets the host its addresses and puts its network into place; when it
+// returns nil, traffic can flow.
+func (n *Node) bringUp(ctx context.Context, e *engines) error {
+	if err := e.mesh.SetRecord(n.describe(e)); err != nil {
+		return err
+	}
+	if err := n.adopt(ctx, e); err != nil {
+		return err
+	}
+	lease, err := n.hostLease(ctx, e)
+	if err != nil {
+		return err
+	}
+	e.workloads.setDesired(hostnet.Desired{
+		Device: Device, MTU: n.mtu, Addrs: addresses(lease), Universe: e.universe.Prefixes(), Masquerade: n.cfg.Masquerade,
+	})
+	if err := e.workloads.reconcile(); err != nil {
+		return err
+	}
+	n.syncPeers(e)
+	if !n.state.first {
+		e.plane.Greet()
+	}
+	n.setPhase(api.Ready, "")
+	n.sys.notify(daemon.SdNotifyReady)
+	n.log.Info("ready: traffic can flow", zap.Stringers("addresses", addresses(lease)), zap.String("range", n.state.universe.Range),
+		zap.Int("mtu", n.mtu), zap.Duration("after", time.Since(n.started)))
+	if n.state.first && len(n.cfg.Peers) == 0 {
+		return n.invite(e)
+	}
+	return nil
+}
+
+// describe edits this node's record.
+func (n *Node) describe(e *engines) func(*mesh.Record) {
+	return func(r *mesh.Record) {
+		r.Name, r.PublicKey = n.cfg.Name, n.state.identity.key().Public()
+		r.Suites, r.MTU, r.Build = suites(), uint16(n.mtu), n.cfg.Version
+		r.Endpoints = nil
+		for _, a := range append([]netip.Addr{e.link.Addr}, e.link.Addrs...) {
+			ep := netip.AddrPortFrom(a, n.cfg.Port)
+			if a.IsValid() && (len(r.Endpoints) == 0 || ep != r.Endpoints[0]) && len(r.Endpoints) < maxEndpoints {
+				r.Endpoints = append(r.Endpoints, ep)
+			}
+		}
+	}
+}
+
+const maxEndpoints = 8
+
+// adopt takes the share of the universe that --seed gives this node's name.
+func (n *Node) adopt(ctx context.Context, e *engines) error {
+	if len(n.cfg.Seed) == 0 {
+		return nil
+	}
+	if n.state.first && len(n.cfg.Peers) > 0 {
+		select {
+		case <-e.mesh.Joined():
+		case <-time.After(seedPatience):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return e.alloc.Adopt(ipam.NameOwner(n.cfg.Name))
+}
+
+// hostLease gets the host its own addresses on the overlay, waiting for other
+// nodes to give some if there are none here.
+func (n *Node) hostLease(ctx context.Context, e *engines) (ipam.Lease, error) {
+	if l, ok := e.alloc.Lookup(hostOwner); ok {
+		return l, nil
+	}
+	n.setPhase(api.Waiting, "addresses from the other nodes")
+	for {
+		l, err := e.alloc.Allocate(ctx, hostOwner)
+		var full *ipam.ExhaustedError
+		switch {
+		case err == nil:
+			return l, nil
+		case !errors.As(err, &full):
+			return ipam.Lease{}, err
+		}
+		n.setPhase(api.Waiting, full.Error())
+		n.log.Warn("waiting for an address", zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return ipam.Lease{}, context.Cause(ctx)
+		case <-time.After(fullRetry):
+		}
+	}
+}
+
+// nameOf names nodes for people; a seed's name stands for itself.
+func (n *Node) nameOf(m *mesh.Mesh) func(ring.Owner) string {
+	return func(o ring.Owner) string {
+		for _, s := range n.cfg.Seed {
+			if ipam.NameOwner(s) == o {
+				return s
+			}
+		}
+		for _, node := range m.Nodes() {
+			if ring.Owner(node.ID) == o && node.Name != "" {
+				return node.Name
+			}
+		}
+		return mesh.NodeID(o).String()
+	}
+}
+
+// packets lets the mesh send its gossip by the router's socket.
+type packets struct{ e *engines }
+
+func (p packets) SendControl(b []byte, to netip.AddrPort) error { return p.e.plane.SendControl(b, to) }
+
+// ipamNet carries the allocator's messages by the mesh.
+type ipamNet struct{ m *mesh.Mesh }
+
+func (t ipamNet) Send(to ring.Owner, msg []byte) error {
+	return t.m.Send(mesh.NodeID(to), channelIPAM, msg)
+}
+
+func (t ipamNet) Broadcast(delta []byte) { t.m.Broadcast(stateRing, delta) }
+
+func (t ipamNet) Peers() []ipam.Peer {
+	var peers []ipam.Peer
+	for _, node := range t.m.Nodes() {
+		if node.Status != mesh.Self && node.Status != mesh.Left {
+			peers = append(peers, ipam.Peer{Owner: ring.Owner(node.ID), Alive: node.Status == mesh.Alive})
+		}
+	}
+	return peers
+}

@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/netns"
+	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/ipam"
+)
+
+// hostOwner is the owner of the host's own addresses on the overlay. No
+// workload's ID looks like it.
+const hostOwner = "host"
+
+// attachPatience bounds how long an attach waits for other nodes to give
+// addresses, when there is none left here.
+const attachPatience = 15 * time.Second
+
+// hostNetwork is what the node needs of the host's network stack.
+type hostNetwork interface {
+	Plan(hostnet.Desired, hostnet.Changes) (hostnet.Changes, error)
+	Apply(hostnet.Desired, hostnet.Changes) (hostnet.Result, error)
+	Attach(hostnet.Workload) ([]string, error)
+	Detach(hostnet.Workload) error
+}
+
+// workloads keeps the attached namespaces: their addresses, their record in the
+// store and their interfaces, in this order when attaching and in the opposite
+// order when detaching. What a crash leaves in between, reconcile puts right.
+// It is safe for concurrent use.
+type workloads struct {
+	st      *store.Store
+	host    hostNetwork
+	alloc   *ipam.Allocator
+	netnsAt func(path string) (netns.ID, error)
+	ownNS   netns.ID
+	boot    string
+	now     func() time.Time
+	log     *zap.Logger
+
+	// gate lets reconcile, which removes what it does not know, run alone.
+	gate sync.RWMutex
+	lock keyedMutex
+
+	mu      sync.Mutex
+	all     map[string]workload
+	state   map[string]string // ID -> what is wrong, absent: nothing
+	desired hostnet.Desired   // without the workloads
+	changes hostnet.Changes
+	notes   []string
+}
+
+// attach gives the namespace of r an interface and addresses, or repairs those
+// that it has, and returns what it has then.
+func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workload, error) {
+	if err := checkIfName(r.IfName); err != nil {
+		return api.Workload{}, err
+	}
+	ns, err := ws.netnsAt(r.Netns)
+	if err != nil {
+		return api.Workload{}, err
+	}
+	if ns == ws.ownNS {
+		return api.Workload{}, fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", r.Netns)
+	}
+	id := workloadID(ns, r.IfName)
+	ws.gate.RLock()
+	defer ws.gate.RUnlock()
+	defer ws.lock.lock(id)()
+
+	w, known := ws.get(id)
+	lease, err := ws.allocate(ctx, id, r.IP)
+	if err != nil {
+		return api.Workload{}, err
+	}
+	if !known {
+		w = workload{ID: id, NetnsID: string(ns), IfName: r.IfName, Boot: ws.boot, MTU: ws.mtu(), Attached: ws.now()}
+	}
+	w.Netns = r.Netns
+	warnings, err := ws.host.Attach(kernel(w, lease))
+	if err == nil {
+		if err = saveWorkload(ws.st, w); err != nil && !known {
+			err = errors.Join(err, ws.host.Detach(kernel(w, lease)))
+		}
+	}
+	if err != nil {
+		if !known {
+			err = errors.Join(err, ws.alloc.Release(id))
+		}
+		return api.Workload{}, err
+	}
+	ws.put(w)
+	if !known {
+		ws.log.Info("workload attached", zap.String("workload", id), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
+	}
+	a := ws.describe(w)
+	a.Warnings = warnings
+	return a, nil
+}
+
+func (ws *workloads) allocate(ctx context.Context, id string, want netip.Addr) (ipam.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachPatience)
+	defer cancel()
+	if want.IsValid() {
+		return ws.alloc.AllocateExact(ctx, id, want)
+	}
+	return ws.alloc.Allocate(ctx, id)
+}
+
+// detach takes away what attach gave, and returns the addresses that were
+// released; none if nothing was attached.
+func (ws *workloads) detach(r api.DetachRequest) (api.DetachResult, error) {
+	w, ok := ws.find(r)
+	if !ok {
+		return api.DetachResult{}, nil
+	}
+	ws.gate.RLock()
+	defer ws.gate.RUnlock()
+	defer ws.lock.lock(w.ID)()
+	if w, ok = ws.get(w.ID); !ok {
+		return api.DetachResult{}, nil
+	}
+	lease, _ := ws.alloc.Lookup(w.ID)
+	if err := ws.forget(w, lease); err != nil {
+		return api.DetachResult{}, err
+	}
+	ws.log.Info("workload detached", zap.String("workload", w.ID), zap.Stringers("addresses", addresses(lease)))
+	return api.DetachResult{Released: addresses(lease)}, nil
+}
+
+// find looks for the workload by namespace and, as the namespace may be gone,
+// by the path under which it was attached.
+func (ws *workloads) find(r api.DetachRequest) (workload, bool) {
+	if ns, err := ws.netnsAt(r.Netns); err == nil {
+		if w, ok := ws.get(workloadID(ns, r.IfName)); ok {
+			return w, true
+		}
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range ws.all {
+		if w.Netns == r.Netns && w.IfName == r.IfName {
+			return w, true
+		}
+	}
+	return workload{}, false
+}
+
+// forget removes interface, record and addresses. The caller has the lock.
+func (ws *workloads) forget(w workload, lease ipam.Lease) error {
+	if err := ws.host.Detach(kernel(w, lease)); err != nil {
+		return err
+	}
+	if err := deleteWorkload(ws.st, w.ID); err != nil {
+		return err
+	}
+	ws.mu.Lock()
+	delete(ws.all, w.ID)
+	delete(ws.state, w.ID)
+	ws.mu.Unlock()
+	return ws.alloc.Release(w.ID)
+}
+
+// reconcile brings the host into the desired state: whoever changed it, and
+// however the last process ended. Workloads whose namespace is gone are
+// forgotten, those that lost their interface get it again.
+func (ws *workloads) reconcile() error {
+	ws.gate.Lock()
+	defer ws.gate.Unlock()
+	var errs []error
+	for _, w := range ws.list() {
+		if w.Boot != ws.boot {
+			ws.log.Info("workload of before the reboot forgotten", zap.String("workload", w.ID))
+			lease, _ := ws.alloc.Lookup(w.ID)
+			errs = append(errs, ws.forget(w, lease))
+		}
+	}
+	for _, l := range ws.alloc.List() {
+		if _, ok := ws.get(l.Owner); !ok && l.Owner != hostOwner {
+			ws.log.Info("address without workload released", zap.String("owner", l.Owner))
+			errs = append(errs, ws.alloc.Release(l.Owner))
+		}
+	}
+	res, err := ws.apply()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, id := range res.Missing {
+		w, ok := ws.get(id)
+		if !ok {
+			continue
+		}
+		lease, ok := ws.alloc.Lookup(id)
+		if ns, nerr := ws.netnsAt(w.Netns); !ok || nerr != nil || string(ns) != w.NetnsID {
+			ws.log.Info("workload whose namespace is gone forgotten", zap.String("workload", id), zap.String("netns", w.Netns))
+			errs = append(errs, ws.forget(w, lease))
+			continue
+		}
+		_, aerr := ws.host.Attach(kernel(w, lease))
+		ws.setState(id, aerr)
+		if aerr != nil {
+			ws.log.Warn("workload could not be attached again", zap.String("workload", id), zap.Error(aerr))
+			continue
+		}
+		ws.log.Info("workload attached again: its interface was gone", zap.String("workload", id))
+	}
+	return errors.Join(errs...)
+}
+
+// apply hands the whole desired state to the host. What that changes on it is
+// saved first, so that reset can restore it after a crash as well. The caller
+// has the gate.
+func (ws *workloads) apply() (hostnet.Result, error) {
+	ws.mu.Lock()
+	d, before := ws.desired, ws.changes
+	ws.mu.Unlock()
+	for _, w := range ws.list() {
+		if lease, ok := ws.alloc.Lookup(w.ID); ok {
+			d.Workloads = append(d.Workloads, kernel(w, lease))
+		}
+	}
+	planned, err := ws.host.Plan(d, before)
+	if err == nil {
+		err = saveChanges(ws.st, planned)
+	}
+	if err != nil {
+		return hostnet.Result{}, err
+	}
+	res, err := ws.host.Apply(d, before)
+	if err != nil {
+		return res, err
+	}
+	if err := saveChanges(ws.st, res.Changes); err != nil {
+		return res, err
+	}
+	ws.mu.Lock()
+	ws.changes, ws.notes = res.Changes, res.Warnings
+	ws.mu.Unlock()
+	return res, nil
+}
+
+// setDesired sets what reconcile aims at, workloads aside.
+func (ws *workloads) setDesired(d hostnet.Desired) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.desired = d
+}
+
+func (ws *workloads) mtu() int {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.desired.MTU
+}
+
+func (ws *workloads) warnings() []string {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return slices.Clone(ws.notes)
+}
+
+func (ws *workloads) get(id string) (workload, bool) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	w, ok := ws.all[id]
+	return w, ok
+}
+
+func (ws *workloads) put(w workload) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.all[w.ID] = w
+	delete(ws.state, w.ID)
+}
+
+func (ws *workloads) setState(id string, err error) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if err != nil {
+		ws.state[id] = err.Error()
+	} else {
+		delete(ws.state, id)
+	}
+}
+
+func (ws *workloads) list() []workload {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return slices.SortedFunc(maps.Values(ws.all), func(a, b workload) int {
+		return cmp.Or(a.Attached.Compare(b.Attached), strings.Compare(a.ID, b.ID))
+	})
+}
+
+// describe is what the user sees of w.
+func (ws *workloads) describe(w workload) api.Workload {
+	lease, _ := ws.alloc.Lookup(w.ID)
+	a := api.Workload{
+		ID: w.ID, Netns: w.Netns, IfName: w.IfName, HostIf: hostnet.HostIf(w.ID),
+		Addresses: addresses(lease), MTU: w.MTU, Attached: w.Attached, State: "up",
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if s, ok := ws.state[w.ID]; ok {
+		a.State = s
+	}
+	return a
+}
+
+func workloadID(ns netns.ID, ifname string) string { return string(ns) + "/" + ifname }
+
+func kernel(w workload, l ipam.Lease) hostnet.Workload {
+	return hostnet.Workload{ID: w.ID, Netns: w.Netns, IfName: w.IfName, Addrs: addresses(l), MTU: w.MTU}
+}
+
+// addresses lists the lease's addresses, v4 first.
+func addresses(l ipam.Lease) []netip.Addr {
+	var a []netip.Addr
+	if l.V4.IsValid() {
+		a = append(a, l.V4)
+	}
+	if l.V6.IsValid() {
+		a = append(a, l.V6)
+	}
+	return a
+}
+
+// checkIfName holds to what the kernel allows (dev_valid_name, net/core/dev.c).
+func checkIfName(s string) error {
+	if s == "" || len(s) > 15 || s == "." || s == ".." || s == "lo" || strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r == '/' || r == ':' || r == '%' || r > '~'
+	}) {
+		return fmt.Errorf("--ifname %q is no name for an interface; use 1 to 15 letters, digits, '-', '.' and '_'", s)
+	}
+	return nil
+}
+
+// keyedMutex is a mutex for each key that is in use. The zero value is ready.
+type keyedMutex struct {
+	mu   sync.Mutex
+	keys map[string]*keyLock
+}
+
+type keyLock struct {
+	mu    sync.Mutex
+	users int
+}
+
+// lock locks key and returns the function that unlocks it.
+func (k *keyedMutex) lock(key string) (unlock func()) {
+	k.mu.Lock()
+	if k.keys == nil {
+		k.keys = map[string]*keyLock{}
+	}
+	l := k.keys[key]
+	if l == nil {
+		l = &keyLock{}
+		k.keys[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.mu.Lock()
+	return func() {
+		l.mu.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.keys, key)
+		}
+	}
+}
