@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# The image holds one static file and nothing else: no shell, no libc, no package manager.
+#
+#   docker build --build-arg VERSION=v0.1.0 -t weft .
+#   docker run -d --name weft --privileged --network host --pid host \
+#       -v /var/lib/weft:/var/lib/weft -v /run/weft:/run/weft -v /run/netns:/run/netns:rslave \
+#       weft launch
+#
+# The daemon runs as root in the host's network namespace because there is no lesser way to create a TUN device, routes
+# and nftables rules (CAP_NET_ADMIN), to enter the network namespace of a workload (CAP_SYS_ADMIN) or to find one by its
+# process id (CAP_SYS_PTRACE); --privileged because container engines otherwise mount /proc/sys read-only, where the
+# host's forwarding is switched on. So the image names no other user. The client needs none of this, only access to the
+# socket in /run/weft.
+
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION=dev
+RUN mkdir -p /out && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/ ./cmd/...
+
+FROM scratch
+LABEL org.opencontainers.image.title="weft" \
+      org.opencontainers.image.description="An encrypted container network in one file" \
+      org.opencontainers.image.source="https://github.com/weftnet/weft" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /out/ /usr/local/bin/
+ENV PATH=/usr/local/bin
+ENTRYPOINT ["/usr/local/bin/weft"]
+CMD ["help"]

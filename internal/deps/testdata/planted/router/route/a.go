@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package route
+
+import "github.com/gaissmai/bart"
+
+const X = bart.X
