@@ -3,6 +3,7 @@
 package router
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -98,7 +99,7 @@ func (p *peer) settled() {
 
 // fail notes an error. It allocates only if it is not the same as before.
 func (p *peer) fail(err error) {
-	if old := p.lastError.Load(); old == nil || *old != err {
+	if old := p.lastError.Load(); old == nil || !errors.Is(err, *old) {
 		p.lastError.Store(&err)
 	}
 }

@@ -107,7 +107,7 @@ func (r *Router) Stats() Stats {
 
 // reasonOf maps what the session says of a message, always a bare sentinel, to what is counted.
 func reasonOf(err error) Reason {
-	switch err {
+	switch err { //nolint:errorlint // package session promises that they are never wrapped
 	case session.ErrReplay:
 		return DropReplay
 	case session.ErrExpired:

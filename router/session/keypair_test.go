@@ -300,7 +300,7 @@ func TestConcurrentSealOpen(t *testing.T) {
 func TestPacketPathDoesNotAllocate(t *testing.T) {
 	for _, s := range suites {
 		d := newDuo(t, s, s)
-		_, kb := d.shake(t, epoch)
+		ka, kb := d.shake(t, epoch)
 		for _, n := range []int{0, 64, 1400, 1408} {
 			plaintext, out := make([]byte, n), make([]byte, 0, 2048)
 			if got := testing.AllocsPerRun(200, func() {
@@ -320,6 +320,8 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 				}
 				d.ab.Sent(epoch, false)
 				d.ba.Received(epoch, k, false)
+				d.ba.Sent(epoch, false) // and there is an answer
+				d.ab.Received(epoch, ka, false)
 			}); got != 0 {
 				t.Errorf("%s, %d bytes: %v allocations", s, n, got)
 			}

@@ -26,6 +26,7 @@ type Peer struct {
 	mu       sync.Mutex // guards all that follows
 	removed  bool
 	deadline [timerCount]time.Time // zero: not pending
+	random   [4]byte               // scratch of jitter
 
 	// The handshake that this side initiated and waits for; nil noise means none.
 	handshake struct {

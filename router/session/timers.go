@@ -179,9 +179,9 @@ func (p *Peer) giveUp(now time.Time) {
 
 // jitter returns between 0 and MaxJitter, and 0 if randomness fails, which costs some handshakes.
 func (p *Peer) jitter() time.Duration {
-	var b [4]byte
-	if _, err := io.ReadFull(&p.machine.rand, b[:]); err != nil {
+	b := p.random[:] // a local one would escape: this runs for every batch
+	if _, err := io.ReadFull(&p.machine.rand, b); err != nil {
 		return 0
 	}
-	return time.Duration(binary.LittleEndian.Uint32(b[:])) % (MaxJitter + 1)
+	return time.Duration(binary.LittleEndian.Uint32(b)) % (MaxJitter + 1)
 }

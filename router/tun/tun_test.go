@@ -255,6 +255,21 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+func TestProbe(t *testing.T) {
+	ns := routertest.NewNamespace(t)
+	ns.Do(func() {
+		if err := tun.Probe("weft0"); err != nil {
+			t.Error(err)
+		}
+		if err := tun.Probe("a/b"); !errors.Is(err, tun.ErrName) {
+			t.Errorf("error %v", err)
+		}
+	})
+	if exists(ns, "weft0") {
+		t.Error("Probe made the device")
+	}
+}
+
 func TestOpenErrors(t *testing.T) {
 	ns := routertest.NewNamespace(t)
 	other := routertest.NewNamespace(t)
@@ -339,8 +354,10 @@ func TestMissingMeans(t *testing.T) {
 			var none [2]unix.CapUserData // version 3 takes two
 			check("capset", unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]))
 			_, err := tun.Open(tun.Config{Name: "weft0"})
-			if !errors.Is(err, c.kind) || err.Error() != c.want {
-				t.Errorf("%s: error %v, want %s", c.name, err, c.want)
+			for _, err := range []error{err, tun.Probe("weft0")} {
+				if !errors.Is(err, c.kind) || err.Error() != c.want {
+					t.Errorf("%s: error %v, want %s", c.name, err, c.want)
+				}
 			}
 		})
 	}
