@@ -22,7 +22,7 @@ func TestChaos(t *testing.T) {
 	seeds := []uint64{*chaosSeed}
 	if *chaosSeed == 0 {
 		seeds = seeds[:0]
-		for range 15 {
+		for range 8 {
 			seeds = append(seeds, rand.Uint64())
 		}
 	}

@@ -150,7 +150,7 @@ func FuzzStream(f *testing.F) {
 }
 
 func FuzzText(f *testing.F) {
-	for _, s := range []string{"7f02030405060708-0000000000000005", "[2001:db8::1]:9", "n1:5", "[ERR] memberlist: x from=10.0.0.1:5", "[", "[]:"} {
+	for _, s := range []string{"7f02030405060708-0000000000000005", "[2001:db8::1]:9", "n1:5", "[ERR] memberlist: x from=10.0.0.1:5", "[", "[]:", "[0000:]:1"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -89,22 +89,22 @@ type wireIntroduction struct {
 	Advertise []byte `cbor:"9,keyasint,omitempty"`
 }
 
-func (i introduction) hello() Hello {
-	return Hello{ID: i.id, Boot: i.boot, Name: i.name, Universe: i.universe}
+func (me introduction) hello() Hello {
+	return Hello{ID: me.id, Boot: me.boot, Name: me.name, Universe: me.universe}
 }
 
-func (i introduction) encode() ([]byte, error) {
+func (me introduction) encode() ([]byte, error) {
 	w := wireIntroduction{
-		Purpose: uint8(i.purpose), Verdict: uint8(i.verdict), ID: uint64(i.id), Boot: i.boot, Name: i.name,
-		Ranges: i.universe.Ranges, Seed: i.universe.Seed,
+		Purpose: uint8(me.purpose), Verdict: uint8(me.verdict), ID: uint64(me.id), Boot: me.boot, Name: me.name,
+		Ranges: me.universe.Ranges, Seed: me.universe.Seed,
 	}
-	if i.universe.Known() {
-		w.Universe = i.universe.ID[:]
+	if me.universe.Known() {
+		w.Universe = me.universe.ID[:]
 	}
-	if i.advertise.IsValid() {
-		b, err := i.advertise.MarshalBinary()
+	if me.advertise.IsValid() {
+		b, err := me.advertise.MarshalBinary()
 		if err != nil {
-			return nil, fmt.Errorf("encode the address %v: %w", i.advertise, err)
+			return nil, fmt.Errorf("encode the address %v: %w", me.advertise, err)
 		}
 		w.Advertise = b
 	}

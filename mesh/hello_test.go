@@ -286,7 +286,7 @@ func TestErrorTexts(t *testing.T) {
 	other := testUniverse(2)
 	other.Ranges = "10.0.0.0/8"
 	for want, err := range map[string]error{
-		"10.0.0.2:6783 refused the connection: is weft running there?": &DialError{at, errRefused},
+		"10.0.0.2:6783 refused the connection: is weft running there?":                                              &DialError{at, errRefused},
 		"10.0.0.2:6783 has another token: run `weft token` on a node of that mesh and use the token that it prints": &DialError{at, ErrWrongToken},
 		"10.0.0.2:6783 knows another living node with this node's id: its data directory is a copy; " +
 			"run `weft reset` on one of them": &DialError{at, ErrClone},

@@ -216,24 +216,21 @@ func TestClone(t *testing.T) {
 		}
 		// Once the first is gone, it is no copy any more.
 		b.kill()
-		c.eventually(11*time.Second, "the second comes in", func() bool {
+		c.eventually(14*time.Second, "the second comes in", func() bool {
 			k := a.Nodes()[1]
 			return k.Boot == twin.Boot() && k.Status == Alive
 		})
-		// Two that came up on either side of a partition: the one who was in stays in.
+		// Two that came up on either side of a partition: the mesh settles for one.
 		c.net.Partition([]*memnet.Host{twin.host})
 		time.Sleep(30 * time.Second)
 		b.start()
 		c.eventually(5*time.Second, "the first is back", func() bool { return a.Nodes()[1].Boot == b.Boot() })
 		c.net.Heal()
-		time.Sleep(5 * time.Minute)
-		if k := a.Nodes()[1]; k.Boot != b.Boot() || k.Status != Alive {
-			t.Error("the copy took over")
-		}
-		seq := a.Nodes()[1].Seq
+		time.Sleep(2 * time.Minute)
+		settled := a.Nodes()[1]
 		time.Sleep(10 * time.Minute)
-		if d := a.Nodes()[1].Seq - seq; d > 100 {
-			t.Errorf("the two outbid each other %d times", d)
+		if k := a.Nodes()[1]; k.Boot != settled.Boot || k.Seq != settled.Seq || k.Status != Alive {
+			t.Errorf("%+v became %+v", settled, k)
 		}
 	})
 }
@@ -253,12 +250,15 @@ func TestCloneInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(10 * time.Minute)
+		time.Sleep(time.Minute)
 		if n := c.logged("another process writes this node's record"); n == 0 {
 			t.Error("nobody says so")
 		}
-		if d := a.Nodes()[1].Seq - uint64(b.started.UnixMilli()); d > 5000 {
-			t.Errorf("the two outbid each other %d times in 10 min", d)
+		winner := max(b.Boot(), twin.Boot())
+		before := a.Nodes()[1]
+		time.Sleep(10 * time.Minute)
+		if k := a.Nodes()[1]; k.Boot != winner || k.Seq != before.Seq {
+			t.Errorf("the records do not come to rest: %+v became %+v", before, k)
 		}
 	})
 }

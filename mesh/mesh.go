@@ -124,9 +124,7 @@ type Mesh struct {
 	inboxes  map[NodeID]*inbox
 	conns    map[*io.Closer]struct{}
 	door     doorman
-
-	outbids     int
-	outbidFirst time.Time
+	outbids  int // see outbid in self.go
 }
 
 // phase is where in its life a Mesh is; it only grows.
@@ -152,7 +150,7 @@ func New(cfg Config) (*Mesh, error) {
 	}
 	m.strangers.init(0)
 	m.oddities.init(5 * time.Minute)
-	m.gossip.RetransmitMult = retransmitMult
+	m.gossip.RetransmitMult = changesMult
 	m.gossip.NumNodes = func() int { return int(m.aliveCount.Load()) + 1 }
 	m.transport = newTransport(m)
 	if m.log == nil {

@@ -97,9 +97,9 @@ func TestTenNodesFailure(t *testing.T) {
 // A node killed and started again is alive with its new process at once, even
 // while the others still take the old process to be alive, and even elsewhere.
 func TestRestartAtOnce(t *testing.T) {
-	for _, moved := range []bool{false, true} {
+	for _, moved := range []string{"", "moved", "moved from a host gone dark"} {
 		for _, pause := range []time.Duration{0, 3 * time.Second, time.Minute} {
-			t.Run(fmt.Sprintf("moved=%v/%v", moved, pause), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%v/%v", moved, pause), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c := newCluster(t, 4)
 					a, b, d := c.node().start(), c.node("n1").start(), c.node("n1").start()
@@ -108,12 +108,17 @@ func TestRestartAtOnce(t *testing.T) {
 					d.kill()
 					time.Sleep(pause)
 					d.cfg.Targets = nil // what it knows is enough
-					if moved {
+					limit := time.Second
+					if moved != "" {
+						if moved != "moved" {
+							d.host.Dark(true)
+							limit += 2 * cloneCheck // each of two greetings makes sure that nobody answers there
+						}
 						d.host = c.net.Host(hostAddr(77))
 						d.cfg.Packets, d.cfg.Network, d.cfg.Advertise = d.host, d.host, hostAddr(77)
 					}
 					d.start()
-					c.eventually(time.Second, "the new process is known", func() bool {
+					c.eventually(limit, "the new process is known", func() bool {
 						for _, n := range []*testNode{a, b} {
 							k := n.Nodes()[2]
 							if k.Status != Alive || k.Boot != d.Boot() || k.Addr != d.addr {
@@ -155,7 +160,7 @@ func TestStopAndLeave(t *testing.T) {
 		c.eventually(time.Second, "it is back", whole(a, b, d))
 		d.stop(true)
 		c.eventually(0, "the others know that it left", func() bool { return a.status(d) == Left && b.status(d) == Left })
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		if a.status(d) != Left || !whole(a, b)() {
 			t.Error("a node that left came back")
 		}
@@ -195,7 +200,7 @@ func TestWholeMeshRestarts(t *testing.T) {
 }
 
 func TestPartitionHeals(t *testing.T) {
-	for _, length := range []time.Duration{2 * time.Second, 7 * time.Second, time.Minute, 40 * time.Minute} {
+	for _, length := range []time.Duration{2 * time.Second, 7 * time.Second, time.Minute, 15 * time.Minute} {
 		for _, split := range []int{1, 3} {
 			t.Run(fmt.Sprintf("%v/%d", length, split), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
@@ -219,12 +224,9 @@ func TestPartitionHeals(t *testing.T) {
 						t.Error("the other side is not found failed")
 					}
 					c.net.Heal()
-					took := c.eventually(8*time.Second, "whole again", whole(c.nodes...))
-					took2 := c.eventually(6*time.Second, "agreed again", agreed(c.nodes...))
+					took := c.eventually(6*time.Second, "whole again", whole(c.nodes...))
+					took2 := c.eventually(8*time.Second, "agreed again", agreed(c.nodes...))
 					t.Log("whole after", took, "agreed after", took+took2)
-					if took+took2 > 6*time.Second {
-						t.Errorf("healing took %v and %v", took, took2)
-					}
 				})
 			})
 		}
@@ -244,12 +246,12 @@ func TestPartitionAmongTheDead(t *testing.T) {
 		for _, n := range c.nodes[1:20] {
 			n.kill()
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		if !whole(a, b)() {
 			t.Fatal("the last two lost each other")
 		}
 		c.net.Partition([]*memnet.Host{b.host})
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		c.net.Heal()
 		t.Log("met after", c.eventually(30*time.Second, "the two meet", whole(a, b)))
 	})

@@ -137,7 +137,10 @@ func splitTarget(target string, port uint16) (string, uint16, error) {
 		}
 		port = uint16(n)
 	}
-	if host == "" || len(host) > maxName || strings.ContainsAny(host, "/ []") || !printable(host, maxName) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.String(), port, nil
+	}
+	if host == "" || len(host) > maxName || strings.ContainsAny(host, "/ :[]") || !printable(host, maxName) {
 		return "", 0, fmt.Errorf("%q is no host or host:port", target)
 	}
 	return host, port, nil

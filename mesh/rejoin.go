@@ -224,6 +224,7 @@ func (m *Mesh) join(addr netip.AddrPort, them introduction) error {
 	}
 	_, err := ml.Join([]string{memberName(them.id, them.boot) + "/" + addr.String()})
 	if err != nil {
+		m.log.Debug("the exchange of states broke off", zap.Stringer("with", them.id), zap.Error(err))
 		return &DialError{Addr: addr, Err: errNoExchange}
 	}
 	if alone {

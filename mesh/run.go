@@ -20,6 +20,7 @@ import (
 // the other.
 const (
 	retransmitMult     = 4
+	changesMult        = 8 // changes, unlike membership, are repaired by nothing but the exchange of states
 	suspicionMult      = 4
 	suspicionMaxMult   = 2
 	awarenessMax       = 3

@@ -10,11 +10,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// Outbidding, see outbid: after more than outbidBurst occasions in outbidWindow, one per window.
-const (
-	outbidBurst  = 4
-	outbidWindow = 10 * time.Second
-)
+// maxOutbids is how often a process outbids records of its node before it takes them
+// for the work of a living copy; see outbid.
+const maxOutbids = 4
 
 // rewrite replaces this node's record by what edit makes of it, with the next
 // Seq, at least atLeast. Called with mu held.
@@ -75,28 +73,22 @@ func (m *Mesh) spreadOwn() {
 
 // outbid answers a record of this node that is not the one it wrote last, and not
 // older: it comes from before a backup was restored, or from a copy of this node.
-// The own record moves above it. Against a living copy that would never end, so
-// it is done rarely after the first few times. Called with mu held.
+// The own record moves above it. A living copy does the same: who is outbid again
+// and again says so, and from then on the process with the smaller Boot yields, so that
+// the records come to rest. Called with mu held.
 func (m *Mesh) outbid(r storedRecord) bool {
 	own := m.records.byID[m.cfg.ID]
 	if r.Seq < own.Seq || string(r.raw) == string(own.raw) {
 		return false
 	}
-	now := time.Now()
-	if now.Sub(m.outbidFirst) > outbidWindow {
-		if m.outbids > outbidBurst {
-			m.outbids = outbidBurst - 1
-		} else {
-			m.outbids = 0
-		}
-		m.outbidFirst = now
-	}
-	if m.outbids++; m.outbids > outbidBurst {
-		if ok, _ := m.oddities.pass("copy", now); ok {
+	if m.outbids++; m.outbids > maxOutbids {
+		if ok, _ := m.oddities.pass("copy", time.Now()); ok {
 			m.log.Error("another process writes this node's record: is one data directory a copy of the other's? run `weft reset` on one of them",
 				zap.Stringer("node", r.ID), zap.String("name there", r.Name), zap.Stringers("endpoints there", r.Endpoints))
 		}
-		return false
+		if m.boot < r.Boot {
+			return false
+		}
 	}
 	if err := m.rewrite(r.Seq, func(*Record) {}); err != nil {
 		m.log.Error("cannot rewrite this node's record", zap.Error(err))

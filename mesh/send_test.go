@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,12 +31,12 @@ func (n countingNetwork) Lookup(ctx context.Context, host string) ([]netip.Addr,
 // cuttingNetwork breaks every nth connection after some writes.
 type cuttingNetwork struct {
 	*memnet.Host
-	dials *int
+	dials *atomic.Int64
 }
 
 func (n cuttingNetwork) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	c, err := n.Host.Dial(ctx, addr)
-	if *n.dials++; err == nil && *n.dials%3 == 0 {
+	if n.dials.Add(1)%3 == 0 && err == nil {
 		return &cutConn{Conn: c, writes: 4}, nil
 	}
 	return c, err
@@ -70,7 +71,7 @@ func TestSend(t *testing.T) {
 		c := newCluster(t, 40)
 		a := c.node().start()
 		b := c.node("n1")
-		dials := 0
+		var dials atomic.Int64
 		b.cfg.Network = cuttingNetwork{b.host, &dials}
 		b.start()
 		c.eventually(5*time.Second, "whole", whole(a, b))

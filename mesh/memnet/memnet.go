@@ -154,7 +154,8 @@ func (h *Host) Dark(dark bool) {
 }
 
 // Receive has f called with every datagram that comes in for port, which is the source
-// port of what the host sends, too. f owns b. nil: nobody listens any more.
+// port of what the host sends, too. f owns b and is called from many goroutines. nil:
+// nobody listens any more.
 func (h *Host) Receive(port uint16, f func(b []byte, from netip.AddrPort, at time.Time)) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// What makes no sense, or belongs to another mesh, changes nothing, and is said now and then.
+func TestNonsenseFromInside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 60)
+		a := c.node().start()
+		synctest.Wait()
+		other := testUniverse(9)
+		item := []byte(`["x"]`)
+		enc := must(t)
+		for range 50 {
+			a.takeChange([]byte("junk"))
+			a.takeChange(enc(encodeChange(c.uni.ID, "bag", []byte("junk"))))
+			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, []byte("junk"))))
+			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: []byte{1}}})))))
+			a.takeChange(enc(encodeChange(c.uni.ID, "of a newer release", item)))
+			a.takeChange(enc(encodeChange(other.ID, "bag", item)))
+			a.takeExchange([]byte("junk"))
+			a.takeExchange(enc(cbor.Marshal(exchange{Version: 1, From: 2, Universe: other.ID[:], States: map[string][]byte{"bag": item}})))
+			synctest.Wait()
+		}
+		foreign, err := Record{ID: 5, Name: "n5", Universe: other.ID}.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: foreign}})))))
+		synctest.Wait()
+		if a.bag.has("x") || len(a.Nodes()) != 1 {
+			t.Error("nonsense was taken in")
+		}
+		if n := c.logged("make no sense") + c.logged("makes no sense") + c.logged("was not merged"); n != 5 {
+			t.Errorf("%d lines about it", n)
+		}
+		a.takeChange(enc(encodeChange(c.uni.ID, "bag", item)))
+		synctest.Wait()
+		if !a.bag.has("x") {
+			t.Error("sense was not")
+		}
+	})
+}
+
+func TestRegister(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 61)
+		a := c.node().start()
+		synctest.Wait()
+		a.Register("late", &bag{})
+		if c.logged("was registered after Run") != 1 {
+			t.Error("nobody says that it is too late")
+		}
+		for _, name := range []string{"", "nodes", "bag", "a\nb", "a name of more than thirty-two bytes"} {
+			n := c.node()
+			m, err := New(n.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Register("bag", &bag{})
+			m.Register(name, &bag{})
+			if err := m.Run(t.Context()); err == nil {
+				t.Errorf("%q was taken", name)
+			}
+			if err := m.Stop(t.Context(), false); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestWorst(t *testing.T) {
+	at := netip.MustParseAddrPort("10.0.0.2:6783")
+	self, gone, wrong := dialError(at, ErrSelf), dialError(at, errRefused), dialError(at, ErrWrongToken)
+	for _, c := range []struct {
+		errs []error
+		want error
+	}{
+		{[]error{self}, self},
+		{[]error{self, gone}, gone},
+		{[]error{gone, self}, gone},
+		{[]error{gone, wrong, self}, wrong},
+		{[]error{context.Canceled, dialError(at, errNoRoute), gone}, gone},
+	} {
+		if got := worst(c.errs); !errors.Is(got, c.want) {
+			t.Errorf("%v: %v", c.errs, got)
+		}
+	}
+}
+
+type answering func(host string) ([]netip.Addr, error)
+
+func (a answering) Lookup(_ context.Context, host string) ([]netip.Addr, error) { return a(host) }
+
+func (answering) Listen(uint16) (net.Listener, error) { return nil, net.ErrClosed }
+
+func (answering) Dial(context.Context, netip.AddrPort) (net.Conn, error) { return nil, net.ErrClosed }
+
+func TestResolve(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")
+	n := answering(func(host string) ([]netip.Addr, error) {
+		switch host {
+		case "both":
+			return []netip.Addr{v6, netip.AddrFrom16(v4.As16()), v4}, nil
+		case "many":
+			var as []netip.Addr
+			for a := v4; len(as) < 100; a = a.Next() {
+				as = append(as, a)
+			}
+			return as, nil
+		case "slow":
+			return nil, &net.DNSError{IsTimeout: true}
+		case "none":
+			return nil, nil
+		case "broken":
+			return nil, errors.New("the name service is broken")
+		}
+		return nil, &net.DNSError{IsNotFound: true}
+	})
+	for host, want := range map[string]string{
+		"slow": "the name service does not answer for slow", "none": "no such host none", "gone:5": "no such host gone",
+		"broken": "cannot look up broken: the name service is broken",
+	} {
+		if as, err := Resolve(t.Context(), n, host, 1); err == nil || err.Error() != want {
+			t.Errorf("%s: %v, %v", host, as, err)
+		}
+	}
+	as, err := Resolve(t.Context(), n, "both:7", 1)
+	if err != nil || len(as) != 2 || as[0] != netip.AddrPortFrom(v6, 7) || as[1] != netip.AddrPortFrom(v4, 7) {
+		t.Error(as, err)
+	}
+	if as, err := Resolve(t.Context(), n, "many", 1); err != nil || len(as) != maxAddrs {
+		t.Error(len(as), err)
+	}
+	if as, err := Resolve(t.Context(), nil, "10.0.0.1", 9); err != nil || as[0] != netip.AddrPortFrom(v4, 9) {
+		t.Error(as, err)
+	}
+}
+
+func TestAdvertiseHints(t *testing.T) {
+	m := &Mesh{cfg: Config{
+		ID: 1, Targets: []string{"n1", "10.0.0.7:5", "[2001:db8::7]:5"},
+		Known: []Record{
+			{ID: 1, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:1")}},
+			{ID: 2},
+			{ID: 3, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.3:1")}},
+		},
+	}}
+	want := []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("10.0.0.3")}
+	got := m.hints()
+	for i := range want {
+		if len(got) != len(want) || got[i] != want[i] {
+			t.Fatalf("got %v, want %v", got, want)
+		}
+	}
+	if a, err := interfaceAddr(); err == nil && (!a.IsGlobalUnicast() || a.Is4In6()) {
+		t.Error(a)
+	}
+}
+
+// A full queue of changes drops, and never blocks, what calls from the packet loop.
+func TestFullQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 62)
+		a := c.node()
+		a.bag.slow = time.Hour
+		a.start()
+		begin := time.Now()
+		b := must(t)(encodeChange(c.uni.ID, "bag", []byte(`["x"]`)))
+		for range 2 * mergeQueue {
+			a.takeChange(b)
+		}
+		for range 2 * packetQueue {
+			a.transport.deliver(b, a.addr, time.Now())
+		}
+		if time.Since(begin) != 0 || a.Dropped() < mergeQueue-2 {
+			t.Errorf("took %v, dropped %d", time.Since(begin), a.Dropped())
+		}
+		synctest.Wait() // the first is being merged now
+		a.takeChange(b)
+		a.queueMerge(incoming{})
+		if d := time.Since(begin); d != a.tuning.StreamTimeout {
+			t.Errorf("an exchange waited %v for room", d)
+		}
+	})
+}
