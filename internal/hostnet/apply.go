@@ -21,6 +21,8 @@ const (
 	lastResort = 0xff002000
 	// metric6 is what the kernel gives IPv6 routes without a metric (IP6_RT_PRIO_USER).
 	metric6 = 1024
+	// mendTries is how often Apply begins again because an interface has gone while it worked.
+	mendTries = 5
 	// minMTU6 is what IPv6 needs of a link (RFC 8200, 5).
 	minMTU6 = 1280
 )
@@ -102,14 +104,20 @@ func (h *Host) Apply(d Desired, prior Changes) (Result, error) {
 	}
 	h.last = state
 
-	m := &mender{c: c, state: state, device: device.Attrs().Index}
-	errs := []error{m.workloads(h.ns, links, d.Workloads)}
-	res.Missing = m.missing
-	errs = append(errs, m.routes(d.Universe), m.neighbours())
-	if m.mended > 0 || len(m.removed) > 0 {
-		h.log.Info("host network put right", zap.Int("changes", m.mended), zap.Strings("removed", m.removed))
+	for try := 1; ; try++ {
+		m := &mender{c: c, state: state, device: device.Attrs().Index}
+		err := errors.Join(m.workloads(h.ns, links, d.Workloads), m.routes(d.Universe), m.neighbours())
+		if errors.Is(err, unix.ENODEV) && try < mendTries { // a workload went away meanwhile: it is missing now
+			if links, err = c.links(); err == nil {
+				continue
+			}
+		}
+		res.Missing = m.missing
+		if m.mended > 0 || len(m.removed) > 0 {
+			h.log.Info("host network put right", zap.Int("changes", m.mended), zap.Strings("removed", m.removed))
+		}
+		return res, err
 	}
-	return res, errors.Join(errs...)
 }
 
 func byFamily(addrs []netip.Addr) map[bool]netip.Addr {
@@ -142,6 +150,9 @@ func findDevice(links []netlink.Link, name string) (netlink.Link, error) {
 // its route leads elsewhere already. The router has checked the source by then. Other interfaces keep what they have.
 func deviceSettings(d Desired) (warning string) {
 	_ = writeSysctl(confKey("ipv4", d.Device, "rp_filter"), "2") // where /proc/sys is read-only the default has to do
+	// The router answers packets that cannot be delivered from the host's own address, which comes out of the device then. It lets
+	// no other node have that address as a source.
+	_ = writeSysctl(confKey("ipv4", d.Device, "accept_local"), "1")
 	if !hasV6(d.Universe) {
 		return ""
 	}

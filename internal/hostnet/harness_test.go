@@ -37,12 +37,12 @@ func must(t testing.TB, err error) {
 func newNamespace(t testing.TB) namespace {
 	t.Helper()
 	var f *os.File
-	var make func() error
-	make = func() error {
+	var enter func() error
+	enter = func() error {
 		runtime.LockOSThread() // for good
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
-			return wait(make)
+			return wait(enter)
 		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("making a network namespace: %w; run the tests as root", err)
@@ -51,7 +51,7 @@ func newNamespace(t testing.TB) namespace {
 		f, err = os.Open("/proc/thread-self/ns/net")
 		return err
 	}
-	must(t, wait(make))
+	must(t, wait(enter))
 	t.Cleanup(func() { must(t, f.Close()) })
 	return namespace(f.Fd())
 }
@@ -113,7 +113,7 @@ func openTUN(t testing.TB, n namespace, name string) *os.File {
 		return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
 	})
 	f := os.NewFile(uintptr(fd), name)
-	t.Cleanup(func() { must(t, f.Close()) })
+	t.Cleanup(func() { _ = f.Close() }) // some tests do it before
 	return f
 }
 
@@ -256,10 +256,10 @@ func network(a netip.Addr) string {
 func send(t testing.TB, n namespace, from netip.Addr, to netip.AddrPort, payload string) error {
 	t.Helper()
 	return n.run(func() error {
-		fd, level, opt := 0, unix.SOL_IP, unix.IP_FREEBIND
+		fd, level, opt := 0, unix.SOL_IP, unix.IP_TRANSPARENT
 		domain := unix.AF_INET
 		if to.Addr().Is6() {
-			domain, level, opt = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_FREEBIND
+			domain, level, opt = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 		}
 		fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -332,7 +332,7 @@ func snapshot(t testing.TB, n namespace) []string {
 	addrs, err := c.addrs(nil, netlink.FAMILY_ALL)
 	must(t, err)
 	for _, a := range addrs {
-		add("addr %s %v flags %x", names[a.LinkIndex], a.IPNet, a.Flags&^(unix.IFA_F_TENTATIVE))
+		add("addr %s %v flags %x", names[a.LinkIndex], a.IPNet, a.Flags&^unix.IFA_F_TENTATIVE)
 	}
 	for _, f := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := c.RouteListFiltered(f, &netlink.Route{}, netlink.RT_FILTER_TABLE)

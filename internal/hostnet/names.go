@@ -43,7 +43,7 @@ func hashID(id string) (h [hashLen]byte) {
 }
 
 // hostMAC returns the hardware address of the host's interface. Its last five bytes are those in the interface's name, which
-// tells a veth of ours from others even if its alias was not set any more before a crash.
+// tells a veth of ours from others even if a crash came before it got its alias.
 func hostMAC(id string) net.HardwareAddr { return mac(hostOUI, hashID(id)) }
 
 // workloadMAC returns the hardware address of the workload's interface.

@@ -223,7 +223,7 @@ func (b builder) fromWorkloads(pre *nftables.Chain, device string) error {
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
 		&expr.Lookup{SourceRegister: register, SetID: types.ID, SetName: types.Name},
 		verdict(expr.VerdictAccept, ""))
-	b.rule(link, "", verdict(expr.VerdictDrop, ""))
+	b.rule(link, "not for workloads", verdict(expr.VerdictDrop, ""))
 	return nil
 }
 

@@ -113,6 +113,9 @@ func (s *settings) keepAdvertisements(device, forwarding string) error {
 }
 
 func (s *settings) add(c Sysctl) {
+	if len(c.With) == 0 {
+		c.With = nil
+	}
 	s.todo = append(s.todo, c)
 	if !s.changes.has(c.Key) {
 		s.changes.Sysctls = append(s.changes.Sysctls, c)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"time"
 
@@ -37,10 +36,7 @@ func (h *Host) Attach(w Workload) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		_ = file.Close() // opened for reading
-		runtime.KeepAlive(file)
-	}()
+	defer func() { _ = file.Close() }() // opened for reading
 	a := &attacher{Workload: w, state: h.last, netns: namespace(file.Fd())}
 	if a.host, err = h.ns.open(); err != nil {
 		return nil, err

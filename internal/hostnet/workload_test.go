@@ -24,6 +24,7 @@ import (
 // Every packet counts here: nothing is sent twice, so the first has to arrive, right after Attach.
 func TestTrafficFlowsAtOnce(t *testing.T) {
 	h := newHost(t)
+	setSysctl(t, h.ns, "net/ipv4/conf/all/rp_filter", "1") // hosts may be strict
 	h.apply(t, desired())
 	var earlier Workload
 	for i := 1; i <= 20; i++ {
@@ -71,6 +72,32 @@ func TestUniverseLeadsToTheDevice(t *testing.T) {
 			}
 		}
 	}
+}
+
+// After the daemon was killed nobody reads the device; what does not need it goes on.
+func TestLocalTrafficOutlivesTheDaemon(t *testing.T) {
+	h := newHost(t)
+	d := desired()
+	d.Workloads = []Workload{workload(1, newNamespace(t)), workload(2, newNamespace(t))}
+	h.apply(t, desired())
+	for _, w := range d.Workloads {
+		_, err := h.Attach(w)
+		must(t, err)
+	}
+	must(t, h.tun.Close())
+	h.tun = nil
+	for i, gateway := range d.Addrs {
+		for _, w := range d.Workloads {
+			reaches(t, w.ns(t), h.ns, gateway)
+			reaches(t, h.ns, w.ns(t), w.Addrs[i])
+		}
+		reaches(t, d.Workloads[0].ns(t), d.Workloads[1].ns(t), d.Workloads[1].Addrs[i])
+		reaches(t, d.Workloads[0].ns(t), h.outside, netip.MustParseAddr([]string{"192.0.2.2", "2001:db8::2"}[i]))
+	}
+	before := snapshot(t, h.ns)
+	h.tun = openTUN(t, h.ns, DefaultDevice) // the next one
+	h.apply(t, d)
+	differ(t, "the next start changes something", before, snapshot(t, h.ns))
 }
 
 func read(t testing.TB, f *os.File, b []byte) int {

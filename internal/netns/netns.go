@@ -4,7 +4,7 @@
 //
 // A namespace is identified by the inode of its nsfs file, which is unique
 // among the namespaces that exist at one time, whichever path leads to it.
-// internal/node imports the package, and nothing else.
+// internal/node and internal/hostnet import the package, and nothing else.
 package netns
 
 import (
