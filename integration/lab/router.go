@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+)
+
+// A Router forwards between segments.
+type Router struct {
+	*Namespace
+	links []*Link
+}
+
+// A NATKind is how a NAT chooses the outer port of a flow. Both kinds let in only answers, from the very address and port
+// that something was sent to.
+type NATKind int
+
+// The kinds of NAT.
+const (
+	// KeepPorts keeps the inner port where it is free, so a host has the same outer port towards everybody: what most home
+	// routers do, and what hole punching needs.
+	KeepPorts NATKind = iota
+	// RandomPorts chooses a new outer port for each destination ("symmetric" NAT).
+	RandomPorts
+)
+
+// Router makes a router on the segments. On each it becomes the gateway unless there is one already; in that case it is a
+// member like hosts are and has its default route by that gateway (at most one segment can be of this kind). Make routers
+// before hosts; an inner router after the outer one.
+func (l *Lab) Router(name string, segments ...*Segment) *Router {
+	l.tb.Helper()
+	r, err := l.newRouter(name, segments)
+	if err != nil {
+		l.tb.Fatalf("lab: router %s: %v", name, err)
+	}
+	return r
+}
+
+func (l *Lab) newRouter(name string, segments []*Segment) (*Router, error) {
+	ns, err := l.newNamespace(name)
+	if err != nil {
+		return nil, err
+	}
+	r := &Router{Namespace: ns}
+	for _, s := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		if err := ns.Sysctl(s, "1"); err != nil {
+			return nil, err
+		}
+	}
+	for i, s := range segments {
+		member := 1
+		if s.gateway {
+			s.members++
+			member = s.members
+		} else if err := s.dropOwnGateway(); err != nil {
+			return nil, err
+		}
+		link, err := s.plug(ns, fmt.Sprintf("eth%d", i), member, true, true, 0)
+		if err != nil {
+			return nil, err
+		}
+		r.links = append(r.links, link)
+		if member == 1 {
+			s.gateway = true
+		} else if err := link.addDefaultRoutes(); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// dropOwnGateway takes the gateway's addresses from the switch.
+func (s *Segment) dropOwnGateway() error {
+	bridge, err := s.ns.nl.LinkByName(bridgeName)
+	if err != nil {
+		return err
+	}
+	if err := s.ns.nl.AddrDel(bridge, address(s.prefix4(1))); err != nil {
+		return err
+	}
+	return s.ns.nl.AddrDel(bridge, address(s.prefix6(1)))
+}
+
+// Link returns the router's link to the segment, nil if there is none.
+func (r *Router) Link(s *Segment) *Link {
+	for _, l := range r.links {
+		if l.segment == s {
+			return l
+		}
+	}
+	return nil
+}
+
+// Route makes the router reach a segment by another router that both share the segment shared with.
+func (r *Router) Route(to *Segment, by *Router, shared *Segment) {
+	r.lab.tb.Helper()
+	hop := by.Link(shared)
+	if hop == nil || r.Link(shared) == nil {
+		r.lab.tb.Fatalf("lab: %s and %s do not share %s", r.name, by.name, shared.name)
+	}
+	for _, route := range []*netlink.Route{
+		{Dst: ipNet(to.V4()), Gw: hop.v4.AsSlice()},
+		{Dst: ipNet(to.V6()), Gw: hop.v6.AsSlice()},
+	} {
+		if err := r.nl.RouteAdd(route); err != nil {
+			r.lab.tb.Fatalf("lab: route of %s to %s: %v", r.name, to.name, err)
+		}
+	}
+}
+
+// NAT makes the router hide its other segments behind its address on the segment outside, for v4 and v6, and lets only
+// answers in.
+func (r *Router) NAT(outside *Segment, kind NATKind) {
+	r.lab.tb.Helper()
+	out := r.Link(outside)
+	if out == nil {
+		r.lab.tb.Fatalf("lab: %s is not on %s", r.name, outside.name)
+	}
+	err := r.nft(func(c *nftables.Conn) {
+		table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "nat"})
+		chain := func(name string, t nftables.ChainType, hook *nftables.ChainHook, p *nftables.ChainPriority) *nftables.Chain {
+			return c.AddChain(&nftables.Chain{Name: name, Table: table, Type: t, Hooknum: hook, Priority: p})
+		}
+		rule := func(chain *nftables.Chain, exprs ...[]expr.Any) {
+			r := &nftables.Rule{Table: table, Chain: chain}
+			for _, e := range exprs {
+				r.Exprs = append(r.Exprs, e...)
+			}
+			c.AddRule(r)
+		}
+		post := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+		rule(post, device(expr.MetaKeyOIFNAME, out.device), []expr.Any{&expr.Masq{FullyRandom: kind == RandomPorts}})
+		drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+		forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+		rule(forward, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), drop)
+		// What nobody asked for must not reach the router's own stack: the connection tracking entry that it would leave
+		// there could take the outer port that a flow from inside needs.
+		input := chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+		for _, proto := range []byte{6, 17} {
+			rule(input, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), []expr.Any{
+				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+			}, drop)
+		}
+	})
+	if err != nil {
+		r.lab.tb.Fatalf("lab: NAT on %s: %v", r.name, err)
+	}
+}
+
+// unsolicited matches packets that begin a connection or belong to none.
+func unsolicited() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: hostOrder(expr.CtStateBitNEW | expr.CtStateBitINVALID), Xor: hostOrder(0),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: hostOrder(0)},
+	}
+}

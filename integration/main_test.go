@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/integration/lab"
+)
+
+// envBinary names the weft binary to test.
+const envBinary = "WEFT_BIN"
+
+// envWithout makes the test binary take something away from itself and then become the weft binary.
+const envWithout = "WEFT_TEST_WITHOUT"
+
+// envIdle makes the test binary wait until it is killed.
+const envIdle = "WEFT_TEST_IDLE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(envIdle) != "" {
+		time.Sleep(time.Hour)
+		os.Exit(0)
+	}
+	if what := os.Getenv(envWithout); what != "" {
+		runtime.LockOSThread()
+		fmt.Fprintf(os.Stderr, "becoming weft without %s: %v\n", what, become(what))
+		os.Exit(99)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Getenv(envBinary) == "" {
+		dir, err := os.MkdirTemp("", "weft-test-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		path := filepath.Join(dir, "weft")
+		build := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/weft")
+		build.Dir = ".."
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building weft: %v\n%s", err, out)
+			return 1
+		}
+		if err := os.Setenv(envBinary, path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// Things that a daemon can be run without.
+const (
+	withoutTUN      = "tun"           // no /dev/net/tun
+	withoutNetAdmin = "cap_net_admin" // no capability to change the network
+	withoutAllBut   = "all but "      // no capabilities but those that follow, as numbers
+)
+
+// become replaces the process by weft with the same arguments. It returns only if that fails.
+func become(without string) error {
+	but, allBut := strings.CutPrefix(without, withoutAllBut)
+	switch {
+	case without == withoutTUN:
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", "/dev/net", "tmpfs", 0, ""); err != nil {
+			return err
+		}
+	case without == withoutNetAdmin:
+		if err := dropCapability(unix.CAP_NET_ADMIN); err != nil {
+			return err
+		}
+	case allBut:
+		for c := range unix.CAP_LAST_CAP + 1 {
+			if slices.Contains(strings.Fields(but), fmt.Sprint(c)) {
+				continue
+			}
+			if err := dropCapability(c); err != nil {
+				return err
+			}
+		}
+	}
+	path := os.Getenv(envBinary)
+	return syscall.Exec(path, append([]string{path}, os.Args[1:]...), []string{"PATH=" + os.Getenv("PATH")})
+}
+
+// dropCapability takes a capability from the bounding set: whoever executes a program as root gets the capabilities that are
+// in it, and no other.
+func dropCapability(c int) error { return unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0) }
+
+// launchWithout makes the host's launches do without something.
+func launchWithout(t *testing.T, h *lab.Host, what string) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.By(exe)
+	h.Env(envWithout+"="+what, envBinary+"="+os.Getenv(envBinary))
+}
+
+// idle starts a process inside the namespace that does nothing, as the given user.
+func idle(t *testing.T, n *lab.Namespace, user uint32) *lab.Process {
+	t.Helper()
+	// The path of the test binary may lead through directories that only root can enter.
+	p, err := n.Start(lab.Command{Path: "/proc/self/exe", User: user, Env: []string{envIdle + "=1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
