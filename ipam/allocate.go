@@ -82,11 +82,18 @@ func (a *Allocator) obtain(ctx context.Context, owner string, slot *uint32) (Lea
 			}
 		}
 		a.report()
-		if e != nil && e.state != void {
+		if e != nil && a.stands(e) {
 			return a.lease(e), nil
 		}
 		// Another call decided about the same owner, or the slot was taken away: look again.
 	}
+}
+
+// stands reports whether an allocation came to be.
+func (a *Allocator) stands(e *entry) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return e.state != void
 }
 
 // begin finds or stages an allocation. Of its results, e and b are the allocation and the commit to wait for, which may

@@ -123,12 +123,14 @@ type edit struct {
 	lazy   bool // what changed may wait for another commit: it can be learned again
 	out    []parcel
 	delta  ring.Set // what to gossip of the new ring
+	then   func()   // called, with a.mu held, when the change is current; nil: nothing
 }
 
 func (x *edit) send(to ring.Owner, m *message) { x.out = append(x.out, parcel{to, m.encode()}) }
 
 // change lets f change a copy of the ledger, makes that durable, and then makes it current and sends what f wants sent.
-// If it cannot be made durable nothing happened. f is called with a.mu held. No lock must be held.
+// If it cannot be made durable nothing happened. f is called with a.mu held, which is given up while the store writes:
+// what only makes sense along with the changed ledger belongs into then. No lock must be held.
 func (a *Allocator) change(f func(x *edit)) error {
 	a.commitMu.Lock()
 	defer a.commitMu.Unlock()
@@ -160,6 +162,9 @@ func (a *Allocator) change(f func(x *edit)) error {
 		a.shares = nil
 	}
 	a.space.within(x.effective)
+	if x.then != nil {
+		x.then()
+	}
 	a.out = append(a.out, x.out...)
 	if len(x.delta) > 0 {
 		a.out = append(a.out, parcel{0, x.ring.Only(x.delta).Encode()})

@@ -3,6 +3,7 @@
 package ipam
 
 import (
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -85,12 +86,11 @@ func (a *Allocator) onRequest(x *edit, from ring.Owner, m *message, v view) {
 		return
 	}
 	blocks, why := a.choose(x, from, m, v)
-	if why == 0 && a.give(x, from, blocks, v) != nil {
-		if !x.outgoing[len(x.outgoing)-1].handed {
-			why = refusedUnderway
-		}
-	} else if why == 0 {
+	if why == 0 && !a.give(x, from, blocks) {
 		why = refusedFull
+	}
+	if why == 0 && !slices.ContainsFunc(a.handOver(x, v), func(o *outgoing) bool { return o.to == from }) {
+		why = refusedUnderway
 	}
 	if why != 0 {
 		a.deny(x, from, m, why)
@@ -162,24 +162,24 @@ func (a *Allocator) generosity(m *message) uint64 {
 	return min((left-m.have)/2, left-min(left, a.reserve()))
 }
 
-// give grants blocks and says so to the mesh; a node that speaks for a majority hands them over at once. It returns nil if
-// they cannot be granted.
-func (a *Allocator) give(x *edit, to ring.Owner, blocks ring.Set, v view) *outgoing {
-	o, err := x.grant(to, blocks)
-	if err != nil {
+// give grants blocks, and says so to the mesh. It reports whether they could be granted.
+func (a *Allocator) give(x *edit, to ring.Owner, blocks ring.Set) bool {
+	if _, err := x.grant(to, blocks); err != nil {
 		a.log.Error("address blocks not granted", zap.Error(err))
-		return nil
+		return false
 	}
 	x.delta = x.delta.Union(blocks)
-	a.handOver(x, v)
-	return o
+	return true
 }
 
-// handOver sends the grants that a majority has recorded to their recipients.
-func (a *Allocator) handOver(x *edit, v view) {
-	for _, o := range x.handOver(v.lacks) {
+// handOver sends the grants that a majority has recorded to their recipients: at once, if this node speaks for one. It
+// returns these grants.
+func (a *Allocator) handOver(x *edit, v view) []*outgoing {
+	handed := x.handOver(v.lacks)
+	for _, o := range handed {
 		a.sendGrant(x, o)
 	}
+	return handed
 }
 
 // sendGrant sends a grant with all that this node knows: the knowledge moves with the slots.

@@ -115,6 +115,7 @@ func (a *Allocator) close() {
 func (a *Allocator) giveAll(given map[ring.Owner]uint64) error {
 	v := a.look()
 	var refused error
+	granted := make(map[ring.Owner]uint64)
 	err := a.change(func(x *edit) {
 		owned := make(map[ring.Owner]uint64, len(v.alive))
 		for _, o := range v.alive {
@@ -135,13 +136,17 @@ func (a *Allocator) giveAll(given map[ring.Owner]uint64) error {
 		}
 		shares := deal(free, owned)
 		for _, o := range v.alive {
-			if len(shares[o]) > 0 && a.give(x, o, shares[o], v) != nil {
-				given[o] += shares[o].Len()
+			if len(shares[o]) > 0 && a.give(x, o, shares[o]) {
+				granted[o] = shares[o].Len()
 			}
 		}
+		a.handOver(x, v)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot store what is given away: %w", err)
+	}
+	for o, n := range granted {
+		given[o] += n
 	}
 	return refused
 }

@@ -14,239 +14,6 @@ import (
 	"github.com/weftnet/weft/ipam/ring"
 )
 
-// cluster is a mesh of allocators with their Run loops, in virtual time: to be used within synctest.Test. The network has a
-// latency of 5 ms, loses what drop says, and delivers nothing between nodes that are cut from each other.
-type cluster struct {
-	t        *testing.T
-	universe Universe
-	seed     Seed
-
-	mu    sync.Mutex
-	nodes map[ring.Owner]*member
-	cut   map[ring.Owner]int // the side of a partition on which a node is
-	drop  func(from, to ring.Owner, k kind) bool
-	mute  map[ring.Owner]bool // seems alive and answers nothing
-	left  map[ring.Owner]bool
-	sent  map[kind]int
-}
-
-type member struct {
-	*Allocator
-	c     *cluster
-	id    ring.Owner
-	store *fakeStore
-	stop  context.CancelFunc
-	done  chan struct{}
-}
-
-const latency = 5 * time.Millisecond
-
-func newCluster(t *testing.T, universe string, seed Seed) *cluster {
-	return &cluster{
-		t: t, universe: mustUniverse(t, universe), seed: seed, nodes: make(map[ring.Owner]*member), cut: make(map[ring.Owner]int),
-		mute: make(map[ring.Owner]bool), left: make(map[ring.Owner]bool), sent: make(map[kind]int),
-	}
-}
-
-// founded is a cluster that node 1 has founded, with nodes 1 to n, each joined after the other.
-func founded(t *testing.T, universe string, n int) (*cluster, []*member) {
-	c := newCluster(t, universe, Seed{Owners: []ring.Owner{1}})
-	var out []*member
-	for i := range n {
-		out = append(out, c.join(ring.Owner(i+1)))
-		time.Sleep(time.Second)
-	}
-	return c, out
-}
-
-// join starts a node, with the store that it had before if it is not new, and makes it known to the others.
-func (c *cluster) join(id ring.Owner) *member {
-	c.t.Helper()
-	m := &member{c: c, id: id, store: newFakeStore(c.universe.Size()), done: make(chan struct{})}
-	if old := c.nodes[id]; old != nil {
-		m.store = old.store
-	}
-	a, err := New(Config{
-		Self: id, Universe: c.universe, Seed: c.seed, Store: m.store, Net: m, Now: time.Now,
-		NameOf: func(o ring.Owner) string {
-			if o&seedBit != 0 {
-				return ""
-			}
-			return fmt.Sprintf("n%d", o)
-		},
-	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	m.Allocator = a
-	ctx, cancel := context.WithCancel(context.Background())
-	m.stop = cancel
-	go func() {
-		defer close(m.done)
-		if err := a.Run(ctx); err != nil {
-			c.t.Error(err)
-		}
-	}()
-	c.mu.Lock()
-	c.nodes[id] = m
-	c.mu.Unlock()
-	c.t.Cleanup(m.halt)
-	c.exchange(m)
-	return m
-}
-
-// halt stops a node and waits for it.
-func (m *member) halt() {
-	m.stop()
-	<-m.done
-}
-
-// crash takes a node away; join brings it back.
-func (c *cluster) crash(m *member) {
-	m.halt()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	m.Allocator = nil
-}
-
-// exchange is the push and pull of whole states with those that can be reached.
-func (c *cluster) exchange(m *member) {
-	c.mu.Lock()
-	var others []*member
-	for id, o := range c.nodes {
-		if id != m.id && o.Allocator != nil && c.cut[id] == c.cut[m.id] {
-			others = append(others, o)
-		}
-	}
-	c.mu.Unlock()
-	for _, o := range others {
-		for _, way := range [][2]*member{{o, m}, {m, o}} {
-			if _, err := way[1].Merge(way[0].Encode()); err != nil {
-				c.t.Error(err)
-			}
-		}
-	}
-}
-
-// partition puts nodes on sides; heal undoes it.
-func (c *cluster) partition(sides ...[]*member) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, side := range sides {
-		for _, m := range side {
-			c.cut[m.id] = i
-		}
-	}
-}
-
-func (c *cluster) heal() {
-	c.mu.Lock()
-	clear(c.cut)
-	all := make([]*member, 0, len(c.nodes))
-	for _, m := range c.nodes {
-		if m.Allocator != nil {
-			all = append(all, m)
-		}
-	}
-	c.mu.Unlock()
-	for _, m := range all {
-		c.exchange(m)
-	}
-}
-
-func (m *member) Peers() []Peer {
-	c := m.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var out []Peer
-	for id, o := range c.nodes {
-		if id != m.id {
-			out = append(out, Peer{Owner: id, Alive: o.Allocator != nil && c.cut[id] == c.cut[m.id] && !c.left[id], Left: c.left[id]})
-		}
-	}
-	return out
-}
-
-func (m *member) Send(to ring.Owner, msg []byte) error {
-	k := kind(msg[1])
-	m.c.deliver(m.id, to, k, func(o *member) { o.HandleMessage(m.id, msg) })
-	return nil
-}
-
-func (m *member) Broadcast(delta []byte) {
-	m.c.mu.Lock()
-	ids := make([]ring.Owner, 0, len(m.c.nodes))
-	for id := range m.c.nodes {
-		ids = append(ids, id)
-	}
-	m.c.mu.Unlock()
-	for _, id := range ids {
-		if id != m.id {
-			m.c.deliver(m.id, id, 0, func(o *member) {
-				if _, err := o.Merge(delta); err != nil {
-					m.c.t.Error(err)
-				}
-			})
-		}
-	}
-}
-
-func (c *cluster) deliver(from, to ring.Owner, k kind, f func(*member)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sent[k]++
-	o := c.nodes[to]
-	if o == nil || o.Allocator == nil || c.cut[from] != c.cut[to] || c.mute[to] || c.mute[from] || c.drop != nil && c.drop(from, to, k) {
-		return
-	}
-	time.AfterFunc(latency, func() { f(o) })
-}
-
-// within fails the test if f takes longer than d of virtual time.
-func (c *cluster) within(d time.Duration, f func(ctx context.Context)) {
-	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), d)
-	defer cancel()
-	f(ctx)
-}
-
-// allocate makes n allocations and fails the test if one fails.
-func (m *member) allocate(ctx context.Context, prefix string, n int) []Lease {
-	m.c.t.Helper()
-	var out []Lease
-	for i := range n {
-		l, err := m.Allocate(ctx, fmt.Sprintf("%s-%d", prefix, i))
-		if err != nil {
-			m.c.t.Fatalf("node %d, allocation %d: %v", m.id, i, err)
-		}
-		out = append(out, l)
-	}
-	return out
-}
-
-// unique fails the test if an address was handed out twice.
-func (c *cluster) unique() {
-	c.t.Helper()
-	seen := make(map[uint32]string)
-	for id, m := range c.nodes {
-		if m.Allocator == nil {
-			continue
-		}
-		for _, l := range m.List() {
-			if seen[l.Slot] != "" {
-				c.t.Errorf("slot %d is held by %s and by %s on n%d", l.Slot, seen[l.Slot], l.Owner, id)
-			}
-			seen[l.Slot] = fmt.Sprintf("%s on n%d", l.Owner, id)
-		}
-		if u := m.Usage(); u.Conflicts > 0 {
-			c.t.Errorf("n%d: %s", id, u.LastConflict)
-		}
-		if m.store.broken != nil {
-			c.t.Errorf("n%d: %v", id, m.store.broken)
-		}
-	}
-}
-
 func TestJoinersGetAddressesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "10.32.0.0/12,fd00::/64", Seed{Owners: []ring.Owner{1}})
@@ -288,16 +55,6 @@ func TestReserveAndQuiet(t *testing.T) {
 	})
 }
 
-func (c *cluster) messages() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := 0
-	for _, k := range c.sent {
-		n += k
-	}
-	return n
-}
-
 func TestPartitionedNodesGoOnAllocating(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, nodes := founded(t, "10.32.0.0/12", 3)
@@ -327,7 +84,7 @@ func TestSeededPartitioned(t *testing.T) {
 		}
 		c := newCluster(t, "10.32.0.0/24", seed)
 		for i, name := range []string{"a", "b", "c"} {
-			c.cut[ring.Owner(i+1)] = i
+			c.place(ring.Owner(i+1), i)
 			m := c.join(ring.Owner(i + 1))
 			if err := m.Adopt(NameOwner(name)); err != nil {
 				t.Fatal(err)
@@ -365,7 +122,7 @@ func TestSeedNameUsedTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := newCluster(t, "10.32.0.0/24", seed)
-		c.cut[2] = 1
+		c.place(2, 1)
 		n1, n2 := c.join(1), c.join(2)
 		for _, m := range []*member{n1, n2} {
 			if err := m.Adopt(NameOwner("a")); err != nil {
@@ -418,9 +175,8 @@ func TestAddressesOfOthersByName(t *testing.T) {
 		if _, err := n1.AllocateExact(t.Context(), "third", next); err == nil || err.Error() != want {
 			t.Errorf("error %v, want %s", err, want)
 		}
-		c.partition([]*member{n1}, []*member{n2}, nodes[2:])
 		c.heal()
-		c.mute[n2.id] = true
+		c.silence(n2)
 		if _, err := n1.AllocateExact(t.Context(), "third", next); err == nil || err.Error() != want {
 			t.Errorf("error %v, want %s", err, want)
 		}
@@ -471,7 +227,7 @@ func TestSlowDonor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, nodes := founded(t, "10.32.0.0/22", 5)
 		n1, n5 := nodes[0], nodes[4]
-		c.mute[n1.id] = true // the one that n5 asks first
+		c.silence(n1) // the one that n5 asks first
 		n5.allocate(t.Context(), "w", int(n5.Usage().Free))
 		exact, _ := c.universe.Addrs(5)
 		waits := make(chan error, 1)
@@ -496,17 +252,18 @@ func TestLostMessages(t *testing.T) {
 				c, nodes := founded(t, "10.32.0.0/22", 4) // nobody has a majority
 				m := nodes[3]
 				lost := false
-				c.drop = func(_, _ ring.Owner, got kind) bool {
+				c.lose(func(_, _ ring.Owner, got kind) bool {
 					drop := got == k && !lost
 					lost = lost || drop
 					return drop
-				}
+				})
 				n := int(m.Usage().Free) + 20
 				c.within(4*time.Second, func(ctx context.Context) { m.allocate(ctx, "w", n) })
+				time.Sleep(10 * time.Second)
+				c.lose(nil)
 				if !lost && k != kindDeny && k != kindNews {
 					t.Error("no such message was sent")
 				}
-				time.Sleep(10 * time.Second)
 				for _, m := range nodes {
 					if u := m.Usage(); u.Outgoing > 0 || u.Pending > 0 {
 						t.Errorf("n%d: %+v", m.id, u)
@@ -591,7 +348,7 @@ func TestLeave(t *testing.T) {
 			}
 		})
 		c.crash(n1)
-		c.left[n1.id] = true
+		c.gone(n1)
 		c.within(10*time.Second, func(ctx context.Context) {
 			n2.allocate(ctx, "all", 200)
 			n3.allocate(ctx, "rest", 54)
@@ -612,9 +369,7 @@ func TestLeaveTogether(t *testing.T) {
 						t.Errorf("n%d: %+v, %v", m.id, report, err)
 					}
 				})
-				c.mu.Lock()
-				c.left[m.id] = true
-				c.mu.Unlock()
+				c.gone(m)
 			})
 		}
 		wg.Wait()
@@ -632,14 +387,13 @@ func TestLeaveRefused(t *testing.T) {
 		if want := "no address was given away, because no other node that stays answers; try again when one does"; err == nil || err.Error() != want {
 			t.Errorf("%+v, error %v", report, err)
 		}
-		c.partition(nodes[:1], nodes[1:2], nodes[2:])
-		c.cut[2] = c.cut[3]
+		c.partition(nodes[:1], nodes[1:])
 		_, err = nodes[1].Leave(t.Context())
 		if want := "no address was given away, because the nodes that answer hold no more than half of the range; try again when more of them do"; err == nil || err.Error() != want {
 			t.Errorf("error %v", err)
 		}
 		c.heal()
-		c.mute[3] = true
+		c.silence(nodes[2])
 		c.within(3*time.Second, func(ctx context.Context) {
 			_, err = nodes[0].Leave(ctx)
 			if want := "leaving is not confirmed by n3 (context deadline exceeded); wait for these nodes or try again"; err == nil || err.Error() != want {

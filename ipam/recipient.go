@@ -51,33 +51,33 @@ func (a *Allocator) low() bool { return !a.leaving && a.space.left() < a.reserve
 // onGrant takes over what a donor has handed over, along with all that the donor knows, and spreads the news once more:
 // the donor may not have come to it.
 func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {
-	delete(a.asks, from)
 	a.learn(x, m.ring)
 	x.delta = x.delta.Union(x.receive(m.grants))
 	x.send(from, &message{kind: kindReceived, grants: m.grants})
+	x.then = func() { delete(a.asks, from) }
 }
 
-// onDeny takes note of a refusal.
+// onDeny takes note of a refusal, once what came along with it is known.
 func (a *Allocator) onDeny(x *edit, from ring.Owner, m *message) {
 	if m.ring != nil {
 		a.learn(x, m.ring)
 	}
-	switch {
-	case m.reason == refusedClosed:
-		a.parted[from] = true
-		return
-	case m.exact:
-		a.refuse(from, m)
-		return
-	case m.reason == refusedUnderway:
-		if q := a.asks[from]; q != nil {
-			q.first = a.cfg.Now() // it does answer
+	x.then = func() {
+		switch {
+		case m.reason == refusedClosed && a.leaving:
+			a.parted[from] = true
+		case m.exact:
+			a.refuse(from, m)
+		case m.reason == refusedUnderway:
+			if q := a.asks[from]; q != nil {
+				q.first = a.cfg.Now() // it does answer
+			}
+		case m.reason == refusedStale:
+			delete(a.asks, from)
+		default:
+			delete(a.asks, from)
+			a.denials[from] = denial{at: a.cfg.Now(), urgent: m.urgent, reason: m.reason, usage: m.usage}
 		}
-		return
-	}
-	delete(a.asks, from)
-	if m.reason != refusedStale {
-		a.denials[from] = denial{at: a.cfg.Now(), urgent: m.urgent, reason: m.reason, usage: m.usage}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 // It is a bitmap in pages that exist only where something is taken, so that it costs what is in use and not what could be.
 type space struct {
 	size    uint32
+	slots   ring.Set // what within was given
 	domain  ring.Set // the slots that may be handed out; neither 0 nor size-1 is among them
 	inside  uint64   // how many of domain are taken
 	total   uint64   // how many domain has
@@ -41,6 +42,10 @@ func newSpace(size uint32) *space {
 // within sets the slots that may be handed out; the first and the last of the universe are left out of them. What is
 // taken stays taken, inside or not.
 func (s *space) within(slots ring.Set) {
+	if slices.Equal(slots, s.slots) {
+		return
+	}
+	s.slots = slots
 	s.domain = slots.Subtract(ring.Set{{First: 0, Last: 0}}).Subtract(ring.Set{{First: s.size - 1, Last: s.size - 1}})
 	s.total = s.domain.Len()
 	s.inside = s.all().Intersect(s.domain).Len()

@@ -152,7 +152,13 @@ func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
 // start runs the engines until ctx ends; the first that fails ends the group.
 func (e *engines) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return ended(ctx, "the router", e.plane.Run(ctx)) })
-	g.Go(func() error { return ended(ctx, "the mesh", e.mesh.Run(ctx)) })
+	g.Go(func() error {
+		err := e.mesh.Run(ctx)
+		if errors.Is(err, mesh.ErrNotRunning) { // told to stop before it had begun
+			err = nil
+		}
+		return ended(ctx, "the mesh", err)
+	})
 	g.Go(func() error { return ended(ctx, "the address allocator", e.alloc.Run(ctx)) })
 }
 
@@ -292,8 +298,8 @@ func (t ipamNet) Broadcast(delta []byte) { t.m.Broadcast(stateRing, delta) }
 func (t ipamNet) Peers() []ipam.Peer {
 	var peers []ipam.Peer
 	for _, node := range t.m.Nodes() {
-		if node.Status != mesh.Self && node.Status != mesh.Left {
-			peers = append(peers, ipam.Peer{Owner: ring.Owner(node.ID), Alive: node.Status == mesh.Alive})
+		if node.Status != mesh.Self {
+			peers = append(peers, ipam.Peer{Owner: ring.Owner(node.ID), Alive: node.Status == mesh.Alive, Left: node.Status == mesh.Left})
 		}
 	}
 	return peers
