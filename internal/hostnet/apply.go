@@ -159,7 +159,7 @@ func deviceSettings(d Desired) (warning string) {
 	disabled, err := readSysctl(confKey("ipv6", d.Device, "disable_ipv6"))
 	switch {
 	case d.MTU < minMTU6:
-		return fmt.Sprintf("an MTU of %d is too small for IPv6: workloads get IPv4 only; IPv6 needs %d, and %d below it", d.MTU, minMTU6, minMTU6+overhead)
+		return fmt.Sprintf("an MTU of %d is too small for IPv6: workloads get IPv4 only; IPv6 needs %d", d.MTU, minMTU6)
 	case err != nil:
 		return "this host has no IPv6: workloads get IPv4 only; boot it without ipv6.disable=1"
 	case disabled != "0":

@@ -14,14 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// overhead is what a packet of the overlay grows by on the underlay: the outer IPv6 header (40 bytes), UDP (8) and the session's
-// header and tag (16 each). Over IPv4 it is 20 less; the worse of the two is taken, so that it does not matter how peers are reached.
-const overhead = 40 + 8 + 32
-
-// InnerMTU returns the MTU of packets inside the overlay if the way out of the host has the MTU egress, in bytes. WireGuard makes the
-// same choice.
-func InnerMTU(egress int) int { return min(egress, maxMTU) - overhead }
-
 // Link is the way out of the host.
 type Link struct {
 	Name  string       // interface

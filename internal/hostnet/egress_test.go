@@ -194,11 +194,3 @@ func TestOverlapWithOneself(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestInnerMTU(t *testing.T) {
-	for egress, want := range map[int]int{1500: 1420, 1400: 1320, 9000: 8920, 1360: 1280, 65536: 65455} {
-		if got := InnerMTU(egress); got != want {
-			t.Errorf("InnerMTU(%d) = %d, want %d", egress, got, want)
-		}
-	}
-}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -308,26 +307,5 @@ func TestZones(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { z.decode(&name) }); n != 0 {
 		t.Errorf("link-local addresses cost %v allocations", n)
-	}
-}
-
-func TestEgressMTU(t *testing.T) {
-	lo, err := net.InterfaceByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, to := range []netip.Addr{loop4, loop6, netip.MustParseAddr("::ffff:127.0.0.1")} {
-		want := lo.MTU
-		if to != loop6 {
-			want = min(want, 65535) // the most that IPv4 can say
-		}
-		if mtu, err := EgressMTU(to); err != nil || mtu != want {
-			t.Errorf("MTU towards %v: %d, %v, want %d", to, mtu, err, want)
-		}
-	}
-	_, err = EgressMTU(netip.Addr{})
-	var e *Error
-	if !errors.As(err, &e) || !strings.HasPrefix(err.Error(), "asking for the MTU towards invalid IP: ") {
-		t.Errorf("error %v", err)
 	}
 }
