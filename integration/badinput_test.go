@@ -44,7 +44,7 @@ func TestRefusedLaunch(t *testing.T) {
 		}, []string{"token file", "0644", "chmod 600"}},
 		{"token file that is not there", func(_ *testing.T, h *lab.Host) []string {
 			return []string{"--peer", founder, "--token-file", filepath.Join(h.Dir(), "missing")}
-		}, []string{"missing", "no such file"}},
+		}, []string{"missing", "does not exist"}},
 		{"range overlaps an address", func(*testing.T, *lab.Host) []string {
 			return []string{"--range", "192.168.0.0/16"}
 		}, []string{"192.168.0.0/16", "192.168.1.", "eth0", "--range"}},

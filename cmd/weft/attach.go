@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"net/netip"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -38,11 +37,7 @@ func (t *target) path() (string, error) {
 	case t.netns == "":
 		return "", usagef("which namespace? give --netns PATH or --pid PID")
 	}
-	p, err := filepath.Abs(t.netns)
-	if err != nil {
-		return "", fmt.Errorf("finding %s: %w", t.netns, err)
-	}
-	return p, nil
+	return absolute(t.netns)
 }
 
 func (c *cli) attach() *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -45,7 +46,11 @@ from the data directory, in this order.`,
 				return err
 			}
 			defer func() { _ = cfg.Log.Sync() }()
-			if cfg.Token, err = givenToken(tokenFile, c.getenv(envToken)); err != nil {
+			cfg.Token, err = givenToken(tokenFile, c.getenv(envToken))
+			if token.Missing(err) {
+				cfg.TokenFile, err = tokenFile, nil // the data directory may have it
+			}
+			if err != nil {
 				return err
 			}
 			if advertise != "" {
@@ -64,7 +69,12 @@ from the data directory, in this order.`,
 			if !foreground {
 				return usagef("--foreground=false: weft always runs in the foreground; let systemd, a container or a shell supervise it")
 			}
-			cfg.RunDir = c.runDir
+			if cfg.DataDir, err = absolute(cfg.DataDir); err != nil {
+				return err
+			}
+			if cfg.RunDir, err = absolute(c.runDir); err != nil {
+				return err
+			}
 			cfg.RangeGiven = cmd.Flags().Changed("range")
 			cfg.Offload = !noOffload
 			cfg.Masquerade = !noMasquerade
@@ -105,6 +115,16 @@ func givenToken(file, env string) (token.Token, error) {
 	default:
 		return token.Token{}, nil
 	}
+}
+
+// absolute makes a path independent of the working directory: others read it in
+// status, and use it.
+func absolute(path string) (string, error) {
+	p, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("finding %s: %w", path, err)
+	}
+	return p, nil
 }
 
 func newLogger(w io.Writer, level, format string) (*zap.Logger, error) {

@@ -22,15 +22,16 @@ the host ready to join again as a new one.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl := c.client()
-			st, err := cl.Status(cmd.Context())
+			p, err := watch(cmd.Context(), cl)
 			if err != nil {
 				return err
 			}
+			defer p.close()
 			l, err := cl.Leave(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
-			if err := awaitEnd(cmd.Context(), cl, st.PID); err != nil {
+			if err := p.awaitEnd(cmd.Context(), cl); err != nil {
 				return err
 			}
 			if asJSON {

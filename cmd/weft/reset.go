@@ -29,12 +29,20 @@ to get the node's addresses back.`,
 			if err := c.stopDaemon(cmd.Context()); err != nil && !errors.Is(err, api.ErrNotRunning) {
 				return err
 			}
-			removed, err := node.Reset(dataDir, c.runDir)
+			data, err := absolute(dataDir)
+			if err != nil {
+				return err
+			}
+			run, err := absolute(c.runDir)
+			if err != nil {
+				return err
+			}
+			removed, err := node.Reset(cmd.Context(), data, run)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return c.printJSON(map[string][]string{"removed": removed})
+				return c.printJSON(map[string][]string{"removed": append([]string{}, removed...)})
 			}
 			for _, r := range removed {
 				if err := c.println("removed " + r); err != nil {
@@ -42,7 +50,7 @@ to get the node's addresses back.`,
 				}
 			}
 			if len(removed) == 0 {
-				return c.println(fmt.Sprintf("nothing of Weft's is on this host (data directory %s)", dataDir))
+				return c.println(fmt.Sprintf("nothing of Weft's is on this host (data directory %s)", data))
 			}
 			return nil
 		},

@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/api"
 )
@@ -33,32 +35,69 @@ goes on where this one ended. Stopping what does not run is no error.`,
 	}
 }
 
-// stopDaemon ends the daemon and returns once its socket is gone.
+// stopDaemon ends the daemon and returns when its process has ended.
 func (c *cli) stopDaemon(ctx context.Context) error {
 	cl := c.client()
-	st, err := cl.Status(ctx)
+	p, err := watch(ctx, cl)
 	if err != nil {
 		return err
 	}
+	defer p.close()
 	if err := cl.Stop(ctx); err != nil {
 		return err
 	}
-	return awaitEnd(ctx, cl, st.PID)
+	return p.awaitEnd(ctx, cl)
 }
 
-// awaitEnd waits until the daemon's process does not answer any more.
-func awaitEnd(ctx context.Context, cl *api.Client, pid int) error {
+// process is a daemon's process.
+type process struct {
+	pid int // as the daemon knows itself
+	fd  int // pidfd_open(2); -1 where it cannot be had, as in another PID namespace
+}
+
+// watch finds the daemon's process while it is there.
+func watch(ctx context.Context, cl *api.Client) (process, error) {
+	st, err := cl.Status(ctx)
+	if err != nil {
+		return process{}, err
+	}
+	p := process{pid: st.PID, fd: -1}
+	if pid, err := cl.PID(ctx); err == nil && pid > 0 && pid != os.Getpid() {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			p.fd = fd
+		}
+	}
+	return p, nil
+}
+
+func (p process) close() {
+	if p.fd >= 0 {
+		_ = unix.Close(p.fd)
+	}
+}
+
+// awaitEnd waits until the daemon does not answer any more and has ended, with all that it held.
+func (p process) awaitEnd(ctx context.Context, cl *api.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	for {
 		st, err := cl.Status(ctx)
-		if errors.Is(err, api.ErrNotRunning) || (err == nil && st.PID != pid) {
+		if (errors.Is(err, api.ErrNotRunning) || err == nil && st.PID != p.pid) && p.ended() {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the daemon (pid %d) did not end within %v; see its log, or kill it", pid, stopTimeout)
-		case <-time.After(50 * time.Millisecond):
+			return fmt.Errorf("the daemon (pid %d) did not end within %v; see its log, or kill it", p.pid, stopTimeout)
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// ended tells whether the process has; where that cannot be seen, it is believed.
+func (p process) ended() bool {
+	if p.fd < 0 {
+		return true
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n == 1
 }

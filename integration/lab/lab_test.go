@@ -91,6 +91,17 @@ func TestCrash(t *testing.T) {
 		cleaned bool // by the process itself
 	}{{unix.SIGINT, true}, {unix.SIGTERM, true}, {unix.SIGHUP, true}, {unix.SIGKILL, false}} {
 		t.Run(tt.signal.String(), func(t *testing.T) {
+			// In a place of its own, so that no other lab removes what the crash leaves; a short one, for sockets.
+			tmp, err := os.MkdirTemp("", "lab")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := os.RemoveAll(tmp); err != nil {
+					t.Error(err)
+				}
+			})
+			t.Setenv("TMPDIR", tmp)
 			cmd := exec.Command(self(t))
 			cmd.Env = append(os.Environ(), childMode+"=lab")
 			cmd.Stderr = os.Stderr

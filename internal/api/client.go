@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const maxAnswer = 64 << 20
@@ -84,6 +86,34 @@ func (c *Client) Leave(ctx context.Context, r LeaveRequest) (l LeaveResult, err 
 // Stop ends the daemon; the workloads keep what they have.
 func (c *Client) Stop(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "stop", struct{}{}, nil)
+}
+
+// PID returns the daemon's process as this namespace of processes knows it, which
+// the kernel tells; 0 if it is in another one.
+func (c *Client) PID(ctx context.Context) (int, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", c.path)
+	if err != nil {
+		return 0, fmt.Errorf("asking the daemon: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	uc, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("asking the daemon: %T is no unix socket", conn)
+	}
+	rc, err := uc.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("asking the daemon: %w", err)
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := rc.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, fmt.Errorf("asking the daemon: %w", err)
+	}
+	if cerr != nil {
+		return 0, fmt.Errorf("asking the daemon: %w", cerr)
+	}
+	return int(cred.Pid), nil
 }
 
 func (c *Client) call(ctx context.Context, method, name string, in, out any) error {

@@ -12,9 +12,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/dirs"
 )
 
 const (
@@ -26,24 +29,34 @@ const (
 type Server struct {
 	ln   net.Listener
 	path string
-	made bool // the directory was not there before
+	made dirs.Made
 	svc  Service
 	log  *zap.Logger
+
+	handling sync.WaitGroup // requests
 }
 
 // Listen makes the socket in runDir, which is made with mode 0700 if it is not
 // there; the socket has mode 0600. A socket left by a daemon that is gone is
 // replaced; one that answers is not.
 func Listen(ctx context.Context, runDir string, svc Service, log *zap.Logger) (*Server, error) {
-	_, err := os.Stat(runDir)
-	made := errors.Is(err, os.ErrNotExist)
-	if err := os.MkdirAll(runDir, 0o700); err != nil {
-		return nil, fmt.Errorf("run directory %s cannot be made: %w; choose another with --run-dir", runDir, err)
-	}
 	path := filepath.Join(runDir, SocketName)
 	if len(path) > 107 { // sun_path, unix(7)
 		return nil, fmt.Errorf("socket path %s is longer than the 107 bytes that a unix socket may have; choose a shorter --run-dir", path)
 	}
+	made, err := dirs.Make(runDir)
+	if err != nil {
+		return nil, fmt.Errorf("run %w; choose another with --run-dir", err)
+	}
+	ln, err := listen(ctx, runDir, path)
+	if err != nil {
+		made.Remove()
+		return nil, err
+	}
+	return &Server{ln: ln, path: path, svc: svc, log: log, made: made}, nil
+}
+
+func listen(ctx context.Context, runDir, path string) (net.Listener, error) {
 	dialer := net.Dialer{Timeout: time.Second}
 	if c, err := dialer.DialContext(ctx, "unix", path); err == nil {
 		_ = c.Close()
@@ -61,7 +74,7 @@ func Listen(ctx context.Context, runDir string, svc Service, log *zap.Logger) (*
 		_ = ln.Close()
 		return nil, fmt.Errorf("socket %s cannot be closed to other users: %w", path, err)
 	}
-	return &Server{ln: ln, path: path, svc: svc, log: log, made: made}, nil
+	return ln, nil
 }
 
 // Path is the socket's path.
@@ -70,8 +83,13 @@ func (s *Server) Path() string { return s.path }
 // Run serves until ctx ends, lets running requests finish for two seconds, and
 // removes the socket, and the directory if it was made for it.
 func (s *Server) Run(ctx context.Context) error {
+	mux := s.handler()
 	srv := &http.Server{
-		Handler:           s.handler(),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.handling.Add(1)
+			defer s.handling.Done()
+			mux.ServeHTTP(w, r)
+		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          zap.NewStdLog(s.log),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
@@ -89,9 +107,8 @@ func (s *Server) Run(ctx context.Context) error {
 		_ = srv.Close()
 	}
 	err := <-done
-	if s.made {
-		_ = os.Remove(filepath.Dir(s.path)) // stays, rightly, if anything else lies in it
-	}
+	s.handling.Wait()
+	s.made.Remove()
 	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control socket %s: %w", s.path, err)
 	}

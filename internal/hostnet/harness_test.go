@@ -440,3 +440,14 @@ func differ(t testing.TB, what string, before, after []string) {
 		t.Errorf("%s:\n%s", what, strings.Join(lines, "\n"))
 	}
 }
+
+// Present says whether the host's interface of the workload exists.
+func (h *Host) Present(id string) bool {
+	c, err := h.ns.open()
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	l, err := c.link(HostIf(id))
+	return err == nil && vethOf(l, id)
+}

@@ -108,17 +108,6 @@ func (h *Host) Detach(w Workload) error {
 	return c.remove(l) // with the peer, and all routes and neighbours of both
 }
 
-// Present says whether the host's interface of the workload exists.
-func (h *Host) Present(id string) bool {
-	c, err := h.ns.open()
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	l, err := c.link(HostIf(id))
-	return err == nil && vethOf(l, id)
-}
-
 // attacher connects one workload.
 type attacher struct {
 	Workload

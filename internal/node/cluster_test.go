@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,6 +23,7 @@ import (
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/netns"
+	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/mesh/memnet"
@@ -84,6 +86,14 @@ func (h *fakeHost) Detach(w hostnet.Workload) error {
 	return nil
 }
 
+func (h *fakeHost) Remove(hostnet.Changes) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.up)
+	h.desired = hostnet.Desired{}
+	return nil, nil
+}
+
 // fakePlane carries gossip over a network in memory, and knows its peers.
 type fakePlane struct {
 	host *memnet.Host
@@ -135,6 +145,7 @@ type machine struct {
 	boot    string
 	states  []string // told to the supervisor
 	svc     api.Service
+	broken  error // what making the data path ends in
 	carrier *fakePlane
 
 	kill context.CancelFunc
@@ -156,6 +167,9 @@ func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
 }
 
 func (m *machine) plane(_ socket, c planeConfig) (dataplane, bool, error) {
+	if m.broken != nil {
+		return nil, false, m.broken
+	}
 	p := &fakePlane{host: m.net}
 	m.net.Receive(DefaultPort, c.control)
 	m.mu.Lock()
@@ -511,7 +525,7 @@ func TestAttachIsIdempotentAndAtomic(t *testing.T) {
 		}
 		for i := range 2 {
 			res, err := n1.service().Detach(t.Context(), api.DetachRequest{Netns: a.Netns, IfName: "eth0"})
-			if err != nil || i == 0 && !slices.Equal(res.Released, a.Addresses) || i == 1 && res.Released != nil {
+			if err != nil || i == 0 && !slices.Equal(res.Released, a.Addresses) || i == 1 && len(res.Released) != 0 {
 				t.Errorf("detach %d: %+v, %v", i, res, err)
 			}
 		}
@@ -632,5 +646,96 @@ func TestRefusedStartsLeaveNothing(t *testing.T) {
 		if err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}
+	})
+}
+
+// A host that cannot carry packets ends the start with that reason alone, leaves
+// nothing, and starts when it can.
+func TestBrokenDataPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		n1 := c.machines[0]
+		n1.broken = errors.New("weft0 is in use by another process")
+		c.start(n1, nil)
+		if err := <-n1.done; !errors.Is(err, n1.broken) || err.Error() != n1.broken.Error() {
+			t.Errorf("got %v", err)
+		}
+		n1.kill = nil
+		if _, err := os.Stat(n1.dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the data directory is there: %v", err)
+		}
+		n1.broken = nil
+		c.start(n1, nil)
+		c.ready(n1)
+		if err := n1.stop(); err != nil {
+			t.Fatal(err)
+		}
+		// A later start that fails keeps everything.
+		n1.broken = errors.New("weft0 is in use by another process")
+		c.start(n1, nil)
+		if err := <-n1.done; !errors.Is(err, n1.broken) {
+			t.Errorf("got %v", err)
+		}
+		n1.kill = nil
+		n1.broken = nil
+		id := c.attachedTo(n1)
+		c.start(n1, nil)
+		c.ready(n1)
+		if got := n1.service().Status().NodeID; got != id {
+			t.Errorf("it was node %s and is %s", id, got)
+		}
+	})
+}
+
+// attachedTo reads which node the data directory of m belongs to.
+func (c *cluster) attachedTo(m *machine) string {
+	c.t.Helper()
+	st, err := store.Open(m.dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	s, err := loadState(st)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
+		c.t.Fatal(err)
+	}
+	return s.identity.ID.String()
+}
+
+// A share of --seed is one node's: neither a second node of the name nor a node
+// that changes its name gets it.
+func TestSeedSharesAreTakenOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		n1, n2, n3 := c.machines[0], c.machines[1], c.machines[2]
+		seed := func(cfg *Config) { cfg.Seed = []string{"n1", "n2"} }
+		c.start(n1, seed, "n2")
+		c.start(n2, seed, "n1")
+		c.ready(n1)
+		c.ready(n2)
+		c.start(n3, func(cfg *Config) { seed(cfg); cfg.Name = "n1" }, "n1")
+		err := <-n3.done
+		n3.kill = nil
+		if err == nil || !strings.HasPrefix(err.Error(), "the seeded share of this node's name was taken over by node n1") {
+			t.Errorf("got %v", err)
+		}
+		if _, err := os.Stat(n3.dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the data directory of the refused node is there: %v", err)
+		}
+		if err := n2.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.start(n2, func(cfg *Config) { seed(cfg); cfg.Name = "n1" }, "n1")
+		err = <-n2.done
+		n2.kill = nil
+		want := "this node has the share that --seed gave to the name n2; launch it with --name n2, or run weft reset"
+		if err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		c.start(n2, seed, "n1")
+		c.ready(n2)
+		c.eventually(10*time.Second, "two nodes, all told", func() bool { return n1.service().Status().Nodes.Total == 2 })
 	})
 }

@@ -29,7 +29,7 @@ const (
 const Device = "weft0"
 
 const (
-	maxName   = 63
+	maxName   = 252
 	minMTU    = 576  // RFC 791: every host takes in this much
 	minMTU6   = 1280 // RFC 8200 §5
 	maxMTU    = router.MaxMTU
@@ -41,9 +41,10 @@ const (
 type Config struct {
 	Version    string
 	Name       string
-	Peers      []string // HOST[:PORT]
-	Seed       []string // names of the founding nodes; empty: none
-	Token      token.Token
+	Peers      []string    // HOST[:PORT]
+	Seed       []string    // names of the founding nodes; empty: none
+	Token      token.Token // as given; zero: none
+	TokenFile  string      // a file that was named for it, but is not there
 	Port       uint16
 	Advertise  netip.Addr // zero: found by the host's routes
 	Range      string
@@ -108,12 +109,12 @@ func (c *Config) check() error {
 
 // checkName allows what host names and Kubernetes node names look like.
 func checkName(s string) error {
-	ok := s != "" && len(s) <= maxName*4
+	ok := s != "" && len(s) <= maxName
 	for _, r := range s {
 		ok = ok && (r == '-' || r == '.' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
 	}
 	if !ok {
-		return fmt.Errorf("name %q is no node name; use letters, digits, '-', '.' and '_', at most %d of them (--name)", s, maxName*4)
+		return fmt.Errorf("name %q is no node name; use letters, digits, '-', '.' and '_', at most %d of them (--name)", s, maxName)
 	}
 	return nil
 }

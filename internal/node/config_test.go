@@ -77,6 +77,7 @@ func TestFindToken(t *testing.T) {
 		change       func(*Config)
 		want         token.Token
 		fresh        bool
+		resumed      bool
 		err          string
 	}{
 		"founder makes one":    {fresh: true},
@@ -87,6 +88,15 @@ func TestFindToken(t *testing.T) {
 			saved: one, given: two,
 			err: "the token given is not the one in DIR/token; give none to go on with that mesh, or run weft reset to join another",
 		},
+		"resume without": {
+			resumed: true,
+			err:     "the token of this node's mesh is missing from DIR/token; give it by --token-file or WEFT_TOKEN (weft token --raw on another node prints it)",
+		},
+		"file gone": {
+			change: func(c *Config) { c.TokenFile = "/nowhere/token" },
+			err:    "token file /nowhere/token does not exist; write into it what `weft token --raw` prints on a node of the mesh, with mode 0600",
+		},
+		"file gone, and saved": {saved: one, want: one, resumed: true, change: func(c *Config) { c.TokenFile = "/nowhere/token" }},
 		"joiner without": {
 			change: func(c *Config) { c.Peers = []string{"n2:6783"} },
 			err:    "no token to join n2:6783 with; get it there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN",
@@ -107,7 +117,7 @@ func TestFindToken(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			got, fresh, err := cfg.findToken()
+			got, save, err := cfg.findToken(!c.resumed)
 			if c.err != "" {
 				want := strings.ReplaceAll(c.err, "DIR", cfg.DataDir)
 				if err == nil || err.Error() != want {
@@ -118,8 +128,8 @@ func TestFindToken(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if fresh != c.fresh || got.IsZero() || !c.fresh && !got.Equal(c.want) {
-				t.Errorf("another token than wanted; fresh %t", fresh)
+			if save != c.saved.IsZero() || got.IsZero() || !c.fresh && !got.Equal(c.want) {
+				t.Errorf("another token than wanted; to be saved: %t", save)
 			}
 		})
 	}
@@ -135,7 +145,7 @@ func TestFindTokenRefusesAnOpenFile(t *testing.T) {
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := cfg.findToken()
+	_, _, err := cfg.findToken(true)
 	want := "token file " + path + " may be read by others (mode 0644); run: chmod 600 " + path
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

@@ -25,7 +25,6 @@ const (
 	keyIdentity = "identity"
 	keyUniverse = "universe"
 	keyLeft     = "left"
-	keySequence = "sequence"
 )
 
 const tokenFile = "token"
@@ -33,7 +32,8 @@ const tokenFile = "token"
 // identity is what makes a node the node it is.
 type identity struct {
 	ID      mesh.NodeID `json:"node_id"`
-	Private []byte      `json:"private_key"` // 32 bytes, Curve25519
+	Private []byte      `json:"private_key"`    // 32 bytes, Curve25519
+	Seed    string      `json:"seed,omitempty"` // the name of --seed whose share is this node's; empty: none
 }
 
 func (i identity) key() session.PrivateKey { return session.PrivateKey(i.Private) }
@@ -125,7 +125,11 @@ func loadState(st *store.Store) (state, error) {
 		return s, err
 	}
 	s.identity.Private = bytes.Clone(key[:])
-	return s, nil
+	// A first start that was killed may have left what belongs to a node that
+	// never was.
+	return s, st.Update(func(tx *store.Tx) error {
+		return errors.Join(tx.Clear(store.IPAM), tx.Clear(store.Allocations), tx.Clear(store.Workloads), tx.Clear(store.Records))
+	})
 }
 
 // saveState makes a first start final.
@@ -147,20 +151,26 @@ func saveState(st *store.Store, s state) error {
 }
 
 // findToken returns the mesh's token: the one given, the data directory's, or,
-// for a node that founds a mesh alone, a new one.
-func (c *Config) findToken() (t token.Token, fresh bool, err error) {
+// for a node that founds a mesh alone, a new one. save tells that the data
+// directory has yet to get it.
+func (c *Config) findToken(first bool) (t token.Token, save bool, err error) {
 	path := filepath.Join(c.DataDir, tokenFile)
 	saved, err := token.ReadFile(path)
 	if err != nil && !token.Missing(err) {
 		return token.Token{}, false, err
 	}
 	switch {
+	case c.TokenFile != "" && saved.IsZero():
+		_, err := token.ReadFile(c.TokenFile)
+		return token.Token{}, false, err
 	case !saved.IsZero() && !c.Token.IsZero() && !saved.Equal(c.Token):
 		return token.Token{}, false, fmt.Errorf("the token given is not the one in %s; give none to go on with that mesh, or run weft reset to join another", path)
-	case !c.Token.IsZero():
-		return c.Token, false, nil
 	case !saved.IsZero():
 		return saved, false, nil
+	case !c.Token.IsZero():
+		return c.Token, true, nil
+	case !first:
+		return token.Token{}, false, fmt.Errorf("the token of this node's mesh is missing from %s; give it by --token-file or WEFT_TOKEN (weft token --raw on another node prints it)", path)
 	case len(c.Peers) > 0:
 		return token.Token{}, false, fmt.Errorf("no token to join %s with; get it there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN", strings.Join(c.Peers, ", "))
 	case len(c.Seed) > 0:
@@ -193,6 +203,12 @@ func (c *Config) chooseUniverse(s state) (universe, error) {
 	if len(c.Seed) > 0 && !bytes.Equal(mine.Seed, s.universe.Seed) {
 		return universe{}, fmt.Errorf("data directory %s is of another universe: its mesh was not founded with --seed %s; choose another --data-dir, or run weft reset",
 			c.DataDir, strings.Join(c.Seed, ","))
+	}
+	if len(c.Seed) > 0 && s.identity.Seed == "" {
+		return universe{}, errors.New("this node is in its mesh already, and not by --seed; leave the flag out, or run weft reset")
+	}
+	if s.identity.Seed != "" && s.identity.Seed != c.Name {
+		return universe{}, fmt.Errorf("this node has the share that --seed gave to the name %s; launch it with --name %s, or run weft reset", s.identity.Seed, s.identity.Seed)
 	}
 	return s.universe, nil
 }

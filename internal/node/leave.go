@@ -63,15 +63,22 @@ func (n *Node) giveAway(ctx context.Context, e *engines) (api.LeaveResult, error
 	if countNodes(e.mesh.Nodes()).Total == 1 {
 		return api.LeaveResult{Note: "this node was the last of its mesh: there was nobody to give addresses to"}, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, leavePatience)
-	defer cancel()
 	granted := map[ring.Owner]uint64{}
-	report, err := e.alloc.Leave(ctx)
+	first, cancel := context.WithTimeout(ctx, leavePatience)
+	defer cancel()
+	report, err := e.alloc.Leave(first)
 	add(granted, report.Granted)
 	if err == nil {
-		if err = e.alloc.Release(hostOwner); err == nil {
-			report, err = e.alloc.Leave(ctx)
+		// The others take them. What becomes of the host's own addresses does not
+		// matter any more: they are given away, or named.
+		if rerr := e.alloc.Release(hostOwner); rerr == nil {
+			second, cancel := context.WithTimeout(ctx, leavePatience)
+			defer cancel()
+			report, rerr = e.alloc.Leave(second)
 			add(granted, report.Granted)
+			if rerr != nil {
+				n.log.Warn("the host's own addresses were not given away", zap.Error(rerr))
+			}
 		}
 	}
 	var res api.LeaveResult

@@ -40,16 +40,18 @@ type Node struct {
 	log     *zap.Logger
 	started time.Time
 
-	store   *store.Store
-	state   state
-	token   token.Token
-	keys    token.Keys
-	syncing sync.Mutex // one syncPeers at a time; guards the two below
-	records *recordSaver
-	peers   []router.Peer // as the router has them
-	mtu     int           // of workloads and TUN device; set before the engines
-	changed signal        // records or ring did
-	quit    context.CancelCauseFunc
+	store *store.Store
+	state state
+	token token.Token
+	// saveToken tells that the data directory has yet to get the token.
+	saveToken bool
+	keys      token.Keys
+	syncing   sync.Mutex // one syncPeers at a time; guards the two below
+	records   *recordSaver
+	peers     []router.Peer // as the router has them
+	mtu       int           // of workloads and TUN device; set before the engines
+	changed   signal        // records or ring did
+	quit      context.CancelCauseFunc
 
 	running atomic.Pointer[engines]
 
@@ -85,15 +87,17 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	}
 	done := n.store.Close
 	defer func() { err = errors.Join(err, done()) }()
-	if n.store.Created() {
-		done = n.store.Discard
-	}
 	if n.state, err = loadState(n.store); err != nil {
 		return err
 	}
-	var fresh bool
-	if n.token, fresh, err = cfg.findToken(); err != nil {
+	if n.state.first {
+		done = n.store.Discard
+	}
+	if n.token, n.saveToken, err = cfg.findToken(n.state.first); err != nil {
 		return err
+	}
+	if cfg.TokenFile != "" {
+		n.log.Warn("the token file is not there; going on with the token in the data directory", zap.String("file", cfg.TokenFile))
 	}
 	if n.keys, err = n.token.Keys(); err != nil {
 		return err
@@ -129,21 +133,40 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 		err = errors.Join(err, served.Wait())
 	}()
 	n.log.Info("weft starts", zap.String("version", cfg.Version), zap.String("name", cfg.Name),
-		zap.Stringer("node", n.state.identity.ID), zap.String("socket", srv.Path()), zap.Bool("founder", fresh))
+		zap.Stringer("node", n.state.identity.ID), zap.String("socket", srv.Path()))
 
 	if n.state.universe.isZero() {
 		if n.state.universe, err = n.findMesh(ctx); err != nil {
 			return whyEnded(ctx, err)
 		}
 	}
-	e, err := n.makeEngines(port)
+	e, err := n.makeEngines(ctx, port)
 	if err != nil {
 		return err
 	}
 	port = nil // the engines' now
 	defer closing(&err, e)
-	done = n.store.Close // from here on others may know this node: it stays who it is
-	return n.run(ctx, e)
+	if err = n.run(ctx, e); err == nil || !n.state.first || n.isMember(e) {
+		done = n.store.Close
+		return err
+	}
+	// Nobody has anything of this node's: the start is taken back.
+	return errors.Join(err, n.undo(e))
+}
+
+// isMember tells whether others may have learnt from this node what would be
+// wrong if it were gone: it owns addresses, and others are in the mesh.
+func (n *Node) isMember(e *engines) bool {
+	return e.alloc.Usage().Owned > 0 && countNodes(e.mesh.Nodes()).Total > 1
+}
+
+// undo takes a first start off the host.
+func (n *Node) undo(e *engines) error {
+	_, err := e.workloads.host.Remove(e.workloads.changed())
+	if rerr := os.Remove(filepath.Join(n.cfg.DataDir, tokenFile)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return errors.Join(err, n.sys.removeDevice())
 }
 
 // findMesh asks the hosts of --peer which mesh they are of, for as long as none
@@ -188,7 +211,8 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	n.sys.notify(daemon.SdNotifyStopping)
 	if failed.Err() == nil {
 		tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
-		if terr := e.mesh.Stop(tell, n.isLeaving()); terr != nil {
+		left := n.isLeaving() || err != nil && n.state.first && !n.isMember(e)
+		if terr := e.mesh.Stop(tell, left); terr != nil {
 			n.log.Warn("the peers could not be told that this node stops; they find out by themselves", zap.Error(terr))
 		}
 		cancel()
@@ -196,6 +220,9 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	stop()
 	gerr := g.Wait()
 	n.log.Info("weft ends", zap.Duration("uptime", time.Since(n.started)))
+	if gerr != nil && (err == nil || errors.Is(err, gerr)) {
+		return gerr
+	}
 	return errors.Join(whyEnded(ctx, err), gerr)
 }
 

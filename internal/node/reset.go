@@ -3,22 +3,32 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/token"
 )
 
 // Reset removes all that Weft made on this host, with the state in dataDir and
 // the socket in runDir, and nothing else; it returns what it removed. The
 // daemon must have ended. A state that cannot be read any more is removed, too.
-func Reset(dataDir, runDir string) (removed []string, err error) {
+func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err error) {
+	lock, err := awaitLock(ctx, runDir)
+	if err != nil {
+		return nil, err
+	}
+	defer closing(&err, lock)
 	var changes hostnet.Changes
 	if store.Exists(dataDir) {
 		st, err := store.Open(dataDir)
@@ -37,7 +47,8 @@ func Reset(dataDir, runDir string) (removed []string, err error) {
 		return removed, err
 	}
 	for _, f := range []string{
-		filepath.Join(dataDir, store.FileName), filepath.Join(dataDir, tokenFile), filepath.Join(runDir, api.SocketName),
+		filepath.Join(dataDir, store.FileName), filepath.Join(dataDir, tokenFile),
+		filepath.Join(dataDir, tokenFile+token.UnfinishedSuffix), filepath.Join(runDir, api.SocketName),
 	} {
 		rerr := os.Remove(f)
 		switch {
@@ -54,4 +65,19 @@ func Reset(dataDir, runDir string) (removed []string, err error) {
 		}
 	}
 	return removed, err
+}
+
+// awaitLock takes the lock of the network namespace, so that no daemon runs here
+// meanwhile, and waits a little for one that is just ending.
+func awaitLock(ctx context.Context, runDir string) (io.Closer, error) {
+	for end := time.Now().Add(stopPatience); ; time.Sleep(stopPatience / 50) {
+		lock, err := netlock.Take(ctx, netlock.Holder{PID: os.Getpid(), Socket: filepath.Join(runDir, api.SocketName)})
+		if err == nil {
+			return lock, nil
+		}
+		var taken *netlock.TakenError
+		if !errors.As(err, &taken) || time.Now().After(end) {
+			return nil, err
+		}
+	}
 }

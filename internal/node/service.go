@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/ipam"
 	"github.com/weftnet/weft/mesh"
@@ -203,7 +205,7 @@ func (n *Node) IPAM() api.IPAM {
 	name := n.nameOf(e.mesh)
 	for _, h := range e.alloc.Owned() {
 		res.Holdings = append(res.Holdings, api.Holding{
-			Node: name(h.Owner), NodeID: mesh.NodeID(h.Owner).String(), Slots: h.Slots, Prefixes: h.Prefixes,
+			Node: name(h.Owner), NodeID: mesh.NodeID(h.Owner).String(), Slots: h.Slots, Prefixes: append([]netip.Prefix{}, h.Prefixes...),
 			Percent: 100 * float64(h.Slots) / float64(max(e.universe.Size(), 1)),
 		})
 	}
@@ -244,16 +246,15 @@ func (n *Node) joinCommand(e *engines, launch string) string {
 
 // invite prints how the next host joins; the token itself is shown to a person
 // at a terminal only, as anything else may be a log.
-func (n *Node) invite(e *engines) error {
+func (n *Node) invite(e *engines) {
 	text := "To join, run on the next host, with the token that `weft token --raw` prints here in FILE (mode 0600):\n\n    " +
 		n.joinCommand(e, "weft launch --token-file FILE") + "\n\n"
 	if n.cfg.Interactive {
 		text = "To join, run on the next host:\n\n    " + n.joinCommand(e, "WEFT_TOKEN="+n.token.Reveal()+" weft launch") + "\n\n"
 	}
 	if _, err := fmt.Fprint(n.cfg.Out, text); err != nil {
-		return fmt.Errorf("printing the join command: %w", err)
+		n.log.Warn("the join command could not be printed; weft token prints it, too", zap.Error(err))
 	}
-	return nil
 }
 
 // Attach implements [api.Service].

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -49,7 +50,7 @@ type engines struct {
 
 // makeEngines makes the engines, which do nothing yet, and makes a first start
 // final in the store. It takes over port if it succeeds.
-func (n *Node) makeEngines(port socket) (e *engines, err error) {
+func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err error) {
 	u, seed, err := n.state.universe.parse()
 	if err != nil {
 		return nil, err
@@ -63,7 +64,7 @@ func (n *Node) makeEngines(port socket) (e *engines, err error) {
 			return nil, err
 		}
 	}
-	e = &engines{universe: u}
+	e := &engines{universe: u}
 	if e.link, err = n.sys.egress(n.cfg.Advertise); err != nil {
 		return nil, err
 	}
@@ -78,7 +79,7 @@ func (n *Node) makeEngines(port socket) (e *engines, err error) {
 	for _, r := range known {
 		n.records.saved[r.ID] = r.Seq
 	}
-	if e.mesh, err = mesh.New(mesh.Config{
+	m, err := mesh.New(mesh.Config{
 		ID: n.state.identity.ID, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
 		Port: n.cfg.Port, Advertise: e.link.Addr, Targets: n.cfg.Peers, Known: known,
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
@@ -88,12 +89,14 @@ func (n *Node) makeEngines(port socket) (e *engines, err error) {
 				e.alloc.HandleMessage(ring.Owner(from), payload)
 			}
 		},
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
+	e.mesh = m
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.mesh.Stop(context.Background(), false)) // it has not run: closes its listener
+			err = errors.Join(err, m.Stop(ctx, false)) // it has not run: closes its listener
 		}
 	}()
 	if e.alloc, err = ipam.New(ipam.Config{
@@ -115,11 +118,7 @@ func (n *Node) makeEngines(port socket) (e *engines, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = saveState(n.store, n.state)
-	if err == nil {
-		err = token.WriteFile(filepath.Join(n.cfg.DataDir, tokenFile), n.token)
-	}
-	if err != nil {
+	if err := n.save(); err != nil {
 		err = errors.Join(err, e.plane.Close())
 		if n.state.first {
 			err = errors.Join(err, n.sys.removeDevice())
@@ -127,6 +126,28 @@ func (n *Node) makeEngines(port socket) (e *engines, err error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// save makes a first start final: the token first, without which the rest would
+// be of no use.
+func (n *Node) save() error {
+	path := filepath.Join(n.cfg.DataDir, tokenFile)
+	if n.saveToken {
+		if err := token.WriteFile(path, n.token); err != nil {
+			return err
+		}
+	}
+	if !n.state.first {
+		return nil
+	}
+	if len(n.cfg.Seed) > 0 {
+		n.state.identity.Seed = n.cfg.Name
+	}
+	err := saveState(n.store, n.state)
+	if err != nil && n.saveToken {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
@@ -199,8 +220,8 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	n.sys.notify(daemon.SdNotifyReady)
 	n.log.Info("ready: traffic can flow", zap.Stringers("addresses", addresses(lease)), zap.String("range", n.state.universe.Range),
 		zap.Int("mtu", n.mtu), zap.Duration("after", time.Since(n.started)))
-	if n.state.first && len(n.cfg.Peers) == 0 {
-		return n.invite(e)
+	if len(n.cfg.Peers) == 0 && countNodes(e.mesh.Nodes()).Total == 1 {
+		n.invite(e)
 	}
 	return nil
 }
@@ -227,7 +248,7 @@ func (n *Node) adopt(ctx context.Context, e *engines) error {
 	if len(n.cfg.Seed) == 0 {
 		return nil
 	}
-	if n.state.first && len(n.cfg.Peers) > 0 {
+	if e.alloc.Usage().Owned == 0 && len(n.cfg.Peers) > 0 { // not adopted yet: has another node?
 		select {
 		case <-e.mesh.Joined():
 		case <-time.After(seedPatience):

@@ -37,6 +37,7 @@ type hostNetwork interface {
 	Apply(hostnet.Desired, hostnet.Changes) (hostnet.Result, error)
 	Attach(hostnet.Workload) ([]string, error)
 	Detach(hostnet.Workload) error
+	Remove(hostnet.Changes) ([]string, error)
 }
 
 // workloads keeps the attached namespaces: their addresses, their record in the
@@ -60,6 +61,7 @@ type workloads struct {
 	mu      sync.Mutex
 	all     map[string]workload
 	state   map[string]string // ID -> what is wrong, absent: nothing
+	coming  map[string]bool   // IDs that are being attached; one attach each, by lock
 	desired hostnet.Desired   // without the workloads
 	changes hostnet.Changes
 	notes   []string
@@ -79,15 +81,17 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 		return api.Workload{}, fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", r.Netns)
 	}
 	id := workloadID(ns, r.IfName)
-	ws.gate.RLock()
-	defer ws.gate.RUnlock()
 	defer ws.lock.lock(id)()
-
-	w, known := ws.get(id)
+	// The address may have to come from another node: reconcile does not wait for
+	// that, and leaves the address alone when it is there.
+	defer ws.expect(id)()
 	lease, err := ws.allocate(ctx, id, r.IP)
 	if err != nil {
 		return api.Workload{}, err
 	}
+	ws.gate.RLock()
+	defer ws.gate.RUnlock()
+	w, known := ws.get(id)
 	if !known {
 		w = workload{ID: id, NetnsID: string(ns), IfName: r.IfName, Boot: ws.boot, MTU: ws.mtu(), Attached: ws.now()}
 	}
@@ -113,6 +117,27 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 	return a, nil
 }
 
+// expect announces a workload, until the function that it returns is called.
+func (ws *workloads) expect(id string) (done func()) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.coming == nil {
+		ws.coming = map[string]bool{}
+	}
+	ws.coming[id] = true
+	return func() {
+		ws.mu.Lock()
+		defer ws.mu.Unlock()
+		delete(ws.coming, id)
+	}
+}
+
+func (ws *workloads) expected(id string) bool {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.coming[id]
+}
+
 func (ws *workloads) allocate(ctx context.Context, id string, want netip.Addr) (ipam.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachPatience)
 	defer cancel()
@@ -127,13 +152,13 @@ func (ws *workloads) allocate(ctx context.Context, id string, want netip.Addr) (
 func (ws *workloads) detach(r api.DetachRequest) (api.DetachResult, error) {
 	w, ok := ws.find(r)
 	if !ok {
-		return api.DetachResult{}, nil
+		return api.DetachResult{Released: []netip.Addr{}}, nil
 	}
+	defer ws.lock.lock(w.ID)()
 	ws.gate.RLock()
 	defer ws.gate.RUnlock()
-	defer ws.lock.lock(w.ID)()
 	if w, ok = ws.get(w.ID); !ok {
-		return api.DetachResult{}, nil
+		return api.DetachResult{Released: []netip.Addr{}}, nil
 	}
 	lease, _ := ws.alloc.Lookup(w.ID)
 	if err := ws.forget(w, lease); err != nil {
@@ -191,7 +216,7 @@ func (ws *workloads) reconcile() error {
 		}
 	}
 	for _, l := range ws.alloc.List() {
-		if _, ok := ws.get(l.Owner); !ok && l.Owner != hostOwner {
+		if _, ok := ws.get(l.Owner); !ok && l.Owner != hostOwner && !ws.expected(l.Owner) {
 			ws.log.Info("address without workload released", zap.String("owner", l.Owner))
 			errs = append(errs, ws.alloc.Release(l.Owner))
 		}
@@ -267,6 +292,13 @@ func (ws *workloads) mtu() int {
 	return ws.desired.MTU
 }
 
+// changed is what was changed on the host that does not bear Weft's mark.
+func (ws *workloads) changed() hostnet.Changes {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.changes
+}
+
 func (ws *workloads) warnings() []string {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -328,7 +360,7 @@ func kernel(w workload, l ipam.Lease) hostnet.Workload {
 
 // addresses lists the lease's addresses, v4 first.
 func addresses(l ipam.Lease) []netip.Addr {
-	var a []netip.Addr
+	a := []netip.Addr{}
 	if l.V4.IsValid() {
 		a = append(a, l.V4)
 	}

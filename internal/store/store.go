@@ -3,11 +3,12 @@
 // Package store keeps a node's state in one bbolt file below its data
 // directory.
 //
-// Invariants: every value carries a checksum, verified at Open; an update is one transaction, on disk (fsync) when Update
-// returns nil and absent when it returns an error; a file of another schema, of
-// another program or a damaged one is refused at Open and left as it is; one
-// process at a time has a data directory open. What keys and values mean is
-// the caller's business. internal/node imports it, and nothing else.
+// Invariants: every value carries a checksum, verified at Open; an update is one
+// transaction, on disk (fsync) when Update returns nil and absent when it returns
+// an error; a file of another schema, of another program or a damaged one is
+// refused at Open and left as it is; one process at a time has a data directory
+// open, which a lock on the directory itself sees to before anything in it is
+// looked at. What keys and values mean is the caller's business. internal/node imports it, and nothing else.
 package store
 
 import (
@@ -24,6 +25,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/weftnet/weft/internal/dirs"
 )
 
 // Schema is the version of the buckets' meaning that this program writes.
@@ -58,8 +61,9 @@ var (
 type Store struct {
 	db      *bolt.DB
 	dir     string
+	lock    *os.File // the directory
 	created bool
-	madeDir bool
+	made    dirs.Made
 }
 
 // Exists tells whether dir holds a node's state.
@@ -68,23 +72,29 @@ func Exists(dir string) bool {
 	return err == nil
 }
 
+// lockPatience is how long Open waits for a process that is just ending.
+const lockPatience = time.Second
+
 // Open opens or makes the data directory dir (mode 0700) and its file (0600).
 func Open(dir string) (*Store, error) {
-	s := &Store{dir: dir, created: !Exists(dir)}
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		s.madeDir = true
+	s := &Store{dir: dir}
+	var err error
+	if s.made, err = dirs.Make(dir); err != nil {
+		return nil, fmt.Errorf("data %w; choose another with --data-dir", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory %s cannot be made: %w; choose another with --data-dir", dir, cause(err))
+	if err := s.take(); err != nil { // nothing in it may be touched
+		return nil, err
 	}
 	path := filepath.Join(dir, FileName)
-	err := s.open(path)
-	if err == nil {
+	st, err := os.Stat(path)
+	// An empty file is what a process left that was killed when it had just made it.
+	s.created = errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0
+	if err = s.open(path); err == nil {
 		return s, nil
 	}
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		err = fmt.Errorf("data directory %s %w; stop it (weft stop) or choose another with --data-dir", dir, ErrInUse)
+		err = s.inUse()
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		err = fmt.Errorf("data directory %s is not writable: %w; make it writable or choose another with --data-dir", dir, cause(err))
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
@@ -94,8 +104,33 @@ func Open(dir string) (*Store, error) {
 	default:
 		err = fmt.Errorf("data directory %s %w (%w); restore %s from a backup, or run weft reset to start as a new node", dir, ErrCorrupt, err, FileName)
 	}
-	s.discard()
+	if s.created {
+		s.remove()
+	}
+	_ = s.lock.Close()
 	return nil, err
+}
+
+// take locks the directory.
+func (s *Store) take() error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return fmt.Errorf("data directory %s cannot be opened: %w; choose another with --data-dir", s.dir, cause(err))
+	}
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPatience / 20) {
+		if err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			s.lock = d
+			return nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
+			_ = d.Close()
+			return s.inUse()
+		}
+	}
+}
+
+func (s *Store) inUse() error {
+	return fmt.Errorf("data directory %s %w; stop it (weft stop) or choose another with --data-dir", s.dir, ErrInUse)
 }
 
 func (s *Store) open(path string) (err error) {
@@ -184,6 +219,10 @@ func prepare(db *bolt.DB, created bool) error {
 	return db.Update(func(tx *bolt.Tx) error {
 		if !created {
 			meta := tx.Bucket([]byte(Meta))
+			first, _ := tx.Cursor().First()
+			if meta == nil && first == nil { // killed before it was prepared
+				return makeBuckets(tx)
+			}
 			if meta == nil {
 				return errors.New("it was not written by weft")
 			}
@@ -195,44 +234,45 @@ func prepare(db *bolt.DB, created bool) error {
 				return fmt.Errorf("%w (schema %d, this one knows %d)", ErrSchema, n, Schema)
 			}
 		}
-		for _, b := range buckets() {
-			if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
-				return err
-			}
-		}
-		return (&Tx{tx}).Put(Meta, "schema", binary.BigEndian.AppendUint32(nil, Schema))
+		return makeBuckets(tx)
 	})
+}
+
+func makeBuckets(tx *bolt.Tx) error {
+	for _, b := range buckets() {
+		if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
+			return err
+		}
+	}
+	return (&Tx{tx}).Put(Meta, "schema", binary.BigEndian.AppendUint32(nil, Schema))
 }
 
 // Dir is the data directory.
 func (s *Store) Dir() string { return s.dir }
 
-// Created tells whether this Open made the file.
-func (s *Store) Created() bool { return s.created }
-
 // Close releases the data directory.
 func (s *Store) Close() error {
-	if err := s.db.Close(); err != nil {
+	err := s.db.Close()
+	if err = errors.Join(err, s.lock.Close()); err != nil {
 		return fmt.Errorf("closing data directory %s: %w", s.dir, err)
 	}
 	return nil
 }
 
-// Discard closes the store and, if this Open made it, removes what it made: a
-// start that was refused leaves nothing behind.
+// Discard closes the store and removes its file, and the directories that Open
+// made for it: a start that was refused leaves nothing behind.
 func (s *Store) Discard() error {
-	err := s.Close()
-	s.discard()
-	return err
+	err := s.db.Close()
+	s.remove()
+	if err = errors.Join(err, s.lock.Close()); err != nil {
+		return fmt.Errorf("removing data directory %s: %w", s.dir, err)
+	}
+	return nil
 }
 
-func (s *Store) discard() {
-	if s.created {
-		_ = os.Remove(filepath.Join(s.dir, FileName))
-	}
-	if s.madeDir {
-		_ = os.Remove(s.dir) // fails, rightly, if anything else lies in it
-	}
+func (s *Store) remove() {
+	_ = os.Remove(filepath.Join(s.dir, FileName))
+	s.made.Remove()
 }
 
 // Tx is one transaction; it is valid only within the function it is given to.
@@ -274,6 +314,15 @@ func (t *Tx) Put(b Bucket, key string, value []byte) error {
 // Delete removes key; removing one that is not there is no error.
 func (t *Tx) Delete(b Bucket, key string) error {
 	return t.tx.Bucket([]byte(b)).Delete([]byte(key))
+}
+
+// Clear removes all keys of b.
+func (t *Tx) Clear(b Bucket) error {
+	if err := t.tx.DeleteBucket([]byte(b)); err != nil {
+		return err
+	}
+	_, err := t.tx.CreateBucket([]byte(b))
+	return err
 }
 
 // Each calls f with every key of b in order and a copy of its value.

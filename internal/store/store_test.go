@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	bolt "go.etcd.io/bbolt"
@@ -43,9 +44,6 @@ func get(t *testing.T, s *Store, b Bucket, k string) string {
 func TestKeepsOverReopen(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	s := open(t, dir)
-	if !s.Created() {
-		t.Error("a new store says it was there")
-	}
 	put(t, s, Meta, "a", "1")
 	put(t, s, Workloads, "a", "2")
 	boom := errors.New("boom")
@@ -62,17 +60,11 @@ func TestKeepsOverReopen(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, dir)
-	if s.Created() {
-		t.Error("an old store says it is new")
-	}
 	if a, b := get(t, s, Meta, "a"), get(t, s, Workloads, "a"); a != "1" || b != "2" {
 		t.Errorf("got %q, %q", a, b)
 	}
-	if err := s.Discard(); err != nil {
+	if err := s.Close(); err != nil {
 		t.Fatal(err)
-	}
-	if !Exists(dir) {
-		t.Error("Discard removed a store that it did not make")
 	}
 }
 
@@ -92,12 +84,87 @@ func TestModes(t *testing.T) {
 }
 
 func TestDiscardLeavesNothing(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "data")
+	dir := filepath.Join(t.TempDir(), "deep", "er", "data")
 	if err := open(t, dir).Discard(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Dir(filepath.Dir(dir))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left behind: %v", err)
+	}
+}
+
+// A process that was killed while it made the file leaves one that can be used.
+func TestUnfinishedFileIsFinished(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, FileName)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, dir).Discard(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bolt.Open(path, 0o600, nil) // made by bbolt, and not a bucket in it yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir)
+	put(t, s, Meta, "a", "1")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Of many that start at once one gets the directory, and its file stays.
+func TestStartRace(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var winners []*Store
+	for range 8 {
+		wg.Go(func() {
+			s, err := Open(dir)
+			switch {
+			case err == nil:
+				mu.Lock()
+				winners = append(winners, s)
+				mu.Unlock()
+			case !errors.Is(err, ErrInUse):
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(winners) != 1 {
+		t.Fatalf("%d of 8 opened it", len(winners))
+	}
+	put(t, winners[0], Meta, "a", "1")
+	if err := winners[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir)
+	if got := get(t, s, Meta, "a"); got != "1" {
+		t.Errorf("what the winner wrote is gone: %q", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestClear(t *testing.T) {
+	s := open(t, t.TempDir())
+	put(t, s, IPAM, "a", "1")
+	put(t, s, Meta, "a", "1")
+	if err := s.Update(func(tx *Tx) error { return tx.Clear(IPAM) }); err != nil {
+		t.Fatal(err)
+	}
+	if get(t, s, IPAM, "a") != "" || get(t, s, Meta, "a") != "1" {
+		t.Error("cleared the wrong bucket")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -150,7 +217,6 @@ func TestDamageIsRefusedAndKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	cases := map[string][]byte{
-		"empty":     {},
 		"text":      []byte("this is no database"),
 		"zeros":     make([]byte, len(good)),
 		"truncated": good[:len(good)/3],
@@ -208,6 +274,9 @@ func TestForeignFileIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	db, err := bolt.Open(filepath.Join(dir, FileName), 0o600, nil)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("theirs")); return err }); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {

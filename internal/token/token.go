@@ -87,13 +87,16 @@ func Parse(s string) (Token, error) {
 // but its owner may read or write. A missing file is fs.ErrNotExist.
 func ReadFile(path string) (Token, error) {
 	f, err := os.Open(filepath.Clean(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Token{}, fmt.Errorf("token file %s %w; write into it what `weft token --raw` prints on a node of the mesh, with mode 0600", path, missing{})
+	}
 	if err != nil {
-		return Token{}, fmt.Errorf("reading the token: %w", err)
+		return Token{}, fmt.Errorf("token file cannot be read: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	st, err := f.Stat()
 	if err != nil {
-		return Token{}, fmt.Errorf("reading the token: %w", err)
+		return Token{}, fmt.Errorf("token file cannot be read: %w", err)
 	}
 	if !st.Mode().IsRegular() {
 		return Token{}, fmt.Errorf("token file %s is no regular file; name the file that holds the token", path)
@@ -103,7 +106,7 @@ func ReadFile(path string) (Token, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(f, 4096))
 	if err != nil {
-		return Token{}, fmt.Errorf("reading the token: %w", err)
+		return Token{}, fmt.Errorf("token file cannot be read: %w", err)
 	}
 	t, err := Parse(string(b))
 	if err != nil {
@@ -112,29 +115,50 @@ func ReadFile(path string) (Token, error) {
 	return t, nil
 }
 
+// UnfinishedSuffix ends the name of the file that WriteFile renames at last; one
+// that a crash left behind may be removed.
+const UnfinishedSuffix = ".new"
+
 // WriteFile puts the token into the file at path with mode 0600, atomically and
 // durably: after a crash the file holds the old token or the new one.
 func WriteFile(path string, t Token) error {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, ".token-*") // CreateTemp makes it 0600
-	if err != nil {
-		return fmt.Errorf("writing the token: %w", err)
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	if _, err = tmp.WriteString(t.Reveal() + "\n"); err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("writing the token: %w", err)
+	if err := writeFile(path, t); err != nil {
+		return fmt.Errorf("writing the token to %s: %w; make room there, or make it writable, and try again", path, err)
 	}
 	return nil
 }
+
+func writeFile(path string, t Token) error {
+	unfinished := path + UnfinishedSuffix
+	if err := os.Remove(unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Clean(unfinished), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.WriteString(t.Reveal() + "\n"); err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(unfinished, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(unfinished))
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// missing is fs.ErrNotExist in plain words.
+type missing struct{}
+
+func (missing) Error() string        { return "does not exist" }
+func (missing) Is(target error) bool { return target == fs.ErrNotExist }
 
 // Missing tells whether err means that there is no token file.
 func Missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

@@ -97,8 +97,13 @@ func TestFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "token")
 	tok := fixed(t)
-	if _, err := ReadFile(path); !Missing(err) {
-		t.Errorf("missing file: %v", err)
+	_, err := ReadFile(path)
+	want := "token file " + path + " does not exist; write into it what `weft token --raw` prints on a node of the mesh, with mode 0600"
+	if !Missing(err) || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	if err := os.WriteFile(path+UnfinishedSuffix, []byte("left by a crash"), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	if err := WriteFile(path, tok); err != nil {
 		t.Fatal(err)
@@ -111,14 +116,14 @@ func TestFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = ReadFile(path)
-	want := "token file " + path + " may be read by others (mode 0640); run: chmod 600 " + path
+	want = "token file " + path + " may be read by others (mode 0640); run: chmod 600 " + path
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	if _, err := ReadFile(dir); err == nil || !strings.Contains(err.Error(), "is no regular file") {
 		t.Errorf("a directory: %v", err)
 	}
-	left, err := filepath.Glob(filepath.Join(dir, ".token-*"))
+	left, err := filepath.Glob(path + UnfinishedSuffix)
 	if err != nil || len(left) != 0 {
 		t.Errorf("temporary files left: %v %v", left, err)
 	}
