@@ -24,8 +24,18 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 	}
 	known := s.r.current.Load()
 	for i := range s.in[:n] {
-		if err := s.datagram(known, &s.in[i], now); err != nil {
-			return false, err
+		m := &s.in[i]
+		if m.N > len(m.Buf) {
+			s.stats.drop(DropLong)
+			continue
+		}
+		for first, rest := underlay.Cut(m.Buf[:m.N], m.Segment); ; first, rest = underlay.Cut(rest, m.Segment) {
+			if err := s.datagram(known, first, m.Addr, now); err != nil {
+				return false, err
+			}
+			if len(rest) == 0 {
+				break
+			}
 		}
 	}
 	if err := s.settleRx(now); err != nil {
@@ -35,28 +45,27 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 }
 
 // datagram handles one datagram, by its first byte.
-func (s *shard) datagram(known *snapshot, m *underlay.Message, now time.Time) error {
-	if m.N > len(m.Buf) {
+func (s *shard) datagram(known *snapshot, b []byte, from netip.AddrPort, now time.Time) error {
+	if len(b) > maxDatagram {
 		s.stats.drop(DropLong)
 		return nil
 	}
-	if m.N == 0 {
+	if len(b) == 0 {
 		s.stats.drop(DropShort)
 		return nil
 	}
-	b := m.Buf[:m.N]
 	switch b[0] {
 	case session.TypeData:
-		return s.inbound(known, b, m.Addr, now)
+		return s.inbound(known, b, from, now)
 	case session.TypeInitiation, session.TypeResponse, session.TypeCookie:
-		return s.handshake(known, b, m.Addr, now)
+		return s.handshake(known, b, from, now)
 	case ControlType:
 		if s.r.config.Control == nil {
 			s.stats.drop(DropControl)
 			return nil
 		}
 		s.stats.controlRx.Add(1)
-		s.r.config.Control(b[1:], m.Addr, now)
+		s.r.config.Control(b[1:], from, now)
 	default:
 		s.stats.drop(DropType)
 	}

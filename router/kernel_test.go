@@ -79,7 +79,7 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 		if n.device, err = tun.Open(tun.Config{Name: "weft0", Queues: s.shards, VNetHdr: s.offload, Persist: true}); err != nil {
 			t.Fatal(err)
 		}
-		if n.conns, err = underlay.Listen(port, s.shards); err != nil {
+		if n.conns, err = underlay.Listen(port, s.shards, underlay.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	})

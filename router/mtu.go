@@ -5,7 +5,7 @@ package router
 import "github.com/weftnet/weft/router/session"
 
 const (
-	// maxDatagram is what a shard has room for, for each datagram that it receives.
+	// maxDatagram is the largest datagram that a shard takes.
 	maxDatagram = 16 << 10
 	// minMTU is the least that IPv6 asks of a link (RFC 8200 §5).
 	minMTU = 1280

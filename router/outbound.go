@@ -248,11 +248,12 @@ const (
 
 // transmitBatch holds sealed datagrams until they are sent together.
 type transmitBatch struct {
-	arena    []byte // the datagrams, one after the other
-	messages []underlay.Message
-	peers    []*peer // receiver of each, for errors
-	sent     int     // how many of messages are done
-	blocked  bool    // the socket is full
+	arena    []byte             // the datagrams, one after the other
+	messages []underlay.Message // runs of them
+	peers    []*peer            // receiver of each, for errors
+	sent     int                // how many of messages are done
+	blocked  bool               // the socket is full
+	full     bool               // the last of messages is not to be made longer
 }
 
 func (b *transmitBatch) init() {
@@ -271,7 +272,8 @@ func (b *transmitBatch) fits(n int) bool {
 	return len(b.messages) < cap(b.messages) && len(b.arena)+n+session.Overhead+session.Padding <= cap(b.arena)
 }
 
-// seal appends a packet, which must fit. It reports false if the key is of no use.
+// seal appends a packet, which must fit: to the run that is last if it has the same receiver and size, or is
+// shorter, which ends the run. It reports false if the key is of no use.
 func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, addr netip.AddrPort) bool {
 	at := len(b.arena)
 	sealed, err := k.Seal(b.arena, plain)
@@ -279,8 +281,19 @@ func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, addr ne
 		return false
 	}
 	b.arena = sealed
-	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Addr: addr})
+	n := len(sealed) - at
+	if !b.full && len(b.messages) > b.sent {
+		m := &b.messages[len(b.messages)-1]
+		if size := len(m.Buf) + n; b.peers[len(b.peers)-1] == to && m.Addr == addr &&
+			n <= m.Segment && size <= underlay.MaxMessage && size <= underlay.MaxSegments*m.Segment {
+			m.Buf = sealed[at-len(m.Buf):]
+			b.full = n < m.Segment
+			return true
+		}
+	}
+	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Segment: n, Addr: addr})
 	b.peers = append(b.peers, to)
+	b.full = false
 	return true
 }
 
@@ -296,10 +309,12 @@ func (s *shard) flush() error {
 		switch {
 		case err == nil:
 			b.blocked = b.sent < len(b.messages)
+			b.full = b.full || b.blocked // of a part of the last one nothing is known but that it is a rest
 		case errors.Is(err, os.ErrClosed):
 			return err
-		default: // concerns one datagram
-			s.stats.drop(DropSend)
+		default: // concerns one message
+			m := &b.messages[b.sent]
+			s.stats.dropN(DropSend, uint64((len(m.Buf)+m.Segment-1)/m.Segment))
 			b.peers[b.sent].fail(err)
 			b.sent++
 		}

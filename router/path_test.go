@@ -47,7 +47,7 @@ func (l *loop) Recv(ms []underlay.Message) (int, error) {
 	n := min(len(ms), len(l.incoming))
 	for i := range n {
 		ms[i].N = copy(ms[i].Buf, l.incoming[i].Buf)
-		ms[i].Addr = l.incoming[i].Addr
+		ms[i].Addr, ms[i].Segment = l.incoming[i].Addr, l.incoming[i].Segment
 	}
 	l.incoming = l.incoming[n:]
 	return n, nil
@@ -57,7 +57,7 @@ func (l *loop) Send(ms []underlay.Message) (int, error) {
 	for _, m := range ms {
 		at := len(l.slab)
 		l.slab = append(l.slab, m.Buf...)
-		l.sent = append(l.sent, underlay.Message{Buf: l.slab[at:], Addr: m.Addr})
+		l.sent = append(l.sent, underlay.Message{Buf: l.slab[at:], Segment: m.Segment, Addr: m.Addr})
 	}
 	return len(ms), nil
 }

@@ -32,11 +32,12 @@ type Queue interface {
 //
 // Recv and Send are called by one goroutine, the shard's; SendTo by any. None blocks. Closing is as with Queue.
 type Conn interface {
-	// Recv fills the first n of ms (see underlay.Message) and returns n; 0 without an error means that nothing has
-	// arrived. An error that does not match os.ErrClosed is counted and passed over.
+	// Recv fills the first n of ms (see underlay.Message), each with one datagram or a run of them, and returns n; 0
+	// without an error means that nothing has arrived. An error that does not match os.ErrClosed is counted and passed over.
 	Recv(ms []underlay.Message) (n int, err error)
 	// Send sends ms in order and returns how many are done. n < len(ms) without an error means
-	// that there is no room now; an error that does not match os.ErrClosed concerns ms[n] only. It keeps nothing of ms.
+	// that there is no room now; an error that does not match os.ErrClosed concerns ms[n] only. Of a run that it
+	// has sent in part it moves Buf on to the rest. It keeps nothing of ms.
 	Send(ms []underlay.Message) (n int, err error)
 	// SendTo sends one datagram or returns why not, and keeps nothing of b.
 	SendTo(b []byte, to netip.AddrPort) error

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// receiveBatch is how many datagrams are received at once.
-	receiveBatch = 64
+	// receiveBatch is how many datagrams, or runs of them, are received at once, and receiveBuffer what each may have.
+	receiveBatch  = 32
+	receiveBuffer = 64 << 10
 	// maxFrame is the largest read from a TUN queue.
 	maxFrame = packet.VNetHdrLen + 64<<10
 	// turnPackets and turnBytes bound what is read from the TUN queue before it is
@@ -68,9 +69,9 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		icmpLimit:   limiter{rate: 100, burst: 50},
 		tooBigLimit: limiter{rate: 1000, burst: 200},
 	}
-	slab := make([]byte, receiveBatch*maxDatagram)
+	slab := make([]byte, receiveBatch*receiveBuffer)
 	for i := range s.in {
-		s.in[i].Buf = slab[i*maxDatagram : (i+1)*maxDatagram : (i+1)*maxDatagram]
+		s.in[i].Buf = slab[i*receiveBuffer : (i+1)*receiveBuffer : (i+1)*receiveBuffer]
 	}
 	s.out.init()
 	return s

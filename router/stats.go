@@ -86,6 +86,9 @@ type counters struct {
 // drop counts one.
 func (c *counters) drop(r Reason) { c.drops[r].Add(1) }
 
+// dropN counts n.
+func (c *counters) dropN(r Reason, n uint64) { c.drops[r].Add(n) }
+
 // Stats returns the sums over all shards.
 func (r *Router) Stats() Stats {
 	s := Stats{Drops: make(map[Reason]uint64, reasons)}

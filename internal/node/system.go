@@ -103,7 +103,7 @@ func (s sockets) Close() error {
 }
 
 func (linux) listen(port uint16, shards int) (socket, error) {
-	conns, err := underlay.Listen(port, shards)
+	conns, err := underlay.Listen(port, shards, underlay.Options{})
 	if err != nil {
 		return nil, err
 	}

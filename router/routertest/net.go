@@ -198,7 +198,7 @@ func (c *Conn) Recv(ms []underlay.Message) (int, error) {
 	n := min(len(ms), len(c.inbox))
 	for i, m := range c.inbox[:n] {
 		copy(ms[i].Buf, m.Buf)
-		ms[i].N, ms[i].Addr = len(m.Buf), m.Addr
+		ms[i].N, ms[i].Addr, ms[i].Segment = len(m.Buf), m.Addr, 0
 	}
 	c.inbox = slices.Delete(c.inbox, 0, n)
 	return n, nil
@@ -218,7 +218,12 @@ func (c *Conn) Send(ms []underlay.Message) (int, error) {
 		case full:
 			return i, nil
 		}
-		c.net.send(addr, m.Addr, m.Buf)
+		for first, rest := underlay.Cut(m.Buf, m.Segment); ; first, rest = underlay.Cut(rest, m.Segment) {
+			c.net.send(addr, m.Addr, first)
+			if len(rest) == 0 {
+				break
+			}
+		}
 	}
 	return len(ms), nil
 }

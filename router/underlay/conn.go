@@ -16,14 +16,18 @@ import (
 // are allowed and take several.
 const MaxBatch = 128
 
-// Message is one datagram.
+// Message is one datagram, or a run of datagrams of equal size, of which only the last may be shorter, that have
+// the same sender and receiver; see Cut.
 type Message struct {
-	// Buf is where Recv puts the datagram, and what Send sends. It is the caller's and
-	// not kept beyond the call.
+	// Buf is where Recv puts the datagrams, and what Send sends. It is the caller's and
+	// not kept beyond the call. 64 KiB have room for any run.
 	Buf []byte
-	// N is set by Recv: the length of the datagram, which is more than len(Buf) if
+	// N is set by Recv: the length of all together, which is more than len(Buf) if
 	// the rest was cut off. Send ignores it.
 	N int
+	// Segment is the size of each datagram; 0, or len(Buf) and more, means that there is only one. Send takes at most
+	// MaxSegments of at most MaxMessage bytes together.
+	Segment int
 	// Addr is where it came from, or shall go to. IPv4 is never IPv4-mapped
 	// when received and may be when sent.
 	Addr netip.AddrPort
@@ -39,15 +43,26 @@ type Conn struct {
 	fd     int
 	closed bool
 
+	gso *gso
+	gro bool // fixed by Listen
+
 	rx, tx batch
 	zones  zones // of received link-local addresses; used by Recv
 }
 
 // batch is the memory that recvmmsg or sendmmsg works on.
 type batch struct {
-	headers [MaxBatch]mmsghdr
-	vectors [MaxBatch]unix.Iovec
-	names   [MaxBatch]unix.RawSockaddrInet6 // also for IPv4, which is shorter
+	headers  [MaxBatch]mmsghdr
+	vectors  [MaxBatch]unix.Iovec
+	names    [MaxBatch]unix.RawSockaddrInet6 // also for IPv4, which is shorter
+	controls [MaxBatch]control
+	entries  [MaxBatch]entry // used by Send
+}
+
+// entry is what a part of a batch is to Send.
+type entry struct {
+	run  bool // several datagrams
+	last bool // the message ends with it
 }
 
 // mmsghdr is struct mmsghdr (recvmmsg(2)).
@@ -75,6 +90,9 @@ func (c *Conn) Recv(ms []Message) (int, error) {
 	}
 	for i := range ms {
 		c.rx.set(i, ms[i].Buf, unix.SizeofSockaddrInet6)
+		if c.gro {
+			c.rx.wantSegment(i)
+		}
 	}
 	// MSG_TRUNC makes the kernel tell the true length of what it cuts off.
 	n, errno := c.call(unix.SYS_RECVMMSG, &c.rx, len(ms), unix.MSG_DONTWAIT|unix.MSG_TRUNC)
@@ -88,39 +106,85 @@ func (c *Conn) Recv(ms []Message) (int, error) {
 	for i := range n {
 		ms[i].N = int(c.rx.headers[i].len)
 		ms[i].Addr = c.zones.decode(&c.rx.names[i])
+		ms[i].Segment = 0
+		if c.gro {
+			ms[i].Segment = c.rx.segment(i)
+		}
 	}
 	return n, nil
 }
 
 // Send sends ms in order and returns how many are done. n < len(ms) without an error
-// means that the socket is full: wait until it is writable. An error concerns
-// ms[n] alone, which was not sent, unless it matches os.ErrClosed, which is final.
+// means that the socket is full: wait until it is writable. An error concerns what is left of
+// ms[n] alone, which was not sent, unless it matches os.ErrClosed, which is final. Of a run that was sent in part,
+// Buf is moved on to the rest.
+//
+// A run goes to the kernel as one. Where the link is too narrow for its datagrams or the device cannot do it, it goes
+// one by one; a device that cannot is not asked again.
 func (c *Conn) Send(ms []Message) (n int, err error) {
+	apart := false // ms[n] goes one by one
 	for n < len(ms) {
-		part := ms[n:min(len(ms), n+MaxBatch)]
-		ready := 0
-		for ready < len(part) {
-			size, errno := encode(&c.tx.names[ready], c.family, part[ready].Addr)
-			if errno != 0 {
-				if ready == 0 {
-					return n, errno
-				}
-				break // send those before it first
-			}
-			c.tx.set(ready, part[ready].Buf, size)
-			ready++
+		ready, errno := c.load(ms[n:], apart)
+		if errno != 0 {
+			return n, errno
 		}
 		sent, errno := c.call(unix.SYS_SENDMMSG, &c.tx, ready, unix.MSG_DONTWAIT)
-		switch errno {
-		case 0:
-			n += sent
-		case unix.EAGAIN:
+		switch {
+		case errno == 0:
+			for i := range sent {
+				if c.tx.entries[i].last {
+					n, apart = n+1, false
+				} else {
+					_, ms[n].Buf = Cut(ms[n].Buf, ms[n].Segment)
+				}
+			}
+		case errno == unix.EAGAIN:
 			return n, nil
+		case c.tx.entries[0].run && c.gso.refused(errno):
+			apart = true
 		default:
 			return n, c.explain("sending", errno)
 		}
 	}
 	return n, nil
+}
+
+// load fills the batch from ms and returns the number of its entries, or an error that concerns ms[0]. The first
+// message is loaded one by one if apart.
+func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
+	whole := c.gso.on.Load()
+	for i := 0; i < len(ms) && ready < MaxBatch; i++ {
+		m := &ms[i]
+		size, errno := encode(&c.tx.names[ready], c.family, m.Addr)
+		if errno != 0 {
+			if i == 0 {
+				return 0, errno
+			}
+			return ready, 0 // send those before it first
+		}
+		run := m.Segment > 0 && m.Segment < len(m.Buf)
+		if !run || whole && !apart {
+			c.tx.set(ready, m.Buf, size)
+			if run {
+				c.tx.setSegment(ready, m.Segment)
+			}
+			c.tx.entries[ready] = entry{run: run, last: true}
+			ready++
+			continue
+		}
+		apart = false
+		name := c.tx.names[ready]
+		for first, rest := Cut(m.Buf, m.Segment); ready < MaxBatch; first, rest = Cut(rest, m.Segment) {
+			c.tx.names[ready] = name
+			c.tx.set(ready, first, size)
+			c.tx.entries[ready] = entry{last: len(rest) == 0}
+			ready++
+			if len(rest) == 0 {
+				break
+			}
+		}
+	}
+	return ready, 0
 }
 
 // SendTo sends one datagram, for those who do not own the Conn. A full socket
@@ -174,6 +238,8 @@ func (b *batch) set(i int, buf []byte, nameSize uint32) {
 	h.Namelen = nameSize
 	h.Iov = v
 	h.SetIovlen(1)
+	h.Control = nil
+	h.SetControllen(0)
 	h.Flags = 0
 }
 

@@ -8,6 +8,9 @@
 // never IPv4-mapped. The don't-fragment bit is not set, so that a path which is
 // narrower than ours fragments datagrams instead of swallowing them.
 //
+// A run of datagrams of one size to one peer crosses the system call and the stack below as one (UDP_SEGMENT,
+// UDP_GRO), where the kernel and the device can.
+//
 // Nothing on the packet path blocks, allocates or takes a contended lock. There is no
 // goroutine. Linux only. Imported by package router and by the composition root.
 package underlay

@@ -44,7 +44,7 @@ func (e *Error) Unwrap() []error {
 // network namespace of the calling thread. Port 0 lets the kernel choose one, the
 // same for all. Where there is no IPv6 the sockets speak IPv4 only. Errors hold an *Error
 // (errors.As).
-func Listen(port uint16, n int) ([]*Conn, error) {
+func Listen(port uint16, n int, o Options) ([]*Conn, error) {
 	family := unix.AF_INET6
 	first, err := open(family, port, false)
 	if noIPv6(err) {
@@ -55,6 +55,8 @@ func Listen(port uint16, n int) ([]*Conn, error) {
 		return nil, listenError(port, err)
 	}
 	if n <= 1 {
+		first.probe(o)
+		first.gso.tell = o.Fallback
 		return []*Conn{first}, nil
 	}
 	// The first socket, opened to itself, has shown that the port is free:
@@ -74,6 +76,11 @@ func Listen(port uint16, n int) ([]*Conn, error) {
 			return nil, errors.Join(errs...)
 		}
 		conns = append(conns, c)
+	}
+	shared := &gso{tell: o.Fallback}
+	for _, c := range conns {
+		c.gso = shared
+		c.probe(o)
 	}
 	return conns, nil
 }
@@ -102,7 +109,7 @@ func open(family int, port uint16, shared bool) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{fd: fd, family: family}
+	c := &Conn{fd: fd, family: family, gso: new(gso)}
 	if err := c.configure(port, shared); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}

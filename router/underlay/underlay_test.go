@@ -21,7 +21,7 @@ var (
 
 func listen(t *testing.T, n int) []*Conn {
 	t.Helper()
-	conns, err := Listen(0, n)
+	conns, err := Listen(0, n, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestPortTaken(t *testing.T) {
 		held := listen(t, n)
 		port := held[0].Port()
 		for _, again := range []int{1, 2} {
-			_, err := Listen(port, again)
+			_, err := Listen(port, again, Options{})
 			want := fmt.Sprintf("UDP port %d is taken by another process; stop it or choose --port", port)
 			var e *Error
 			if !errors.Is(err, ErrPortTaken) || !errors.Is(err, unix.EADDRINUSE) || !errors.As(err, &e) || err.Error() != want {
@@ -221,7 +221,7 @@ func TestPortTaken(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, err := Listen(netip.MustParseAddrPort(other.LocalAddr().String()).Port(), 2); !errors.Is(err, ErrPortTaken) {
+	if _, err := Listen(netip.MustParseAddrPort(other.LocalAddr().String()).Port(), 2, Options{}); !errors.Is(err, ErrPortTaken) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -238,7 +238,7 @@ func TestErrorText(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	conns, err := Listen(0, 1)
+	conns, err := Listen(0, 1, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// MaxSegments is how many datagrams one Message may hold (UDP_MAX_SEGMENTS of linux/udp.h, before Linux 6.9).
+	MaxSegments = 64
+	// MaxMessage is how many bytes they may have together: what fits an IP packet, with room for its headers.
+	MaxMessage = 65000
+)
+
+// Options switch offloads off, each for kernels or devices where it is broken. The zero Options
+// use what the kernel has.
+type Options struct {
+	// NoGSO sends datagrams one by one instead of in runs (UDP_SEGMENT, Linux 4.18).
+	NoGSO bool
+	// NoGRO receives datagrams one by one instead of in runs (UDP_GRO, Linux 5.0).
+	NoGRO bool
+	// Fallback, if not nil, is told once why GSO was given up: the device below cannot do it. It is called by
+	// the goroutine in Send and must not block.
+	Fallback func(err error)
+}
+
+// Cut takes the first datagram off b, which has datagrams of segment bytes each but for the last, which
+// may be shorter; 0 means that b is one datagram.
+func Cut(b []byte, segment int) (first, rest []byte) {
+	if segment <= 0 || segment >= len(b) {
+		return b, nil
+	}
+	return b[:segment:segment], b[segment:]
+}
+
+// gso is whether runs are sent as such. The sockets of one Listen share it.
+type gso struct {
+	on   atomic.Bool
+	tell func(err error)
+}
+
+// refused tells whether a run that the kernel did not take should be sent one by one. If the device is
+// the reason, that is so for all that follow.
+func (g *gso) refused(errno unix.Errno) bool {
+	switch errno {
+	case unix.EINVAL, unix.EMSGSIZE: // the link is too narrow for these datagrams
+		return true
+	case unix.EIO:
+		if g.on.CompareAndSwap(true, false) && g.tell != nil {
+			g.tell(fmt.Errorf("sending runs of datagrams: %w: the device below cannot segment; sending them one by one (--no-gso avoids the attempt)", errno))
+		}
+		return true
+	}
+	return false
+}
+
+// GSO tells whether runs of datagrams are handed to the kernel as one. It may end at any time.
+func (c *Conn) GSO() bool { return c.gso.on.Load() }
+
+// GRO tells whether the kernel hands over runs of datagrams as one.
+func (c *Conn) GRO() bool { return c.gro }
+
+// probe settles the offloads of the socket. What the kernel does not know is not used.
+func (c *Conn) probe(o Options) {
+	_, err := unix.GetsockoptInt(c.fd, unix.SOL_UDP, unix.UDP_SEGMENT)
+	c.gso.on.Store(err == nil && !o.NoGSO)
+	c.gro = !o.NoGRO && unix.SetsockoptInt(c.fd, unix.SOL_UDP, unix.UDP_GRO, 1) == nil
+}
+
+// control is room for one control message: UDP_SEGMENT, a number of 16 bits, or UDP_GRO, an int.
+type control struct {
+	header unix.Cmsghdr
+	data   [8]byte
+}
+
+// controlSpace is the space that either takes (CMSG_SPACE).
+var controlSpace = unix.CmsgSpace(4)
+
+// setSegment makes entry i of the batch a run of datagrams.
+func (b *batch) setSegment(i, segment int) {
+	c := &b.controls[i]
+	c.header.Level, c.header.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	c.header.SetLen(unix.CmsgLen(2))
+	*(*uint16)(unsafe.Pointer(&c.data)) = uint16(segment)
+	h := &b.headers[i].hdr
+	h.Control = (*byte)(unsafe.Pointer(c))
+	h.SetControllen(controlSpace)
+}
+
+// wantSegment makes room for what the kernel tells of entry i.
+func (b *batch) wantSegment(i int) {
+	h := &b.headers[i].hdr
+	h.Control = (*byte)(unsafe.Pointer(&b.controls[i]))
+	h.SetControllen(controlSpace)
+}
+
+// segment returns what the kernel has told of entry i: the size of the datagrams, 0 if it is one.
+func (b *batch) segment(i int) int {
+	c := &b.controls[i]
+	if int(b.headers[i].hdr.Controllen) < unix.CmsgLen(4) || c.header.Level != unix.SOL_UDP || c.header.Type != unix.UDP_GRO {
+		return 0
+	}
+	return int(max(0, *(*int32)(unsafe.Pointer(&c.data))))
+}

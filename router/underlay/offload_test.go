@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func listenWith(t *testing.T, o Options) *Conn {
+	t.Helper()
+	conns, err := Listen(0, 1, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conns[0].Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return conns[0]
+}
+
+// collect receives n datagrams, from runs or singly, and returns them and the most that came together.
+func collect(t *testing.T, c *Conn, n int) (all [][]byte, most int) {
+	t.Helper()
+	in := messages(4, 1<<16)
+	for len(all) < n {
+		await(t, c)
+		k, err := c.Recv(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range in[:k] {
+			count := 0
+			for first, rest := Cut(m.Buf[:m.N], m.Segment); ; first, rest = Cut(rest, m.Segment) {
+				all = append(all, bytes.Clone(first))
+				count++
+				if len(rest) == 0 {
+					break
+				}
+			}
+			most = max(most, count)
+		}
+	}
+	return all, most
+}
+
+// runs are messages of one datagram and of many, and the datagrams in them.
+func runs(to netip.AddrPort) (ms []Message, want [][]byte) {
+	for i, r := range []struct{ segment, size int }{
+		{0, 300}, {100, 100}, {200, 100}, {1000, 64 * 1000}, {1000, 2001}, {1440, 45 * 1440}, {1, 64}, {0, 0}, {500, 900},
+	} {
+		b := bytes.Repeat([]byte{byte(i + 1)}, r.size)
+		for j := range b {
+			b[j] += byte(j / 7)
+		}
+		ms = append(ms, Message{Buf: b, Segment: r.segment, Addr: to})
+		for first, rest := Cut(b, r.segment); ; first, rest = Cut(rest, r.segment) {
+			want = append(want, first)
+			if len(rest) == 0 {
+				break
+			}
+		}
+	}
+	return ms, want
+}
+
+func TestCut(t *testing.T) {
+	for _, c := range []struct{ n, segment, first, rest int }{
+		{0, 0, 0, 0}, {5, 0, 5, 0}, {5, 5, 5, 0}, {5, 6, 5, 0}, {5, 4, 4, 1}, {0, 3, 0, 0}, {5, -1, 5, 0},
+	} {
+		first, rest := Cut(make([]byte, c.n), c.segment)
+		if len(first) != c.first || len(rest) != c.rest {
+			t.Errorf("%d bytes by %d: %d and %d", c.n, c.segment, len(first), len(rest))
+		}
+	}
+}
+
+func TestRuns(t *testing.T) {
+	for _, from := range []Options{{}, {NoGSO: true}} {
+		for _, at := range []Options{{}, {NoGRO: true}} {
+			for _, host := range []netip.Addr{loop4, loop6} {
+				t.Run(fmt.Sprint(from.NoGSO, at.NoGRO, host), func(t *testing.T) {
+					a, b := listenWith(t, from), listenWith(t, at)
+					if a.GSO() == from.NoGSO || b.GRO() == at.NoGRO {
+						t.Fatalf("GSO %v, GRO %v", a.GSO(), b.GRO())
+					}
+					ms, want := runs(netip.AddrPortFrom(host, b.Port()))
+					if n, err := a.Send(ms); n != len(ms) || err != nil {
+						t.Fatal(n, err)
+					}
+					got, most := collect(t, b, len(want))
+					for i := range want {
+						if !bytes.Equal(got[i], want[i]) {
+							t.Fatalf("datagram %d: %d bytes, want %d", i, len(got[i]), len(want[i]))
+						}
+					}
+					if together := most > 1; together != (a.GSO() && b.GRO()) {
+						t.Errorf("%d datagrams came as one", most)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A socket that fills up in the middle of a run goes on there.
+func TestRunsOverFullSocket(t *testing.T) {
+	for _, o := range []Options{{}, {NoGSO: true}} {
+		a, b := listenWith(t, o), listenWith(t, Options{})
+		if err := unix.SetsockoptInt(a.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4096); err != nil {
+			t.Fatal(err)
+		}
+		ms, want := runs(netip.AddrPortFrom(loop4, b.Port()))
+		var got [][]byte
+		for n := 0; n < len(ms); {
+			k, err := a.Send(ms[n:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += k
+			if n < len(ms) {
+				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(a.FD()), Events: unix.POLLOUT}}, 5000); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		got, _ = collect(t, b, len(want))
+		for i := range want {
+			if !bytes.Equal(got[i], want[i]) {
+				t.Fatalf("datagram %d: %d bytes, want %d", i, len(got[i]), len(want[i]))
+			}
+		}
+	}
+}
+
+// inNamespace runs f in a network namespace of its own whose loopback device is up.
+func inNamespace(t *testing.T, f func(lo netlink.Link)) {
+	t.Helper()
+	done := make(chan bool)
+	go func() {
+		ok := false
+		defer func() { done <- ok }()
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		ns, err := netns.New()
+		if err != nil {
+			t.Errorf("making a network namespace: %v (this test needs root)", err)
+			return
+		}
+		defer func() { _ = ns.Close() }()
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		f(lo)
+		ok = true
+	}()
+	if !<-done {
+		t.FailNow()
+	}
+}
+
+// Where a link is too narrow for the datagrams of a run they are fragmented, as single ones are.
+func TestRunsOverNarrowLink(t *testing.T) {
+	inNamespace(t, func(lo netlink.Link) {
+		if err := netlink.LinkSetMTU(lo, 1300); err != nil {
+			t.Error(err)
+			return
+		}
+		a, b := listenWith(t, Options{}), listenWith(t, Options{})
+		for _, host := range []netip.Addr{loop4, loop6} {
+			ms, want := runs(netip.AddrPortFrom(host, b.Port()))
+			if n, err := a.Send(ms); n != len(ms) || err != nil {
+				t.Errorf("%v: %d, %v", host, n, err)
+				return
+			}
+			got, _ := collect(t, b, len(want))
+			for i := range want {
+				if !bytes.Equal(got[i], want[i]) {
+					t.Errorf("datagram %d: %d bytes, want %d", i, len(got[i]), len(want[i]))
+				}
+			}
+			if !a.GSO() {
+				t.Error("one narrow link switched runs off for all")
+			}
+		}
+	})
+}
+
+// A device that cannot segment is not asked again, by any socket, and that is said once.
+func TestGivesUpGSO(t *testing.T) {
+	var told []string
+	conns, err := Listen(0, 2, Options{Fallback: func(err error) {
+		if !errors.Is(err, unix.EIO) {
+			t.Error(err)
+		}
+		told = append(told, err.Error())
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := listenWith(t, Options{})
+	for _, errno := range []unix.Errno{unix.EINVAL, unix.EMSGSIZE} {
+		if !conns[0].gso.refused(errno) || !conns[0].GSO() {
+			t.Errorf("%v: GSO %v", errno, conns[0].GSO())
+		}
+	}
+	if conns[0].gso.refused(unix.ENETUNREACH) || !conns[0].GSO() {
+		t.Error("an error of the network was taken for one of the device")
+	}
+	for _, c := range conns {
+		if !c.gso.refused(unix.EIO) || c.GSO() {
+			t.Error("GSO is still on")
+		}
+		ms, want := runs(netip.AddrPortFrom(loop4, b.Port()))
+		if n, err := c.Send(ms); n != len(ms) || err != nil {
+			t.Fatal(n, err)
+		}
+		got, most := collect(t, b, len(want))
+		for i := range want {
+			if !bytes.Equal(got[i], want[i]) {
+				t.Fatalf("datagram %d: %d bytes, want %d", i, len(got[i]), len(want[i]))
+			}
+		}
+		if most > 1 {
+			t.Errorf("%d datagrams came as one", most)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(told) != 1 || !strings.Contains(told[0], "--no-gso") {
+		t.Errorf("told %q", told)
+	}
+}
+
+func TestRunsDoNotAllocate(t *testing.T) {
+	for _, o := range []Options{{}, {NoGSO: true}} {
+		a, b := listenWith(t, o), listenWith(t, Options{})
+		whole, want := runs(netip.AddrPortFrom(loop4, b.Port()))
+		ms := make([]Message, len(whole))
+		in := messages(len(want), 1<<16)
+		if n := testing.AllocsPerRun(20, func() {
+			copy(ms, whole)
+			if n, err := a.Send(ms); n != len(ms) || err != nil {
+				t.Fatal(n, err)
+			}
+			for range 10 {
+				if _, err := b.Recv(in); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}); n != 0 {
+			t.Errorf("%v: %v allocations", o.NoGSO, n)
+		}
+	}
+}
