@@ -15,6 +15,8 @@ func TestNoAllocation(t *testing.T) {
 	big, big6 := udpPacket(false, 1400), udpPacket(true, 1400)
 	frame, vnet, _ := superpacket(true, 0x10, 5000, 1000)
 	work := make([]byte, len(frame))
+	c := newCoalescer()
+	stream := append(flow(false, protoTCP, 5, 1000), flow(true, protoUDP, 3, 100)...)
 
 	tests := []struct {
 		name string
@@ -38,6 +40,7 @@ func TestNoAllocation(t *testing.T) {
 				}
 			}
 		}},
+		{"Coalescer", func() { run(c, stream, false); run(c, stream, true) }},
 	}
 	for _, tt := range tests {
 		if n := testing.AllocsPerRun(100, tt.f); n != 0 {

@@ -2,8 +2,8 @@
 
 // Package packet knows the bytes of the packets that Weft carries: it reads IP
 // headers, lowers the segment size that TCP announces, writes the ICMP errors
-// that a router owes, and cuts the superpackets of an offloading TUN device
-// into packets that fit the path.
+// that a router owes, cuts the superpackets of an offloading TUN device into
+// packets that fit the path, and joins packets into superpackets again.
 //
 // Every function is pure: it works on the caller's buffers, keeps no reference
 // to them after the last call that the documentation names, allocates nothing,

@@ -10,7 +10,9 @@ const maxHeaderLen = 2048
 
 const (
 	tcpFIN = 0x01
+	tcpRST = 0x04
 	tcpPSH = 0x08
+	tcpURG = 0x20
 	tcpCWR = 0x80
 )
 
@@ -34,6 +36,7 @@ type Splitter struct {
 	seq       uint32
 	flags     uint8  // TCP flags of the whole
 	pseudo    uint64 // sum of the pseudo header without its length
+	open      bool   // checksums stay open
 	header    [maxHeaderLen]byte
 
 	// Moved by Next.
@@ -56,7 +59,7 @@ type Splitter struct {
 // checksum field holds the sum of the pseudo header for the whole. HdrLen is
 // not trusted.
 func (s *Splitter) Init(frame []byte, h VNetHdr) error {
-	s.frame, s.size, s.at = nil, 0, 0
+	s.frame, s.size, s.at, s.open = nil, 0, 0, false
 	if len(frame) == 0 {
 		return ErrShort
 	}
@@ -75,6 +78,26 @@ func (s *Splitter) Init(frame []byte, h VNetHdr) error {
 	}
 	return nil
 }
+
+// InitOpen is Init for packets whose checksums may stay open, if they are and Packet.Checksum allows that; see Open. p is
+// frame as parsed.
+func (s *Splitter) InitOpen(frame []byte, p *Packet, h VNetHdr) error {
+	field, ok := p.Checksum(frame)
+	if !ok || h.Flags&VNetNeedsCsum == 0 || int(h.CsumStart) != p.HeaderLen || int(h.CsumStart)+int(h.CsumOffset) != field {
+		return s.Init(frame, h)
+	}
+	s.frame, s.size, s.at = frame, 0, 0
+	if h.GSOType != VNetGSONone {
+		if err := s.Init(frame, h); err != nil {
+			return err
+		}
+	}
+	s.open = true
+	return nil
+}
+
+// Open tells whether the segments have no transport checksum: what stands there has no meaning.
+func (s *Splitter) Open() bool { return s.open }
 
 // complete fills in the checksum that h describes. All ones stands for zero
 // whatever the protocol, as Linux does it: they are the same number.
@@ -193,9 +216,10 @@ func (s *Splitter) Next() (segment []byte, ok bool) {
 		transport[13] = flags
 		binary.BigEndian.PutUint32(transport[4:], s.seq)
 		s.seq += uint32(s.size)
-		putChecksum(transport[16:], sum(transport, acc))
-	} else {
-		binary.BigEndian.PutUint16(transport[4:], uint16(len(transport)))
+		if !s.open {
+			putChecksum(transport[16:], sum(transport, acc))
+		}
+	} else if binary.BigEndian.PutUint16(transport[4:], uint16(len(transport))); !s.open {
 		putChecksumNonZero(transport[6:], sum(transport, acc))
 	}
 
