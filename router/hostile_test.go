@@ -115,7 +115,7 @@ func TestBadDatagrams(t *testing.T) {
 func TestBadPlaintext(t *testing.T) {
 	for _, suite := range []session.Suite{session.WireGuard, session.Weft} {
 		synctest.Test(t, func(t *testing.T) {
-			s := shape{shards: 1, suite: suite}
+			s := shape{shards: 1, vnet: true, suite: suite}
 			net := routertest.NewNet(1)
 			b := newHost(t, net, 2, s)
 			b.setPeers(peer(1, s))
@@ -166,6 +166,24 @@ func TestBadPlaintext(t *testing.T) {
 			d := b.drops()
 			if n := d[router.DropMalformed] + d[router.DropSource]; n != uint64(len(plains)) || d[router.DropMalformed] < 6 {
 				t.Errorf("drops %v for %d packets", d, len(plains))
+			}
+			if suite == session.Weft { // checksums said to be open that cannot be
+				before := d[router.DropMalformed]
+				fragment, short, icmp := bytes.Clone(good), bytes.Clone(good[:20]), bytes.Clone(good)
+				fragment[6] = 0x20
+				short[3] = 20
+				icmp[9] = 1
+				for _, plain := range [][]byte{fragment, short, icmp} {
+					d, err := p.Key(time.Now()).SealFlags(nil, plain, session.OpenChecksum)
+					if err != nil {
+						t.Fatal(err)
+					}
+					net.Inject(at(1), at(2), d)
+				}
+				b.want()
+				if n := b.drops()[router.DropMalformed] - before; n != 3 {
+					t.Errorf("%d of 3 were dropped", n)
+				}
 			}
 			sealed, err := p.Key(time.Now()).Seal(nil, good)
 			if err != nil {

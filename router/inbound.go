@@ -11,7 +11,7 @@ import (
 	"github.com/weftnet/weft/router/underlay"
 )
 
-// The way in: UDP -> open -> source check -> TUN.
+// The way in: UDP -> open -> source check -> join -> TUN.
 
 // receive handles one batch of datagrams. more tells that there may be others. An error ends the shard.
 func (s *shard) receive(now time.Time) (more bool, err error) {
@@ -37,6 +37,9 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 				break
 			}
 		}
+	}
+	if err := s.deliver(s.join.Take()); err != nil {
+		return false, err
 	}
 	if err := s.settleRx(now); err != nil {
 		return false, err
@@ -84,8 +87,10 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 		s.stranger(from, now)
 		return nil
 	}
-	plain, err := key.Open(b, now)
+	// What follows in the space is not part of the frame there until Add.
+	plain, err := key.OpenTo(s.join.Space(), b, now)
 	if err != nil {
+		s.join.Drop()
 		s.stats.drop(reasonOf(err))
 		return nil
 	}
@@ -95,57 +100,81 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 		}
 		p := known.bySession[key.Peer()]
 		if p == nil { // removed since, or added after known was loaded
+			s.join.Drop()
 			s.stats.drop(DropUnknownPeer)
 			return nil
 		}
 		s.rxRun = run{peer: p, key: key}
 	}
-	p := s.rxRun.peer
-	s.roam(p, from)
+	s.roam(s.rxRun.peer, from)
 	if len(plain) == 0 {
+		s.join.Drop()
 		return nil // a keepalive
 	}
 	s.rxRun.data = true
-	size := s.accept(known, p, plain)
-	if size == 0 {
+	var p packet.Packet
+	open := session.DataFlags(b)&session.OpenChecksum != 0
+	if !s.accept(known, s.rxRun.peer, plain, &p, open) {
+		s.join.Drop()
 		return nil
 	}
 	s.rxRun.packets++
-	s.rxRun.bytes += uint64(size)
-	// The packet follows the header of the data message, which is larger than the
-	// offload header and of no more use.
-	return s.deliver(b[session.HeaderSize-packet.VNetHdrLen : session.HeaderSize+size])
+	s.rxRun.bytes += uint64(p.Len)
+	return s.gather(plain, &p, open)
 }
 
-// accept judges a packet that p has sealed. It returns its size, or 0 if it has to be dropped.
-func (s *shard) accept(known *snapshot, from *peer, plain []byte) int {
-	var p packet.Packet
+// accept judges and parses a packet that a peer has sealed, whose checksum is open or not. It reports whether the packet may pass.
+func (s *shard) accept(known *snapshot, from *peer, plain []byte, p *packet.Packet, open bool) bool {
 	if err := p.Parse(plain); err != nil {
 		s.stats.drop(DropMalformed)
-		return 0
+		return false
+	}
+	if open {
+		if _, ok := p.Checksum(plain); !ok {
+			s.stats.drop(DropMalformed)
+			return false
+		}
 	}
 	if owner, ok := known.routes.Lookup(p.Src); !ok || owner != from {
 		s.stats.drop(DropSource)
-		return 0
+		return false
 	}
 	if owner, ok := known.routes.Lookup(p.Dst); !ok || owner != self {
 		s.stats.drop(DropTransit)
-		return 0
+		return false
 	}
 	if mtu := known.mtuTo(from); mtu < known.local.MTU {
-		packet.ClampMSS(plain[:p.Len], &p, mtu)
+		packet.ClampMSS(plain[:p.Len], p, mtu)
 	}
-	return p.Len
+	return true
 }
 
-// deliver writes a packet to the TUN device. b begins with room for the offload header.
-func (s *shard) deliver(b []byte) error {
-	if s.vnet {
-		clear(b[:packet.VNetHdrLen]) // an ordinary packet, its checksum complete
-	} else {
-		b = b[packet.VNetHdrLen:]
+// gather joins a packet, which is in the space, to what is to be delivered, or delivers that and begins anew with it.
+func (s *shard) gather(plain []byte, p *packet.Packet, open bool) error {
+	if open && !s.offloads.VNetHdr {
+		open = !packet.CompleteChecksum(plain[:p.Len], p)
 	}
-	if err := s.queue.Write(b); err != nil {
+	if !s.join.Add(p, open) {
+		if err := s.deliver(s.join.Take()); err != nil {
+			return err
+		}
+		s.join.Add(p, open) // there is no frame any more that it could not be added to
+	}
+	if s.join.Done() {
+		return s.deliver(s.join.Take())
+	}
+	return nil
+}
+
+// deliver writes a packet or superpacket, which follows its offload header, to the TUN device. An empty one is none.
+func (s *shard) deliver(frame []byte) error {
+	if len(frame) == 0 {
+		return nil
+	}
+	if !s.offloads.VNetHdr {
+		frame = frame[packet.VNetHdrLen:]
+	}
+	if err := s.queue.Write(frame); err != nil {
 		return s.failed(err, DropWrite)
 	}
 	return nil

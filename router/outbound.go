@@ -57,7 +57,7 @@ func (s *shard) transmit(now time.Time) (more bool, err error) {
 // outbound handles one packet or superpacket as the queue gave it.
 func (s *shard) outbound(known *snapshot, frame []byte, now time.Time) error {
 	var h packet.VNetHdr
-	if s.vnet {
+	if s.offloads.VNetHdr {
 		if err := h.Decode(frame); err != nil {
 			s.stats.drop(DropLocal)
 			return nil
@@ -83,15 +83,11 @@ func (s *shard) outbound(known *snapshot, frame []byte, now time.Time) error {
 		s.stats.drop(DropNoWorkload)
 		return s.unreachable(known, frame, &p, now)
 	}
-	if err := s.split.Init(frame, h); err != nil {
-		s.stats.drop(DropLocal)
-		return nil
-	}
-	return s.forward(known, to, &p, now)
+	return s.forward(known, to, &p, h, frame, now)
 }
 
-// forward sends the segments in the splitter to the peer.
-func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, now time.Time) error {
+// forward splits a packet or superpacket and sends the segments to the peer.
+func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VNetHdr, frame []byte, now time.Time) error {
 	mtu := known.mtuTo(to)
 	if s.txRun.peer != to {
 		if err := s.settleTx(now); err != nil {
@@ -100,6 +96,19 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, now time.Ti
 		s.txRun.peer = to
 	}
 	s.txRun.key = to.sess.Key(now)
+	var err error
+	var flags session.Flags
+	if k := s.txRun.key; k != nil && k.Suite() == session.Weft {
+		if err = s.split.InitOpen(frame, p, h); s.split.Open() {
+			flags = session.OpenChecksum
+		}
+	} else {
+		err = s.split.Init(frame, h)
+	}
+	if err != nil {
+		s.stats.drop(DropLocal)
+		return nil
+	}
 	addr, _ := to.target()
 	first := true
 	for segment, ok := s.split.Next(); ok; segment, ok = s.split.Next() {
@@ -107,13 +116,14 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, now time.Ti
 			first = false
 			if len(segment) > mtu && p.DF || len(segment) > MaxMTU {
 				s.stats.drop(DropTooBig)
+				complete(segment, flags)
 				return s.tooBig(known, segment, p, mtu, now)
 			}
 			if mtu < known.local.MTU {
 				packet.ClampMSS(segment, p, mtu)
 			}
 		}
-		if err := s.seal(to, addr, segment, now); err != nil {
+		if err := s.seal(to, addr, segment, flags, now); err != nil {
 			return err
 		}
 	}
@@ -121,7 +131,7 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, now time.Ti
 }
 
 // seal puts one packet, sealed under the key of txRun, into the batch, or lets it wait for a key.
-func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, now time.Time) error {
+func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags, now time.Time) error {
 	if s.txRun.key != nil {
 		if !s.out.fits(len(plain)) {
 			if err := s.flush(); err != nil {
@@ -132,14 +142,23 @@ func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, now time.Time)
 				return nil
 			}
 		}
-		if s.out.seal(s.txRun.key, to, plain, addr) {
+		if s.out.seal(s.txRun.key, to, plain, flags, addr) {
 			s.txRun.packets++
 			s.txRun.bytes += uint64(len(plain))
 			return nil
 		}
 		s.txRun.key = nil // used up, or the peer is gone
 	}
+	complete(plain, flags) // the next key may be of another suite
 	return s.wait(to, plain, now)
+}
+
+// complete computes the checksum of a packet that flags say is open.
+func complete(b []byte, flags session.Flags) {
+	var p packet.Packet
+	if flags&session.OpenChecksum != 0 && p.Parse(b) == nil {
+		packet.CompleteChecksum(b, &p)
+	}
 }
 
 // wait queues a packet for a peer to which there is no key, and asks for one.
@@ -175,7 +194,7 @@ func (s *shard) flushPending(to *peer, now time.Time) error {
 			s.stats.drop(DropStale)
 			continue
 		}
-		if err := s.seal(to, addr, w.b, now); err != nil {
+		if err := s.seal(to, addr, w.b, 0, now); err != nil {
 			return err
 		}
 	}
@@ -227,6 +246,7 @@ func (s *shard) deliverICMP(n int) error {
 	if n == 0 {
 		return nil
 	}
+	clear(s.icmpBuf[:packet.VNetHdrLen]) // an ordinary packet, its checksum complete
 	return s.deliver(s.icmpBuf[:packet.VNetHdrLen+n])
 }
 
@@ -274,9 +294,9 @@ func (b *transmitBatch) fits(n int) bool {
 
 // seal appends a packet, which must fit: to the run that is last if it has the same receiver and size, or is
 // shorter, which ends the run. It reports false if the key is of no use.
-func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, addr netip.AddrPort) bool {
+func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags session.Flags, addr netip.AddrPort) bool {
 	at := len(b.arena)
-	sealed, err := k.Seal(b.arena, plain)
+	sealed, err := k.SealFlags(b.arena, plain, flags)
 	if err != nil {
 		return false
 	}

@@ -20,12 +20,12 @@ type Queue interface {
 	// length; 0 without an error means that there is none now. An error that does not match
 	// os.ErrClosed is counted and passed over.
 	Read(b []byte) (int, error)
-	// Write delivers one packet whole or not at all, and keeps nothing of b. An error that does not
+	// Write delivers one packet or superpacket whole or not at all, and keeps nothing of b. An error that does not
 	// match os.ErrClosed concerns this packet only.
 	Write(b []byte) error
-	// VNetHdr tells whether each packet, read or written, is preceded by a packet.VNetHdr,
-	// and those read may be superpackets. It never changes.
-	VNetHdr() bool
+	// Offloads tells whether each packet, read or written, is preceded by a packet.VNetHdr, so that its checksum may
+	// be open, and of what protocols there may be superpackets, in either direction. It never changes.
+	Offloads() tun.Offloads
 }
 
 // Conn is a shard's way to the network between hosts. *underlay.Conn is one.

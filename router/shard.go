@@ -12,6 +12,7 @@ import (
 
 	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/tun"
 	"github.com/weftnet/weft/router/underlay"
 )
 
@@ -43,11 +44,12 @@ type shard struct {
 	stats  counters    // read by anybody
 	stop   atomic.Bool // written by Run
 
-	vnet     bool // packets of the queue have an offload header
-	failures int  // in a row
+	offloads tun.Offloads // of the queue
+	failures int          // in a row
 
 	in    []underlay.Message // datagrams received
 	rxRun run                // datagrams of one session, not accounted for yet
+	join  packet.Coalescer   // packets to be written to the queue
 
 	frame []byte // read from the queue
 	split packet.Splitter
@@ -63,7 +65,7 @@ type shard struct {
 func newShard(r *Router, number int, q Queue, c Conn) *shard {
 	s := &shard{
 		r: r, number: number, queue: q, conn: c,
-		vnet:        q.VNetHdr(),
+		offloads:    q.Offloads(),
 		in:          make([]underlay.Message, receiveBatch),
 		frame:       make([]byte, maxFrame),
 		icmpLimit:   limiter{rate: 100, burst: 50},
@@ -73,6 +75,7 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 	for i := range s.in {
 		s.in[i].Buf = slab[i*receiveBuffer : (i+1)*receiveBuffer : (i+1)*receiveBuffer]
 	}
+	s.join.Init(make([]byte, packet.CoalescerBuffer(maxDatagram)), s.offloads.TSO, s.offloads.USO)
 	s.out.init()
 	return s
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weftnet/weft/router"
 	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/tun"
 )
 
 // Queue is a TUN queue in memory: a router.Queue.
@@ -57,7 +58,7 @@ func (q *Queue) Waiting() int {
 	return len(q.out)
 }
 
-// Delivered returns the packets that the router has written since the last call, without offload headers.
+// Delivered returns the packets that the router has written since the last call, one by one and without offload headers.
 func (q *Queue) Delivered() [][]byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -113,23 +114,36 @@ func (q *Queue) Write(b []byte) error {
 		if err := h.Decode(b); err != nil {
 			return err
 		}
-		if h != (packet.VNetHdr{}) {
-			return errors.New("routertest: offloads are not understood on write")
-		}
-		b = b[packet.VNetHdrLen:]
+		return q.deliver(b[packet.VNetHdrLen:], h)
 	}
+	return q.deliver(b, packet.VNetHdr{})
+}
+
+// deliver takes a packet or superpacket apart, as the kernel does. q.mu is held.
+func (q *Queue) deliver(b []byte, h packet.VNetHdr) error {
 	var p packet.Packet
 	if err := p.Parse(b); err != nil {
 		return err
 	}
-	if len(q.in) < depth {
-		q.in = append(q.in, slices.Clone(b))
+	if p.Len != len(b) {
+		return errors.New("routertest: the packet is longer than it says")
+	}
+	var s packet.Splitter
+	if err := s.Init(slices.Clone(b), h); err != nil {
+		return err
+	}
+	for segment, ok := s.Next(); ok; segment, ok = s.Next() {
+		if len(q.in) < depth {
+			q.in = append(q.in, slices.Clone(segment))
+		}
 	}
 	return nil
 }
 
-// VNetHdr is that of router.Queue.
-func (q *Queue) VNetHdr() bool { return q.vnet }
+// Offloads is that of router.Queue: all or none.
+func (q *Queue) Offloads() tun.Offloads {
+	return tun.Offloads{VNetHdr: q.vnet, TSO: q.vnet, USO: q.vnet}
+}
 
 func (q *Queue) ready() router.Events {
 	q.mu.Lock()

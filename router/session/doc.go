@@ -22,7 +22,7 @@
 // data and header bytes 4 to 15 (receiver index and counter) as the nonce. An initiator speaks the
 // suite of its [PeerConfig]; a responder answers in the suite that it was asked in.
 //
-//	data header: 4 | suite | flags (2 bytes, 0) | receiver index (LE) | counter (LE)
+//	data header: 4 | suite | flags (2 bytes, see [Flags]) | receiver index (LE) | counter (LE)
 //
 // # Invariants
 //

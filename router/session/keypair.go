@@ -84,10 +84,17 @@ func (k *Keypair) Format(s fmt.State, _ rune) {
 // Overhead. The plaintext is copied first, so it may lie anywhere in the memory of dst; what the
 // datagram covers is overwritten. It fails with ErrExpired, returning dst as it was, when the key
 // is forgotten or has sealed all that it may; the age of the key is checked by [Peer.Key], not here.
-func (k *Keypair) Seal(dst, plaintext []byte) ([]byte, error) {
+func (k *Keypair) Seal(dst, plaintext []byte) ([]byte, error) { return k.SealFlags(dst, plaintext, 0) }
+
+// SealFlags is Seal with flags for the receiver. Those of a session in suite WireGuard, which has none, must be 0: else it
+// fails with ErrSuite.
+func (k *Keypair) SealFlags(dst, plaintext []byte, f Flags) ([]byte, error) {
 	c := k.ciphers.Load()
 	if c == nil {
 		return dst, ErrExpired
+	}
+	if f != 0 && k.suite != Weft {
+		return dst, ErrSuite
 	}
 	n := k.counter.Add(1) - 1
 	if n >= RejectAfterMessages {
@@ -100,7 +107,7 @@ func (k *Keypair) Seal(dst, plaintext []byte) ([]byte, error) {
 	header, body := dst[at:at+HeaderSize:at+HeaderSize], dst[at+HeaderSize:]
 	// The copy costs nothing that can be measured: sealing then reads the cache.
 	clear(body[copy(body, plaintext):])
-	header[0], header[1], header[2], header[3] = TypeData, byte(k.suite), 0, 0
+	header[0], header[1], header[2], header[3] = TypeData, byte(k.suite), byte(f), byte(f>>8)
 	binary.LittleEndian.PutUint64(header[8:], n)
 	// The nonce is a part of the header, so that it needs no memory of its own: ChaCha's has
 	// zeros where the receiver index will be (whitepaper §5.4.6), AES-GCM's has the index.
@@ -122,10 +129,26 @@ func (k *Keypair) Seal(dst, plaintext []byte) ([]byte, error) {
 // ErrIndex, ErrExpired, ErrAuth or ErrReplay. A datagram is accepted once: the counter is checked
 // and marked after authentication, in a window of 8128 (RFC 6479).
 func (k *Keypair) Open(msg []byte, now time.Time) ([]byte, error) {
-	switch {
-	case len(msg) < Overhead:
+	if len(msg) < Overhead {
 		return nil, ErrShort
-	case msg[0] != TypeData || msg[2] != 0 || msg[3] != 0:
+	}
+	return k.open(msg[HeaderSize:HeaderSize], msg, now)
+}
+
+// OpenTo is Open with the plaintext appended to dst, which must have capacity for len(msg)-Overhead bytes more, and
+// must not overlap msg. It returns the plaintext without what was in dst before. Whatever it returns,
+// the bytes of that capacity are no longer what they were.
+func (k *Keypair) OpenTo(dst, msg []byte, now time.Time) ([]byte, error) {
+	if len(msg) < Overhead {
+		return nil, ErrShort
+	}
+	return k.open(dst[len(dst):], msg, now)
+}
+
+// open opens msg, which is long enough, into the capacity of the empty dst.
+func (k *Keypair) open(dst, msg []byte, now time.Time) ([]byte, error) {
+	switch f := DataFlags(msg); {
+	case msg[0] != TypeData || f&^allFlags != 0 || f != 0 && k.suite != Weft:
 		return nil, ErrType
 	case Suite(msg[1]) != k.suite:
 		return nil, ErrSuite
@@ -143,10 +166,10 @@ func (k *Keypair) Open(msg []byte, now time.Time) ([]byte, error) {
 	var err error
 	if k.suite == WireGuard {
 		binary.LittleEndian.PutUint32(header[4:], 0)
-		plaintext, err = c.receive.Open(body[:0], nonce, body, nil)
+		plaintext, err = c.receive.Open(dst, nonce, body, nil)
 		binary.LittleEndian.PutUint32(header[4:], k.local)
 	} else {
-		plaintext, err = c.receive.Open(body[:0], nonce, body, header)
+		plaintext, err = c.receive.Open(dst, nonce, body, header)
 	}
 	if err != nil {
 		return nil, ErrAuth

@@ -142,8 +142,9 @@ func TestOpenRefuses(t *testing.T) {
 			{"nothing", nil, 0, ErrShort},
 			{"shorter than empty", fresh()[:Overhead-1], 0, ErrShort},
 			{"handshake", with(0, TypeResponse), 0, ErrType},
-			{"flag", with(2, 1), 0, ErrType},
-			{"flag", with(3, 1), 0, ErrType},
+			{"unknown flag", with(2, 2), 0, ErrType},
+			{"unknown flag", with(3, 1), 0, ErrType},
+			{"flag that was not sealed", with(2, byte(OpenChecksum)), 0, map[Suite]error{WireGuard: ErrType, Weft: ErrAuth}[ka.suite]},
 			{"other suite", with(1, byte(ka.suite)^1), 0, ErrSuite},
 			{"other session", with(4, byte(kb.local)^1), 0, ErrIndex},
 			{"twice", twice, 0, ErrReplay},
@@ -151,6 +152,49 @@ func TestOpenRefuses(t *testing.T) {
 		} {
 			if _, err := kb.Open(c.msg, epoch.Add(c.at)); !errors.Is(err, c.want) {
 				t.Errorf("%s: %v, want %v", c.name, err, c.want)
+			}
+		}
+	})
+}
+
+func TestSealFlags(t *testing.T) {
+	eachSuite(t, func(t *testing.T, ka, kb *Keypair) {
+		msg, err := ka.SealFlags(nil, []byte("x"), OpenChecksum)
+		if ka.suite == WireGuard {
+			if !errors.Is(err, ErrSuite) || msg != nil {
+				t.Errorf("%x, %v", msg, err)
+			}
+			return
+		}
+		must(t, err)
+		_, err = kb.Open(bytes.Clone(msg), epoch)
+		must(t, err)
+		if DataFlags(msg) != OpenChecksum {
+			t.Errorf("flags %x", DataFlags(msg))
+		}
+	})
+}
+
+func TestOpenTo(t *testing.T) {
+	eachSuite(t, func(t *testing.T, ka, kb *Keypair) {
+		want := bytes.Repeat([]byte{7}, 100)
+		msg, err := ka.Seal(nil, want)
+		must(t, err)
+		bad := bytes.Clone(msg)
+		bad[50]++
+		dst := bytes.Repeat([]byte{1}, 200)
+		for _, m := range [][]byte{bad, msg[:10], msg} {
+			got, err := kb.OpenTo(dst[:30], m, epoch)
+			if len(m) == len(msg) && m[50] == msg[50] {
+				must(t, err)
+				if !bytes.Equal(got, pad(want)) || &got[0] != &dst[30] {
+					t.Errorf("got %x", got)
+				}
+			} else if err == nil {
+				t.Error("accepted")
+			}
+			if !bytes.Equal(dst[:30], bytes.Repeat([]byte{1}, 30)) || !bytes.Equal(dst[30+112:], bytes.Repeat([]byte{1}, 200-142)) {
+				t.Error("bytes elsewhere have changed")
 			}
 		}
 	})

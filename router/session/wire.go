@@ -50,6 +50,21 @@ const (
 	Padding        = 16 // data is padded with zeros to a multiple of this (whitepaper §5.4.6)
 )
 
+// Flags are what a data message of suite Weft says of its packet, in bytes 2 and 3 of the header, little endian. They are
+// authenticated, and none is known to suite WireGuard. A message with a flag that is not known is refused.
+type Flags uint16
+
+// The flags.
+const (
+	// OpenChecksum says that the packet's TCP or UDP checksum was not computed: whoever passes it on has to.
+	OpenChecksum Flags = 1 << 0
+
+	allFlags = OpenChecksum
+)
+
+// DataFlags returns the flags of a data message, which can be believed once it is opened. msg must be at least HeaderSize long.
+func DataFlags(msg []byte) Flags { return Flags(binary.LittleEndian.Uint16(msg[2:4])) }
+
 // MaxQueued is how many packets an engine should hold for a peer without a key, newest first to
 // stay: enough for the first flight of a connection, too few to matter in memory.
 const MaxQueued = 128

@@ -31,7 +31,7 @@ type Config struct {
 	Persist bool
 }
 
-// Offloads tells what the kernel leaves to the reader of a device.
+// Offloads tells what the kernel leaves to the reader of a device, and what it takes from the writer.
 type Offloads struct {
 	VNetHdr bool // each packet is preceded by a header; the rest is false without
 	TSO     bool // runs of TCP segments, and partial checksums
@@ -117,7 +117,7 @@ func (d *Device) attach(c Config) error {
 	if err != nil {
 		return errors.Join(err, q.close())
 	}
-	q.vnetHdr = offloads.VNetHdr
+	q.offloads = offloads
 	d.offloads = offloads
 	d.queues = append(d.queues, q)
 	return nil

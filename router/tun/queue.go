@@ -17,8 +17,8 @@ const vnetHdrLen = 10
 // Queue is one of the queues of a device. Read and Write may be used by one
 // goroutine each; nothing here blocks.
 type Queue struct {
-	name    string
-	vnetHdr bool
+	name     string
+	offloads Offloads
 
 	mu     sync.RWMutex // held for reading during a system call, so that the descriptor cannot become another file's
 	fd     int
@@ -29,8 +29,8 @@ type Queue struct {
 // the queue and is not valid after the device was closed.
 func (q *Queue) FD() int { return q.fd }
 
-// VNetHdr tells whether each packet, read or written, is preceded by a virtio_net_hdr of 10 bytes.
-func (q *Queue) VNetHdr() bool { return q.vnetHdr }
+// Offloads returns those of the device. With VNetHdr each packet, read or written, is preceded by a virtio_net_hdr of 10 bytes.
+func (q *Queue) Offloads() Offloads { return q.offloads }
 
 // Read reads one packet into b, which should have room for 64 KiB and the header if
 // VNetHdr, for the device's MTU otherwise; what does not fit is cut off. It returns 0 and no error

@@ -78,7 +78,7 @@ func TestPersistence(t *testing.T) {
 	} {
 		c.Name, c.Persist = "weft0", true
 		d := open(t, ns, c)
-		if len(d.Queues()) != c.Queues || d.Offloads().VNetHdr != c.VNetHdr || d.Offloads().TSO != c.VNetHdr || d.Queues()[0].VNetHdr() != c.VNetHdr {
+		if len(d.Queues()) != c.Queues || d.Offloads().VNetHdr != c.VNetHdr || d.Offloads().TSO != c.VNetHdr || d.Queues()[0].Offloads().VNetHdr != c.VNetHdr {
 			t.Errorf("%+v gives %v", c, d)
 		}
 		ping(t, ns, d)
@@ -136,7 +136,7 @@ func ping(t *testing.T, ns *routertest.Namespace, d *tun.Device) {
 				continue
 			}
 			frame := b[:n]
-			if q.VNetHdr() {
+			if q.Offloads().VNetHdr {
 				frame = b[packet.VNetHdrLen:n]
 			}
 			var p packet.Packet
@@ -154,7 +154,7 @@ func ping(t *testing.T, ns *routertest.Namespace, d *tun.Device) {
 			copy(frame[20:22], frame[22:24])
 			copy(frame[22:24], port[:])
 			frame[26], frame[27] = 0, 0
-			if q.VNetHdr() {
+			if q.Offloads().VNetHdr {
 				clear(b[:packet.VNetHdrLen])
 			}
 			if err := q.Write(b[:n]); err != nil {
