@@ -12,9 +12,9 @@ import (
 // on the processors of this machine.
 func BenchmarkStreamOverKernel(b *testing.B) {
 	for _, s := range []setup{
-		{offload: true, shards: 1, suite: session.Weft},
-		{offload: true, shards: 1, suite: session.WireGuard},
-		{offload: false, shards: 1, suite: session.Weft},
+		{offload: all, shards: 1, suite: session.Weft},
+		{offload: all, shards: 1, suite: session.WireGuard},
+		{offload: none, shards: 1, suite: session.Weft},
 	} {
 		b.Run(s.String(), func(b *testing.B) {
 			from, to := nodes(b, s)

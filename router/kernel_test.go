@@ -43,21 +43,35 @@ type node struct {
 
 // setup is how a node is built.
 type setup struct {
-	offload bool
+	offload offload
 	shards  int
 	suite   session.Suite
 	v6      bool // the underlay
 }
 
 func (s setup) String() string {
-	return fmt.Sprintf("offload %v, %d shards, %v, underlay v6 %v", s.offload, s.shards, s.suite, s.v6)
+	return fmt.Sprintf("offload %04b, %d shards, %v, underlay v6 %v", s.offload, s.shards, s.suite, s.v6)
 }
 
+// offload is a set of what is left to the kernel.
+type offload uint8
+
+const (
+	tso offload = 1 << iota
+	uso
+	gso
+	gro
+	none offload = 0
+	all  offload = tso | uso | gso | gro
+)
+
+func (o offload) has(x offload) bool { return o&x != 0 }
+
 var setups = []setup{
-	{offload: true, shards: 1, suite: session.Weft},
-	{offload: true, shards: 2, suite: session.WireGuard, v6: true},
-	{offload: false, shards: 1, suite: session.WireGuard},
-	{offload: false, shards: 2, suite: session.Weft, v6: true},
+	{offload: all, shards: 1, suite: session.Weft},
+	{offload: all, shards: 2, suite: session.WireGuard, v6: true},
+	{offload: none, shards: 1, suite: session.WireGuard},
+	{offload: none, shards: 2, suite: session.Weft, v6: true},
 }
 
 // where returns the underlay address of host i.
@@ -76,10 +90,13 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 	ns.Do(func() {
 		_, err := netlink.LinkByName("weft0")
 		fresh = err != nil
-		if n.device, err = tun.Open(tun.Config{Name: "weft0", Queues: s.shards, VNetHdr: s.offload, Persist: true}); err != nil {
+		if n.device, err = tun.Open(tun.Config{
+			Name: "weft0", Queues: s.shards, Persist: true,
+			VNetHdr: s.offload.has(tso | uso), NoTSO: !s.offload.has(tso), NoUSO: !s.offload.has(uso),
+		}); err != nil {
 			t.Fatal(err)
 		}
-		if n.conns, err = underlay.Listen(port, s.shards, underlay.Options{}); err != nil {
+		if n.conns, err = underlay.Listen(port, s.shards, underlay.Options{NoGSO: !s.offload.has(gso), NoGRO: !s.offload.has(gro)}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -156,6 +173,47 @@ func inEachSetup(t *testing.T, f func(t *testing.T, s setup, a, b *node)) {
 	}
 }
 
+// Every combination of offloads carries the same, on either side of a host that has all of them and between two alike.
+func TestEveryOffloadOverKernel(t *testing.T) {
+	for o := none; o <= all; o++ {
+		for _, suite := range []session.Suite{session.WireGuard, session.Weft} {
+			for _, v6 := range []bool{false, true} {
+				s := setup{offload: o, shards: 1, suite: suite, v6: v6}
+				t.Run(s.String(), func(t *testing.T) {
+					t.Parallel() // most of it is waiting
+					na, nb := routertest.NewNamespace(t), routertest.NewNamespace(t)
+					routertest.Link(na, nb, 1500)
+					other := s
+					if !v6 {
+						other.offload = all
+					}
+					a, b := startNode(t, na, 1, s), startNode(t, nb, 2, other)
+					for family := range 2 {
+						here := a.listenUDP(netip.AddrPortFrom(addrs(1)[family], 5000))
+						there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
+						for _, size := range []int{0, 1, localMTU - 48, 4000} {
+							payload := bytes.Repeat([]byte{byte(size)}, size)
+							exchange(t, here, there, payload)
+							exchange(t, there, here, payload)
+						}
+						segmented(t, here, there, 1000, 40)
+						segmented(t, there, here, 1001, 7)
+						transfer(t, a, b, family, 1<<19)
+						transfer(t, b, a, family, 1<<19)
+					}
+					for _, n := range []*node{a, b} {
+						for r, count := range n.Stats().Drops {
+							if count != 0 && r != router.DropNoise {
+								t.Errorf("host %d: %d drops for %v", n.i, count, r)
+							}
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
 func (n *node) listenUDP(at netip.AddrPort) (c *net.UDPConn) {
 	n.t.Helper()
 	n.ns.Do(func() {
@@ -221,39 +279,49 @@ func exchange(t *testing.T, from, to *net.UDPConn, payload []byte) {
 // TestSegmentedDatagramsOverKernel has the kernel hand over runs of datagrams as one (USO), where it can.
 func TestSegmentedDatagramsOverKernel(t *testing.T) {
 	inEachSetup(t, func(t *testing.T, _ setup, a, b *node) {
-		const each, count = 1000, 40
 		for family := range 2 {
 			here := a.listenUDP(netip.AddrPortFrom(addrs(1)[family], 5000))
 			there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
 			exchange(t, here, there, []byte("hello"))
-			raw, err := here.SyscallConn()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, each)
-			}); err != nil {
-				t.Fatal(err)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			payload := make([]byte, each*count)
-			for i := range payload {
-				payload[i] = byte(rand.Uint32())
-			}
-			if _, err := here.WriteTo(payload, there.LocalAddr()); err != nil {
-				t.Fatal(err)
-			}
-			in := make([]byte, 65536)
-			for i := range count {
-				n, _, err := there.ReadFrom(in)
-				if err != nil || !bytes.Equal(in[:n], payload[i*each:(i+1)*each]) {
-					t.Fatalf("datagram %d: %d bytes, %v", i, n, err)
-				}
-			}
+			segmented(t, here, there, 1000, 40)
 		}
 	})
+}
+
+// segmented sends count datagrams of each bytes with one system call, and waits for them.
+func segmented(t *testing.T, from, to *net.UDPConn, each, count int) {
+	t.Helper()
+	segment := func(size int) {
+		raw, err := from.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var failed error
+		if err := raw.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, size)
+		}); err != nil || failed != nil {
+			t.Fatal(err, failed)
+		}
+	}
+	segment(each)
+	defer segment(0)
+	payload := make([]byte, each*count)
+	for i := range payload {
+		payload[i] = byte(rand.Uint32())
+	}
+	if _, err := from.WriteTo(payload, to.LocalAddr()); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	in := make([]byte, 65536)
+	for i := range count {
+		n, _, err := to.ReadFrom(in)
+		if err != nil || !bytes.Equal(in[:n], payload[i*each:(i+1)*each]) {
+			t.Fatalf("datagram %d: %d bytes, %v", i, n, err)
+		}
+	}
 }
 
 // transfer sends size random bytes over TCP and checks that they arrive.

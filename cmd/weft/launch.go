@@ -25,7 +25,9 @@ func (c *cli) launch() *cobra.Command {
 	cfg := node.Config{Version: version}
 	var (
 		advertise, tokenFile, level, format string
-		noOffload, noMasquerade, foreground bool
+		noMasquerade, foreground            bool
+
+		noOffload, noTSO, noUSO, noGSO, noGRO bool
 	)
 	cmd := &cobra.Command{
 		Use:   "launch",
@@ -76,7 +78,9 @@ from the data directory, in this order.`,
 				return err
 			}
 			cfg.RangeGiven = cmd.Flags().Changed("range")
-			cfg.Offload = !noOffload
+			cfg.Offloads = node.Offloads{
+				TSO: !noOffload && !noTSO, USO: !noOffload && !noUSO, GSO: !noOffload && !noGSO, GRO: !noOffload && !noGRO,
+			}
 			cfg.Masquerade = !noMasquerade
 			cfg.Out, cfg.Interactive = c.out, interactive(c.out)
 			return node.Launch(cmd.Context(), cfg)
@@ -93,7 +97,11 @@ from the data directory, in this order.`,
 	f.StringVar(&cfg.DataDir, "data-dir", node.DefaultDataDir, "directory of the node's state")
 	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of the workloads' interfaces (0: derive it from the link below)")
 	f.IntVar(&cfg.Shards, "shards", 1, "packet threads, each with its own queue and socket")
-	f.BoolVar(&noOffload, "no-offload", false, "take packets from the kernel one by one, without segmentation offload")
+	f.BoolVar(&noOffload, "no-offload", false, "use no offload at all: all of the four that follow")
+	f.BoolVar(&noTSO, "no-tso", false, "exchange TCP segments with the kernel one by one")
+	f.BoolVar(&noUSO, "no-uso", false, "exchange UDP datagrams with the kernel one by one")
+	f.BoolVar(&noGSO, "no-gso", false, "send sealed datagrams one by one, not by UDP_SEGMENT")
+	f.BoolVar(&noGRO, "no-gro", false, "receive sealed datagrams one by one, not by UDP_GRO")
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "console", "console or json")

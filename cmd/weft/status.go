@@ -27,6 +27,10 @@ func showStatus(w io.Writer, s api.Status) error {
 	if s.Encrypted {
 		encryption = "on"
 	}
+	offloads := "none"
+	if len(s.Offloads) > 0 {
+		offloads = strings.Join(s.Offloads, ", ")
+	}
 	rows := [][]string{
 		{"node:", fmt.Sprintf("%s (%s)", s.Name, s.NodeID)},
 		{"state:", state},
@@ -37,7 +41,7 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"mesh:", s.MeshID},
 		{"encryption:", encryption},
 		{"address:", addrs(s.Addresses)},
-		{"device:", fmt.Sprintf("%s, MTU %d, %d shard(s), offload %t", s.Device, s.MTU, s.Shards, s.Offload)},
+		{"device:", fmt.Sprintf("%s, MTU %d, %d shard(s), offloads %s", s.Device, s.MTU, s.Shards, offloads)},
 		{"nodes:", fmt.Sprintf("%d alive of %d", s.Nodes.Alive, s.Nodes.Total)},
 		{"workloads:", fmt.Sprint(s.Workloads)},
 		{"data:", s.DataDir},

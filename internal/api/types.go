@@ -67,7 +67,7 @@ type Status struct {
 	Device    string        `json:"device"`
 	MTU       int           `json:"mtu,omitempty"`
 	Shards    int           `json:"shards"`
-	Offload   bool          `json:"offload"`
+	Offloads  []string      `json:"offloads"` // in use: "tso", "uso", "gso", "gro"
 	Encrypted bool          `json:"encrypted"`
 
 	Nodes     NodeCount         `json:"nodes"`

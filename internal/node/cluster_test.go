@@ -121,6 +121,8 @@ func (p *fakePlane) SetLocal(l router.Local) {
 
 func (p *fakePlane) SendControl(b []byte, to netip.AddrPort) error { return p.host.SendControl(b, to) }
 
+func (p *fakePlane) Offloads() Offloads { return Offloads{TSO: true, GRO: true} }
+
 func (p *fakePlane) Greet() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,26 +158,26 @@ type nothing struct{}
 
 func (nothing) Close() error { return nil }
 
-func (m *machine) lock(context.Context, netlock.Holder) (io.Closer, error) { return nothing{}, nil }
-func (m *machine) probe() error                                            { return nil }
-func (m *machine) listen(uint16, int) (socket, error)                      { return nothing{}, nil }
-func (m *machine) removeDevice() error                                     { return nil }
-func (m *machine) network() mesh.Network                                   { return m.net }
-func (m *machine) overlap([]netip.Prefix) error                            { return nil }
+func (m *machine) lock(context.Context, netlock.Holder) (io.Closer, error)   { return nothing{}, nil }
+func (m *machine) probe() error                                              { return nil }
+func (m *machine) listen(uint16, int, Offloads, *zap.Logger) (socket, error) { return nothing{}, nil }
+func (m *machine) removeDevice() error                                       { return nil }
+func (m *machine) network() mesh.Network                                     { return m.net }
+func (m *machine) overlap([]netip.Prefix) error                              { return nil }
 func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
 	return hostnet.Link{Name: "eth0", MTU: 1500, Addr: m.addr, Addrs: []netip.Addr{m.addr}}, nil
 }
 
-func (m *machine) plane(_ socket, c planeConfig) (dataplane, bool, error) {
+func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 	if m.broken != nil {
-		return nil, false, m.broken
+		return nil, m.broken
 	}
 	p := &fakePlane{host: m.net}
 	m.net.Receive(DefaultPort, c.control)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.carrier = p
-	return p, false, nil
+	return p, nil
 }
 
 func (m *machine) netnsAt(path string) (netns.ID, error) {

@@ -53,12 +53,34 @@ type Config struct {
 	RunDir     string
 	MTU        int // of workloads; 0: derived from the link below
 	Shards     int
-	Offload    bool
+	Offloads   Offloads
 	Masquerade bool
 
 	Log         *zap.Logger
 	Out         io.Writer // where the join command is printed
 	Interactive bool      // Out is a terminal: the token may be shown
+}
+
+// Offloads are what a node may leave to the kernel, each where the kernel can do it.
+type Offloads struct {
+	TSO bool // runs of TCP segments cross the TUN device as one, and checksums stay open
+	USO bool // runs of UDP datagrams do (Linux 6.2)
+	GSO bool // runs of sealed datagrams are sent as one (UDP_SEGMENT)
+	GRO bool // and received as one (UDP_GRO)
+}
+
+// names lists them as the command line and `weft status` do.
+func (o Offloads) names() []string {
+	names := []string{}
+	for _, x := range []struct {
+		on   bool
+		name string
+	}{{o.TSO, "tso"}, {o.USO, "uso"}, {o.GSO, "gso"}, {o.GRO, "gro"}} {
+		if x.on {
+			names = append(names, x.name)
+		}
+	}
+	return names
 }
 
 // check validates what can be validated without looking at the host, and

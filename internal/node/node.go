@@ -105,7 +105,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	if n.state.universe, err = cfg.chooseUniverse(n.state); err != nil {
 		return err
 	}
-	port, err := sys.listen(cfg.Port, cfg.Shards)
+	port, err := sys.listen(cfg.Port, cfg.Shards, cfg.Offloads, n.log.Named("underlay"))
 	if err != nil {
 		return err
 	}

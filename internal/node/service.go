@@ -70,7 +70,7 @@ func (n *Node) Status() api.Status {
 		return s
 	}
 	s.Universe, s.MeshID = e.universe.String(), meshID(e.mesh.Universe())
-	s.MTU, s.Offload = n.mtu, e.offload
+	s.MTU, s.Offloads = n.mtu, e.plane.Offloads().names()
 	if l, ok := e.alloc.Lookup(hostOwner); ok {
 		s.Addresses = addresses(l)
 	}

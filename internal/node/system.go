@@ -35,6 +35,8 @@ type dataplane interface {
 	Greet()
 	Stats() router.Stats
 	PeerStats() []router.PeerStats
+	// Offloads tells which are in use.
+	Offloads() Offloads
 	// Close frees queues and sockets, after Run.
 	Close() error
 }
@@ -44,7 +46,7 @@ type planeConfig struct {
 	private   session.PrivateKey
 	preshared session.PresharedKey
 	shards    int
-	offload   bool
+	offloads  Offloads
 	control   func(b []byte, from netip.AddrPort, at time.Time)
 	log       *zap.Logger
 }
@@ -64,8 +66,8 @@ type system interface {
 	// probe tells early why the host cannot run a node.
 	probe() error
 	// listen takes the UDP port; plane then works with it, and closes it.
-	listen(port uint16, shards int) (socket, error)
-	plane(s socket, c planeConfig) (p dataplane, offload bool, err error)
+	listen(port uint16, shards int, o Offloads, log *zap.Logger) (socket, error)
+	plane(s socket, c planeConfig) (dataplane, error)
 	control(ctx context.Context, runDir string, svc api.Service, log *zap.Logger) (controlServer, error)
 	// removeDevice deletes the TUN device.
 	removeDevice() error
@@ -102,8 +104,11 @@ func (s sockets) Close() error {
 	return errors.Join(errs...)
 }
 
-func (linux) listen(port uint16, shards int) (socket, error) {
-	conns, err := underlay.Listen(port, shards, underlay.Options{})
+func (linux) listen(port uint16, shards int, o Offloads, log *zap.Logger) (socket, error) {
+	conns, err := underlay.Listen(port, shards, underlay.Options{
+		NoGSO: !o.GSO, NoGRO: !o.GRO,
+		Fallback: func(err error) { log.Warn("GSO is switched off", zap.Error(err)) },
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -119,23 +124,31 @@ type kernelPlane struct {
 
 func (p kernelPlane) Close() error { return errors.Join(p.device.Close(), p.conns.Close()) }
 
-func (linux) plane(s socket, c planeConfig) (dataplane, bool, error) {
+func (p kernelPlane) Offloads() Offloads {
+	dev, conn := p.device.Offloads(), p.conns[0] // the others are like it
+	return Offloads{TSO: dev.TSO, USO: dev.USO, GSO: conn.GSO(), GRO: conn.GRO()}
+}
+
+func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	conns, ok := s.(sockets)
 	if !ok {
-		return nil, false, fmt.Errorf("cannot route by a %T", s)
+		return nil, fmt.Errorf("cannot route by a %T", s)
 	}
-	dev, err := tun.Open(tun.Config{Name: Device, Queues: c.shards, VNetHdr: c.offload, Persist: true})
+	dev, err := tun.Open(tun.Config{
+		Name: Device, Queues: c.shards, Persist: true,
+		VNetHdr: c.offloads.TSO || c.offloads.USO, NoTSO: !c.offloads.TSO, NoUSO: !c.offloads.USO,
+	})
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	r, err := router.New(router.Config{
 		Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
 		Log: c.log, Now: time.Now, Control: c.control,
 	})
 	if err != nil {
-		return nil, false, errors.Join(err, dev.Close())
+		return nil, errors.Join(err, dev.Close())
 	}
-	return kernelPlane{r, dev, conns}, dev.Offloads().VNetHdr, nil
+	return kernelPlane{r, dev, conns}, nil
 }
 
 func (linux) control(ctx context.Context, runDir string, svc api.Service, log *zap.Logger) (controlServer, error) {

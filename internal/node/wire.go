@@ -45,7 +45,6 @@ type engines struct {
 	workloads *workloads
 	universe  ipam.Universe
 	link      hostnet.Link
-	offload   bool
 }
 
 // makeEngines makes the engines, which do nothing yet, and makes a first start
@@ -110,9 +109,9 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	if e.workloads, err = n.loadWorkloads(e); err != nil {
 		return nil, err
 	}
-	e.plane, e.offload, err = n.sys.plane(port, planeConfig{
+	e.plane, err = n.sys.plane(port, planeConfig{
 		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
-		shards: n.cfg.Shards, offload: n.cfg.Offload, log: n.log.Named("router"),
+		shards: n.cfg.Shards, offloads: n.cfg.Offloads, log: n.log.Named("router"),
 		control: e.mesh.Deliver,
 	})
 	if err != nil {

@@ -26,6 +26,8 @@ type Config struct {
 	// VNetHdr asks for offloads: a header of 10 bytes (virtio_net_hdr) before each
 	// packet, and packets of up to 64 KiB. What is granted is in Device.Offloads.
 	VNetHdr bool
+	// NoTSO and NoUSO leave out packets of more than one TCP segment or UDP datagram.
+	NoTSO, NoUSO bool
 	// Persist makes the device outlive the process; otherwise it goes with
 	// the last queue, also if an earlier Open had made it persistent.
 	Persist bool
@@ -152,16 +154,17 @@ func setUp(fd int, c Config, first bool, agreed Offloads) (Offloads, error) {
 	if !first {
 		return agreed, nil
 	}
-	return negotiate(fd, c.Name, vnet)
+	return negotiate(fd, c, vnet)
 }
 
 // negotiate asks for the most that the kernel grants. It also takes back what
 // an earlier process had set on a persistent device.
-func negotiate(fd int, name string, vnet bool) (Offloads, error) {
+func negotiate(fd int, c Config, vnet bool) (Offloads, error) {
 	const (
-		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+		tso = unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 		uso = unix.TUN_F_USO4 | unix.TUN_F_USO6
 	)
+	name := c.Name
 	if vnet {
 		// 10 bytes, in the byte order of the host: the kernel's own defaults.
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
@@ -170,11 +173,20 @@ func negotiate(fd int, name string, vnet bool) (Offloads, error) {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 0); err != nil {
 			return Offloads{}, newError(name, nil, err, "setting the offload byte order of %s: %v", name, err)
 		}
-		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso|uso) == nil {
-			return Offloads{VNetHdr: true, TSO: true, USO: true}, nil
-		}
-		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso) == nil {
-			return Offloads{VNetHdr: true, TSO: true}, nil
+		for _, try := range []Offloads{
+			{VNetHdr: true, TSO: !c.NoTSO, USO: !c.NoUSO},
+			{VNetHdr: true, TSO: !c.NoTSO}, // before Linux 6.2
+		} {
+			features := unix.TUN_F_CSUM
+			if try.TSO {
+				features |= tso
+			}
+			if try.USO {
+				features |= uso
+			}
+			if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, features) == nil {
+				return try, nil
+			}
 		}
 	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {

@@ -87,6 +87,14 @@ func TestPersistence(t *testing.T) {
 			t.Error("the device is another one")
 		}
 	}
+	for _, c := range []tun.Config{{NoTSO: true}, {NoUSO: true}, {NoTSO: true, NoUSO: true}} {
+		c.Name, c.Persist, c.VNetHdr = "weft0", true, true
+		d := open(t, ns, c)
+		if o := d.Offloads(); !o.VNetHdr || o.TSO == c.NoTSO || o.USO && c.NoUSO || d.Queues()[0].Offloads() != o {
+			t.Errorf("%+v gives %v", c, d)
+		}
+		closeDevice(t, d)
+	}
 	// Not persistent any more.
 	d = open(t, ns, tun.Config{Name: "weft0"})
 	closeDevice(t, d)
