@@ -27,9 +27,13 @@ func showStatus(w io.Writer, s api.Status) error {
 	if s.Encrypted {
 		encryption = "on"
 	}
-	offloads := "none"
-	if len(s.Offloads) > 0 {
-		offloads = strings.Join(s.Offloads, ", ")
+	device := s.Device + ", not there yet"
+	if s.MTU > 0 {
+		offloads := "none"
+		if len(s.Offloads) > 0 {
+			offloads = strings.Join(s.Offloads, ", ")
+		}
+		device = fmt.Sprintf("%s, MTU %d, %d shard(s), offloads %s", s.Device, s.MTU, s.Shards, offloads)
 	}
 	rows := [][]string{
 		{"node:", fmt.Sprintf("%s (%s)", s.Name, s.NodeID)},
@@ -41,7 +45,7 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"mesh:", s.MeshID},
 		{"encryption:", encryption},
 		{"address:", addrs(s.Addresses)},
-		{"device:", fmt.Sprintf("%s, MTU %d, %d shard(s), offloads %s", s.Device, s.MTU, s.Shards, offloads)},
+		{"device:", device},
 		{"nodes:", fmt.Sprintf("%d alive of %d", s.Nodes.Alive, s.Nodes.Total)},
 		{"workloads:", fmt.Sprint(s.Workloads)},
 		{"data:", s.DataDir},

@@ -741,3 +741,40 @@ func TestSeedSharesAreTakenOnce(t *testing.T) {
 		c.eventually(10*time.Second, "two nodes, all told", func() bool { return n1.service().Status().Nodes.Total == 2 })
 	})
 }
+
+// A copy of a living node's data directory is refused on another host, and taken
+// where the first has gone.
+func TestCopyOfALivingNodeIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		n1, n2, n3 := c.machines[0], c.machines[1], c.machines[2]
+		c.start(n1, nil)
+		c.start(n2, nil, "n1")
+		c.ready(n1)
+		c.ready(n2)
+		time.Sleep(10 * time.Second)
+		if err := os.CopyFS(n3.dir, os.DirFS(n2.dir)); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []string{store.FileName, tokenFile} {
+			if err := os.Chmod(filepath.Join(n3.dir, f), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.start(n3, nil, "n1")
+		err := <-n3.done
+		n3.kill = nil
+		want := "data directory " + n3.dir + " is a copy of that of a node that is alive on another host, as a node of its mesh says; run weft reset here to make it a new one"
+		if err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if err := n2.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.start(n3, nil, "n1") // moved
+		c.ready(n3)
+		if id := n3.service().Status().NodeID; id != c.attachedTo(n2) {
+			t.Errorf("the node that moved is %s", id)
+		}
+	})
+}

@@ -108,6 +108,49 @@ func (f finder) ask(ctx context.Context, target string) (universe, error) {
 	return universe{}, err
 }
 
+const (
+	// copyPatience bounds how long a node that resumes asks whether it is alive
+	// elsewhere; it covers what the one who is asked takes to look there.
+	copyPatience = 1500 * time.Millisecond
+	copyAsks     = 8 // nodes at the most
+)
+
+// refuseCopy asks the nodes known from before whether this one is alive at
+// another place, as it is when its data directory was copied. One answer will
+// do; none within copyPatience is as good as none at all.
+func (n *Node) refuseCopy(ctx context.Context) error {
+	known, err := loadRecords(n.store)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, copyPatience)
+	defer cancel()
+	probe := mesh.Prober{Network: n.sys.network(), Keys: n.meshKeys(), ID: n.state.identity.ID, Name: n.cfg.Name}
+	answers := make(chan error, copyAsks)
+	asked := 0
+	for _, r := range known {
+		if asked == copyAsks || r.ID == n.state.identity.ID || len(r.Endpoints) == 0 {
+			continue
+		}
+		asked++
+		go func() {
+			_, err := probe.Probe(ctx, r.Endpoints[0])
+			answers <- err
+		}()
+	}
+	var refused error
+	for range asked {
+		err := <-answers // Probe ends with ctx, so they all come
+		if refused == nil && errors.Is(err, mesh.ErrClone) {
+			refused = fmt.Errorf("data directory %s is a copy of that of a node that is alive on another host, as a node of its mesh says; run weft reset here to make it a new one", n.cfg.DataDir)
+		}
+		if err == nil || refused != nil {
+			cancel()
+		}
+	}
+	return refused
+}
+
 // lookupError tells a name that does not exist from a name service that does
 // not answer.
 func lookupError(host string, err error) error {

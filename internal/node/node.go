@@ -140,6 +140,11 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 			return whyEnded(ctx, err)
 		}
 	}
+	if !n.state.first {
+		if err := n.refuseCopy(ctx); err != nil {
+			return err
+		}
+	}
 	e, err := n.makeEngines(ctx, port)
 	if err != nil {
 		return err

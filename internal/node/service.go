@@ -28,9 +28,9 @@ func (n *Node) errNotReady() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.waitsFor != "" {
-		return fmt.Errorf("this node is not ready: it waits for %s; try again when weft status says ready", n.waitsFor)
+		return fmt.Errorf("this node is not ready yet (%s: %s); try again when weft status says ready", n.phase, n.waitsFor)
 	}
-	return fmt.Errorf("this node is not ready: it is %s; try again when weft status says ready", n.phase)
+	return fmt.Errorf("this node is not ready yet (%s); try again when weft status says ready", n.phase)
 }
 
 // engines returns the running engines, nil before there are any.
