@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrNoNetwork is the error of [Egress] while the host has no network, as early after its boot.
+var ErrNoNetwork = errors.New("no interface of this host is up and has an address that others could reach; connect it to a network")
+
 // Link is the way out of the host.
 type Link struct {
 	Name  string       // interface
@@ -49,7 +52,7 @@ func (n namespace) egress(advertise netip.Addr) (Link, error) {
 		all = slices.Insert(slices.Delete(all, i, i+1), 0, advertise)
 	}
 	if len(candidates) == 0 {
-		return Link{}, errors.New("no interface of this host is up and has an address that others could reach; connect it to a network")
+		return Link{}, ErrNoNetwork
 	}
 	e := candidates[best]
 	l := Link{Name: e.name, MTU: e.mtu, Addr: e.addr, Addrs: all}

@@ -142,13 +142,15 @@ type machine struct {
 	host *fakeHost
 	dir  string
 
-	mu      sync.Mutex
-	spaces  map[string]netns.ID // path -> namespace
-	boot    string
-	states  []string // told to the supervisor
-	svc     api.Service
-	broken  error // what making the data path ends in
-	carrier *fakePlane
+	mu     sync.Mutex
+	spaces map[string]netns.ID // path -> namespace
+	boot   string
+	states []string // told to the supervisor
+	svc    api.Service
+	broken error // what making the data path ends in
+
+	unplugged bool // has no network
+	carrier   *fakePlane
 
 	kill context.CancelFunc
 	done chan error
@@ -165,6 +167,11 @@ func (m *machine) removeDevice() error                                       { r
 func (m *machine) network() mesh.Network                                     { return m.net }
 func (m *machine) overlap([]netip.Prefix) error                              { return nil }
 func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unplugged {
+		return hostnet.Link{}, hostnet.ErrNoNetwork
+	}
 	return hostnet.Link{Name: "eth0", MTU: 1500, Addr: m.addr, Addrs: []netip.Addr{m.addr}}, nil
 }
 
@@ -776,5 +783,27 @@ func TestCopyOfALivingNodeIsRefused(t *testing.T) {
 		if id := n3.service().Status().NodeID; id != c.attachedTo(n2) {
 			t.Errorf("the node that moved is %s", id)
 		}
+	})
+}
+
+func TestWaitsForTheNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		n1 := c.machines[0]
+		n1.unplugged = true
+		c.start(n1, nil)
+		time.Sleep(time.Minute)
+		if st := n1.service().Status(); st.Phase != api.Starting || st.WaitsFor != hostnet.ErrNoNetwork.Error() {
+			t.Errorf("it does not say what it waits for: %+v", st)
+		}
+		if err := n1.stop(); err != nil { // and can be stopped
+			t.Errorf("stopped: %v", err)
+		}
+		c.start(n1, nil)
+		time.Sleep(time.Minute)
+		n1.mu.Lock()
+		n1.unplugged = false
+		n1.mu.Unlock()
+		c.ready(n1)
 	})
 }

@@ -147,7 +147,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	}
 	e, err := n.makeEngines(ctx, port)
 	if err != nil {
-		return err
+		return whyEnded(ctx, err)
 	}
 	port = nil // the engines' now
 	defer closing(&err, e)

@@ -33,6 +33,8 @@ const (
 	// seedPatience is how long a node of --seed looks for the others at its first
 	// start, so as to see whether its name's share was taken by another.
 	seedPatience = 3 * time.Second
+	// networkRetry is the time between two looks for the host's network.
+	networkRetry = 100 * time.Millisecond
 	// fullRetry is the time between two tries to get an address of a full universe.
 	fullRetry = 5 * time.Second
 )
@@ -64,7 +66,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		}
 	}
 	e := &engines{universe: u}
-	if e.link, err = n.sys.egress(n.cfg.Advertise); err != nil {
+	if e.link, err = n.awaitNetwork(ctx); err != nil {
 		return nil, err
 	}
 	if n.mtu = n.cfg.MTU; n.mtu == 0 {
@@ -125,6 +127,26 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		return nil, err
 	}
 	return e, nil
+}
+
+// awaitNetwork finds the host's way out, and waits for one while it has none: a
+// host that boots may start its daemon before its links are up.
+func (n *Node) awaitNetwork(ctx context.Context) (hostnet.Link, error) {
+	for waiting := false; ; waiting = true {
+		link, err := n.sys.egress(n.cfg.Advertise)
+		if !errors.Is(err, hostnet.ErrNoNetwork) {
+			return link, err
+		}
+		if !waiting {
+			n.setPhase(api.Starting, err.Error())
+			n.log.Warn("waiting for the host's network", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return hostnet.Link{}, context.Cause(ctx)
+		case <-time.After(networkRetry):
+		}
+	}
 }
 
 // save makes a first start final: the token first, without which the rest would
