@@ -46,8 +46,11 @@ fmt: ## Format the source
 fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
 
-bench: ## Run all benchmarks
+bench: build ## Run all benchmarks, then compare Weft with wireguard-go, VXLAN and the bare network on two hosts (root)
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
+	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
+	$(BUILD) -o $(BIN)/bench ./integration/bench
+	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go
 
 image: ## Build the container image (docker; IMAGE=name:tag)
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSummarize(t *testing.T) {
+	for _, tt := range []struct {
+		in   []float64
+		want spread
+	}{
+		{nil, spread{}},
+		{[]float64{7}, spread{7, 7, 7}},
+		{[]float64{3, 1, 2}, spread{2, 1, 3}},
+		{[]float64{4, 1, 3, 2}, spread{2.5, 1, 4}},
+	} {
+		if got := summarize(tt.in); got != tt.want {
+			t.Errorf("summarize(%v) = %+v, want %+v", tt.in, got, tt.want)
+		}
+	}
+}
+
+func TestPercentile(t *testing.T) {
+	var v []int
+	for i := range 200 {
+		v = append(v, i+1)
+	}
+	for p, want := range map[int]int{0: 1, 50: 100, 99: 198, 100: 200} {
+		if got := percentile(v, p); got != want {
+			t.Errorf("p%d = %d, want %d", p, got, want)
+		}
+	}
+	if got := percentile([]int(nil), 99); got != 0 {
+		t.Errorf("of nothing: %d", got)
+	}
+	if got := percentile([]int{5}, 99); got != 5 {
+		t.Errorf("of one: %d", got)
+	}
+}
+
+func TestParse(t *testing.T) {
+	stat := "42 (a ) b) S 1 2 3 4 5 6 7 8 9 10 150 250 0 0 20"
+	if got, err := parseStat(stat); err != nil || got != 4 {
+		t.Errorf("parseStat: %v, %v", got, err)
+	}
+	if _, err := parseStat("42 (a) S 1"); err == nil {
+		t.Error("a short line is accepted")
+	}
+	if got := field("a : b\nmodel name\t: X 1\nmodel name\t: Y\n", "model name"); got != "X 1" {
+		t.Errorf("field: %q", got)
+	}
+}
+
+func TestTable(t *testing.T) {
+	pids := func() []int { return []int{1, 2} }
+	rows := results([]*contender{
+		{name: wgName, pids: pids, samples: []measurement{{one: 2, many: 4, p50: 100 * time.Microsecond, cpu: 0.5, rss: 20}}},
+		{name: "other", pids: noPIDs, samples: []measurement{{one: 3, many: 4, p50: 50 * time.Microsecond}}},
+	})
+	if r := rows[1]; r.OneRatio != 1.5 || r.ManyRatio != 1 || r.LatencyRatio != 0.5 {
+		t.Errorf("ratios: %+v", r)
+	}
+	lines := strings.Split(table(rows), "\n")
+	if got := strings.Fields(lines[2]); strings.Join(got, " ") != "other 3.00 (3.00-3.00) 4.00 (4.00-4.00) 50 0 - - 1.50 1.00 0.50" {
+		t.Errorf("line: %v", got)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"-no-such-flag"}, 2, "flag provided but not defined"},
+		{[]string{"-rounds", "0"}, 2, "-rounds and -seconds must be positive"},
+		{[]string{"-weft", "/nonexistent/weft"}, 1, "stat /nonexistent/weft: no such file or directory; build it with: make bench"},
+	} {
+		var out, errs bytes.Buffer
+		if code := run(tt.args, &out, &errs); code != tt.code || !strings.Contains(errs.String(), tt.want) {
+			t.Errorf("bench %v: code %d, %s", tt.args, code, &errs)
+		}
+	}
+}
