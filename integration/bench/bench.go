@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/integration/lab"
+	"github.com/weftnet/weft/integration/show"
 )
 
 const (
@@ -24,11 +26,12 @@ const (
 
 // bench is one run.
 type bench struct {
-	*progress
+	*show.Show
 	options
-	ctx   context.Context
-	hosts [hosts]*lab.Host
-	suite string // of Weft's nodes
+	ctx    context.Context
+	hosts  [hosts]*lab.Host
+	answer io.Writer // of -json
+	suite  string    // of Weft's nodes
 }
 
 // measurement is what one turn of a contender saw.
@@ -41,8 +44,8 @@ type measurement struct {
 
 func (b *bench) run() {
 	var all []*contender
-	b.step("build two hosts and five ways between them", func() (result string, err error) {
-		l := lab.New(b.progress, lab.Binary(b.weftBinary))
+	b.Step("build two hosts and five ways between them", func() (result string, err error) {
+		l := lab.New(b.Show, lab.Binary(b.weftBinary))
 		lan := l.Switch("switch")
 		for i := range b.hosts {
 			b.hosts[i] = l.Host(fmt.Sprintf("host%d", i+1), lan)
@@ -53,7 +56,7 @@ func (b *bench) run() {
 	for round := range b.rounds {
 		for i := range all {
 			c := all[(round+i)%len(all)] // nobody is always the first
-			b.step(fmt.Sprintf("round %d of %d: %s", round+1, b.rounds, c.name), func() (string, error) {
+			b.Step(fmt.Sprintf("round %d of %d: %s", round+1, b.rounds, c.name), func() (string, error) {
 				m, err := b.measure(c)
 				c.samples = append(c.samples, m)
 				return fmt.Sprintf("%.2f Gb/s, %d streams %.2f Gb/s, %v", m.one, streams, m.many, m.p50), err
@@ -94,8 +97,8 @@ func (b *bench) measure(c *contender) (m measurement, err error) {
 
 func (b *bench) report(rows []result) {
 	if !b.json {
-		b.title("%s\n%s\nWeft: %s. %d rounds, %v a measurement; median (min-max). All in %.0f s.",
-			table(rows), machine(), b.suite, b.rounds, b.length, time.Since(b.began).Seconds())
+		b.Title("%s\n%s\nWeft: %s. %d rounds, %v a measurement; median (min-max). All in %.0f s.",
+			table(rows), machine(), b.suite, b.rounds, b.length, b.Elapsed().Seconds())
 		return
 	}
 	out, err := json.MarshalIndent(struct {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/integration/lab"
+	"github.com/weftnet/weft/integration/show"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 
 // demo is one run.
 type demo struct {
-	*progress
+	*show.Show
 	ctx       context.Context
 	lab       *lab.Lab
 	lan       *lab.Segment
@@ -45,27 +46,27 @@ type peer struct {
 }
 
 func (d *demo) run(binary string) {
-	d.title("Three hosts, each a network namespace of this machine, on one switch")
+	d.Title("Three hosts, each a network namespace of this machine, on one switch")
 	d.build(binary)
-	d.title("One encrypted network")
+	d.Title("One encrypted network")
 	d.mesh()
-	d.title("Measurements")
+	d.Title("Measurements")
 	d.pingAll()
 	d.moveAll()
-	d.title("Proof: what the network below sees")
+	d.Title("Proof: what the network below sees")
 	d.proveGossip()
 	d.provePayload()
-	d.title("%s", table(d.rows))
-	d.step("remove everything", func() (string, error) {
+	d.Title("%s", table(d.rows))
+	d.Step("remove everything", func() (string, error) {
 		d.lab.Close()
 		return fmt.Sprintf("%d namespaces, their daemons and files are gone", 1+hosts+hosts*perHost), nil
 	})
-	d.title("All of it took %.1f s.", time.Since(d.began).Seconds())
+	d.Title("All of it took %.1f s.", d.Elapsed().Seconds())
 }
 
 func (d *demo) build(binary string) {
-	d.step("build the hosts", func() (string, error) {
-		d.lab = lab.New(d.progress, lab.Binary(binary))
+	d.Step("build the hosts", func() (string, error) {
+		d.lab = lab.New(d.Show, lab.Binary(binary))
 		d.lan = d.lab.Switch("switch")
 		var names []string
 		for i := range hosts {
@@ -80,7 +81,7 @@ func (d *demo) build(binary string) {
 func (d *demo) mesh() {
 	hosts := d.lab.Hosts()
 	founder := hosts[0]
-	d.step("host1: weft launch", func() (string, error) {
+	d.Step("host1: weft launch", func() (string, error) {
 		founder.Launch("--range", lab.DefaultRange)
 		if err := founder.WaitReady(within); err != nil {
 			return "", err
@@ -89,13 +90,13 @@ func (d *demo) mesh() {
 		return "founded a mesh, range " + lab.DefaultRange, nil
 	})
 	for _, h := range hosts[1:] {
-		d.step(fmt.Sprintf("%s: weft launch --peer %v --token-file token", h.Name(), founder.Link().V4()), func() (string, error) {
+		d.Step(fmt.Sprintf("%s: weft launch --peer %v --token-file token", h.Name(), founder.Link().V4()), func() (string, error) {
 			h.Join(d.token, []*lab.Host{founder}, "--range", lab.DefaultRange)
 			return "joined", h.WaitReady(within)
 		})
 	}
 	for _, h := range hosts {
-		d.step(h.Name()+": weft attach, twice", func() (string, error) {
+		d.Step(h.Name()+": weft attach, twice", func() (string, error) {
 			var got []string
 			for i := range perHost {
 				w := h.Workload(string(rune('a' + i)))
@@ -106,7 +107,7 @@ func (d *demo) mesh() {
 			return strings.Join(got, " "), nil
 		})
 	}
-	d.step("every workload reaches every other one", func() (string, error) {
+	d.Step("every workload reaches every other one", func() (string, error) {
 		_, err := lab.AllReach(within, d.workloads...)
 		for _, c := range d.gossip { // they would slow the measurements down
 			c.Stop()
@@ -117,7 +118,7 @@ func (d *demo) mesh() {
 
 // pingAll measures the latency of every pair and notes how the pair is connected.
 func (d *demo) pingAll() {
-	d.step(fmt.Sprintf("ping all pairs over v4 and v6, %d times each", pings), func() (string, error) {
+	d.Step(fmt.Sprintf("ping all pairs over v4 and v6, %d times each", pings), func() (string, error) {
 		for i, from := range d.workloads {
 			for _, to := range d.workloads[i+1:] {
 				r := row{from: from, to: to, path: "local", suite: "-"}
@@ -157,7 +158,7 @@ func findPeer(h *lab.Host, name string) (peer, error) {
 
 // moveAll measures the throughput of every pair.
 func (d *demo) moveAll() {
-	d.step("move a file over TCP between all pairs, over v4 and v6", func() (string, error) {
+	d.Step("move a file over TCP between all pairs, over v4 and v6", func() (string, error) {
 		var total int64
 		size := int64(minMove)
 		for i := range d.rows {
@@ -182,7 +183,7 @@ func (d *demo) moveAll() {
 
 // proveGossip looks for what only members should know in everything that went over the underlay before the measurements.
 func (d *demo) proveGossip() {
-	d.step("search what went over the underlay while the mesh came up", func() (string, error) {
+	d.Step("search what went over the underlay while the mesh came up", func() (string, error) {
 		frames := 0
 		for _, c := range d.gossip {
 			frames += len(c.Frames())
@@ -212,7 +213,7 @@ func (d *demo) secrets() []string {
 func (d *demo) provePayload() {
 	from, to := d.workloads[0], d.workloads[len(d.workloads)-1]
 	what := fmt.Sprintf("send %d MiB of known bytes from %s to %s", proof>>20, from.Name(), to.Name())
-	d.step(what, func() (string, error) {
+	d.Step(what, func() (string, error) {
 		marker := []byte(d.lab.Marker())
 		host := from.Host()
 		below := d.lab.Capture(host.Namespace, host.Link().Device(), 2*proof)

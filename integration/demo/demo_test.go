@@ -4,8 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"strings"
 	"testing"
 )
@@ -23,33 +21,6 @@ func TestUsage(t *testing.T) {
 		if code := run(tt.args, &out, &errs); code != tt.code || !strings.Contains(errs.String(), tt.want) {
 			t.Errorf("demo %v: code %d, %s", tt.args, code, &errs)
 		}
-	}
-}
-
-func TestProgress(t *testing.T) {
-	var out, errs bytes.Buffer
-	p := &progress{out: &out, err: &errs, interrupted: context.Background()}
-	var order []int
-	for i := range 3 {
-		p.Cleanup(func() { order = append(order, i) })
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer p.cleanUp()
-		p.step("first", func() (string, error) { return "fine", nil })
-		p.step("second", func() (string, error) { return "", errors.New("broken") })
-		p.step("third", func() (string, error) { return "never", nil })
-	}()
-	<-done
-	if !p.Failed() || len(order) != 3 || order[0] != 2 {
-		t.Errorf("failed: %v, cleanups: %v", p.failed, order)
-	}
-	if s := out.String(); !strings.Contains(s, "fine") || strings.Contains(s, "never") {
-		t.Errorf("printed %q", s)
-	}
-	if s := errs.String(); s != "\ndemo: second: broken\n" {
-		t.Errorf("errors %q", s)
 	}
 }
 

@@ -7,18 +7,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"time"
 
-	"github.com/weftnet/weft/integration/lab"
+	"github.com/weftnet/weft/integration/show"
 )
 
 // timeout is how long the demo may take in all.
@@ -55,87 +53,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithTimeout(interrupted, timeout)
 	defer cancel()
 
-	p := &progress{out: stdout, err: stderr, interrupted: interrupted, began: time.Now()}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer p.cleanUp()
-		d := demo{progress: p, ctx: ctx}
-		d.run(path)
-	}()
-	<-done
+	d := demo{Show: show.New("demo", stdout, stderr, interrupted), ctx: ctx}
+	failed := d.Run(func() { d.run(path) })
 	switch {
 	case interrupted.Err() != nil:
 		fmt.Fprintln(stderr, "demo: interrupted; all that it made is removed")
 		return exitInterrupted
-	case p.failed:
+	case failed:
 		return 1
 	}
 	return 0
 }
-
-// errStopped says that the demo ended before it was through.
-var errStopped = errors.New("stopped")
-
-// progress tells what happens, line by line. It is the lab's [lab.TB]. One goroutine uses it, but for Logf.
-type progress struct {
-	out, err    io.Writer
-	interrupted context.Context
-	began       time.Time
-	failed      bool
-	cleanups    []func()
-}
-
-var _ lab.TB = (*progress)(nil)
-
-// Helper does nothing.
-func (*progress) Helper() {}
-
-// Name returns the program's name.
-func (*progress) Name() string { return "demo" }
-
-// Failed reports whether something went wrong that nobody asked for.
-func (p *progress) Failed() bool { return p.failed && p.interrupted.Err() == nil }
-
-// Cleanup registers a function that runs at the end, last one first.
-func (p *progress) Cleanup(f func()) { p.cleanups = append(p.cleanups, f) }
-
-// Logf writes a message that is not part of the show.
-func (p *progress) Logf(format string, args ...any) { fmt.Fprintf(p.err, "\n"+format+"\n", args...) }
-
-// Fatalf tells what went wrong and ends the demo's goroutine.
-func (p *progress) Fatalf(format string, args ...any) {
-	if p.interrupted.Err() == nil {
-		fmt.Fprintf(p.err, "\ndemo: "+format+"\n", args...)
-	}
-	p.failed = true
-	runtime.Goexit()
-}
-
-func (p *progress) cleanUp() {
-	for len(p.cleanups) > 0 {
-		last := len(p.cleanups) - 1
-		f := p.cleanups[last]
-		p.cleanups = p.cleanups[:last]
-		f()
-	}
-}
-
-// stepWidth is how wide the description of a step is.
-const stepWidth = 62
-
-// step does one step and prints what it is, then what came of it and how long it took. An error ends the demo.
-func (p *progress) step(what string, do func() (result string, err error)) {
-	start := time.Now()
-	if p.interrupted.Err() != nil {
-		p.Fatalf("%v", errStopped)
-	}
-	fmt.Fprintf(p.out, "  %-*s ", stepWidth, what)
-	result, err := do()
-	if err != nil {
-		p.Fatalf("%s: %v", what, err)
-	}
-	fmt.Fprintf(p.out, "%6.2f s  %s\n", time.Since(start).Seconds(), result)
-}
-
-func (p *progress) title(format string, args ...any) { fmt.Fprintf(p.out, "\n"+format+"\n", args...) }
