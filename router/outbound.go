@@ -293,10 +293,17 @@ func (b *transmitBatch) fits(n int) bool {
 }
 
 // seal appends a packet, which must fit: to the run that is last if it has the same receiver and size, or is
-// shorter, which ends the run. It reports false if the key is of no use.
+// shorter, which ends the run. What lies behind the packet in its memory is used, and comes out as it was. It reports false if
+// the key is of no use.
 func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags session.Flags, addr netip.AddrPort) bool {
 	at := len(b.arena)
-	sealed, err := k.SealFlags(b.arena, plain, flags)
+	var sealed []byte
+	var err error
+	if padded := session.Padded(len(plain)); padded <= cap(plain) {
+		sealed, err = k.SealOver(b.arena, plain[:padded], len(plain), flags)
+	} else {
+		sealed, err = k.SealFlags(b.arena, plain, flags)
+	}
 	if err != nil {
 		return false
 	}

@@ -67,7 +67,7 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		r: r, number: number, queue: q, conn: c,
 		offloads:    q.Offloads(),
 		in:          make([]underlay.Message, receiveBatch),
-		frame:       make([]byte, maxFrame),
+		frame:       make([]byte, maxFrame, maxFrame+session.Padding),
 		icmpLimit:   limiter{rate: 100, burst: 50},
 		tooBigLimit: limiter{rate: 1000, burst: 200},
 	}

@@ -175,7 +175,7 @@ func (s *Splitter) initGSO(frame []byte, h VNetHdr) error {
 // Next returns the next segment, a whole IP packet, and true; or nil and false
 // when there is none left. The segment lies within the frame and is the
 // caller's, to read and to change, until the next call, which writes the next
-// header over its end.
+// header over its end. Its capacity is what the frame has: behind it lies the payload of the next.
 //
 // All segments carry GSOSize bytes of payload but the last, which carries the
 // rest. IPv4 identification and TCP sequence number count up, FIN and PSH stand
@@ -191,7 +191,7 @@ func (s *Splitter) Next() (segment []byte, ok bool) {
 	}
 	first := s.at == s.headerLen
 	end := min(s.at+s.size, len(s.frame))
-	segment = s.frame[s.at-s.headerLen : end : end]
+	segment = s.frame[s.at-s.headerLen : end]
 	last := end == len(s.frame)
 
 	copy(segment, s.header[:s.headerLen])

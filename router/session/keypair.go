@@ -89,24 +89,61 @@ func (k *Keypair) Seal(dst, plaintext []byte) ([]byte, error) { return k.SealFla
 // SealFlags is Seal with flags for the receiver. Those of a session in suite WireGuard, which has none, must be 0: else it
 // fails with ErrSuite.
 func (k *Keypair) SealFlags(dst, plaintext []byte, f Flags) ([]byte, error) {
+	c, n, err := k.next(f)
+	if err != nil {
+		return dst, err
+	}
+	padded := Padded(len(plaintext))
+	dst = slices.Grow(dst, Overhead+padded)
+	at := len(dst) + HeaderSize
+	body := dst[at : at+padded]
+	clear(body[copy(body, plaintext):])
+	return k.seal(c, dst, body, n, f), nil
+}
+
+// SealOver is SealFlags for the first n bytes of frame, which are not copied: where they need padding, it is put behind them for
+// the time of the call. frame must have Padded(n) bytes and must not overlap the memory of dst.
+func (k *Keypair) SealOver(dst, frame []byte, n int, f Flags) ([]byte, error) {
+	c, counter, err := k.next(f)
+	if err != nil {
+		return dst, err
+	}
+	dst = slices.Grow(dst, Overhead+Padded(n))
+	frame = frame[:Padded(n)]
+	if len(frame) == n {
+		return k.seal(c, dst, frame, counter, f), nil
+	}
+	var behind [Padding]byte
+	kept := copy(behind[:], frame[n:])
+	clear(frame[n:])
+	sealed := k.seal(c, dst, frame, counter, f)
+	copy(frame[n:], behind[:kept])
+	return sealed, nil
+}
+
+// next returns what the next datagram is to be sealed with, and its counter.
+func (k *Keypair) next(f Flags) (*ciphers, uint64, error) {
 	c := k.ciphers.Load()
 	if c == nil {
-		return dst, ErrExpired
+		return nil, 0, ErrExpired
 	}
 	if f != 0 && k.suite != Weft {
-		return dst, ErrSuite
+		return nil, 0, ErrSuite
 	}
 	n := k.counter.Add(1) - 1
 	if n >= RejectAfterMessages {
 		k.counter.Store(RejectAfterMessages) // never wraps
-		return dst, ErrExpired
+		return nil, 0, ErrExpired
 	}
-	padded := (len(plaintext) + Padding - 1) &^ (Padding - 1)
+	return c, n, nil
+}
+
+// seal appends the n-th datagram to dst, which has the capacity. The plaintext, with its padding, either lies where the ciphertext
+// goes or does not overlap it.
+func (k *Keypair) seal(c *ciphers, dst, plaintext []byte, n uint64, f Flags) []byte {
 	at := len(dst)
-	dst = slices.Grow(dst, Overhead+padded)[:at+HeaderSize+padded]
+	dst = dst[:at+HeaderSize]
 	header, body := dst[at:at+HeaderSize:at+HeaderSize], dst[at+HeaderSize:]
-	// The copy costs nothing that can be measured: sealing then reads the cache.
-	clear(body[copy(body, plaintext):])
 	header[0], header[1], header[2], header[3] = TypeData, byte(k.suite), byte(f), byte(f>>8)
 	binary.LittleEndian.PutUint64(header[8:], n)
 	// The nonce is a part of the header, so that it needs no memory of its own: ChaCha's has
@@ -114,13 +151,13 @@ func (k *Keypair) SealFlags(dst, plaintext []byte, f Flags) ([]byte, error) {
 	nonce := header[4:16]
 	if k.suite == WireGuard {
 		binary.LittleEndian.PutUint32(header[4:], 0)
-		body = c.send.Seal(body[:0], nonce, body, nil)
+		body = c.send.Seal(body, nonce, plaintext, nil)
 		binary.LittleEndian.PutUint32(header[4:], k.remote)
 	} else {
 		binary.LittleEndian.PutUint32(header[4:], k.remote)
-		body = c.send.Seal(body[:0], nonce, body, header)
+		body = c.send.Seal(body, nonce, plaintext, header)
 	}
-	return dst[:at+HeaderSize+len(body)], nil
+	return dst[:at+HeaderSize+len(body)]
 }
 
 // Open authenticates and decrypts a datagram in place and returns its plaintext, which aliases

@@ -84,6 +84,36 @@ func TestSealAnywhere(t *testing.T) {
 	})
 }
 
+// TestSealOver: what follows the packet in its frame comes out of it as it was, and the datagram is that of SealFlags.
+func TestSealOver(t *testing.T) {
+	eachSuite(t, func(t *testing.T, ka, kb *Keypair) {
+		frame := make([]byte, 200)
+		_, _ = rand.Read(frame)
+		before := bytes.Clone(frame)
+		out := make([]byte, 0, 300)
+		for n := range 100 {
+			for _, room := range []int{Padded(n), Padded(n) + 1, len(frame)} {
+				msg, err := ka.SealOver(out, frame[:room], n, 0)
+				must(t, err)
+				if !bytes.Equal(frame, before) {
+					t.Fatalf("%d bytes: sealing has changed the frame", n)
+				}
+				if n >= 8 && bytes.Contains(msg, frame[:8]) {
+					t.Errorf("%d bytes: plaintext shows", n)
+				}
+				got, err := kb.Open(msg, epoch)
+				if err != nil || !bytes.Equal(got, pad(frame[:n])) {
+					t.Errorf("%d bytes: %v, %x", n, err, got)
+				}
+			}
+		}
+		ka.forget()
+		if msg, err := ka.SealOver(out, frame, 10, 0); !errors.Is(err, ErrExpired) || len(msg) != 0 {
+			t.Errorf("with a key that is forgotten: %x, %v", msg, err)
+		}
+	})
+}
+
 // TestAlteredData flips every bit of a datagram, cuts and extends it.
 func TestAlteredData(t *testing.T) {
 	eachSuite(t, func(t *testing.T, ka, kb *Keypair) {

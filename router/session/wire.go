@@ -69,6 +69,9 @@ func DataFlags(msg []byte) Flags { return Flags(binary.LittleEndian.Uint16(msg[2
 // stay: enough for the first flight of a connection, too few to matter in memory.
 const MaxQueued = 128
 
+// Padded returns the length in bytes that a packet of n bytes is padded to before it is sealed.
+func Padded(n int) int { return (n + Padding - 1) &^ (Padding - 1) }
+
 // MaxPlaintext returns the largest packet in bytes whose datagram, padded and sealed, fits into a
 // UDP payload of the given size; 0 if there is none. Inner MTUs must not exceed it.
 func MaxPlaintext(payload int) int {
