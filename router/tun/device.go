@@ -13,9 +13,9 @@ import (
 
 const clonePath = "/dev/net/tun"
 
-// MaxQueues is how many queues the kernel allows a device (MAX_TAP_QUEUES of
-// linux/if_tap.h, since Linux 4.8).
-const MaxQueues = 256
+// MaxQueues is how many queues a device may have: half of what the kernel allows it (MAX_TAP_QUEUES of
+// linux/if_tap.h, since Linux 4.8), because each has a second file for writing.
+const MaxQueues = 128
 
 // Config says what Open shall make.
 type Config struct {
@@ -31,6 +31,11 @@ type Config struct {
 	// Persist makes the device outlive the process; otherwise it goes with
 	// the last queue, also if an earlier Open had made it persistent.
 	Persist bool
+	// Attach makes the queues in place of Open's own code, without offloads; see package portable. It opens the
+	// clone device, attaches it to the device of that name, multi-queue or not and persistent for now or not, as told, and
+	// returns a non-blocking descriptor, which is the Device's then, or the kernel's error. A device
+	// of a kernel without multi-queue devices gets one queue.
+	Attach func(name string, multiQueue, persistent bool) (fd int, err error)
 }
 
 // Offloads tells what the kernel leaves to the reader of a device, and what it takes from the writer.
@@ -57,14 +62,22 @@ func Open(c Config) (*Device, error) {
 	}
 	n := max(c.Queues, 1)
 	if n > MaxQueues {
-		return nil, newError(c.Name, nil, nil, "%s cannot have %d queues: the kernel allows %d; choose fewer", c.Name, n, MaxQueues)
+		return nil, newError(c.Name, nil, nil, "%s cannot have %d queues: choose at most %d", c.Name, n, MaxQueues)
 	}
-	if err := checkFree(c.Name); err != nil {
+	existed, err := checkFree(c.Name)
+	if err != nil {
 		return nil, err
+	}
+	o, err := newOpener(c, existed)
+	if err != nil {
+		return nil, err
+	}
+	if !o.multiQueue {
+		n = 1
 	}
 	d := &Device{name: c.Name}
 	for range n {
-		if err := d.attach(c); err != nil {
+		if err := d.add(o, n > 1); err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
 	}
@@ -88,111 +101,44 @@ func checkName(name string) *Error {
 }
 
 // checkFree refuses a device that another process has open: the kernel would
-// let us share a multi-queue device, and each would get a part of the packets.
-func checkFree(name string) error {
+// let us share a multi-queue device, and each would get a part of the packets. It tells whether there is a device.
+func checkFree(name string) (exists bool, err error) {
 	link, err := netlink.LinkByName(name)
 	var absent netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &absent):
-		return nil
+		return false, nil
 	case err != nil:
-		return newError(name, nil, err, "looking for %s: %v", name, err)
+		return false, newError(name, nil, err, "looking for %s: %v", name, err)
 	}
 	t, ok := link.(*netlink.Tuntap)
 	if !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
-		return kindError(name, nil)
+		return true, kindError(name, nil)
 	}
 	if t.Queues+t.DisabledQueues > 0 {
-		return busyError(name, nil)
+		return true, busyError(name, nil)
 	}
-	return nil
+	return true, nil
 }
 
-// attach adds a queue.
-func (d *Device) attach(c Config) error {
-	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// add adds a queue, with a second file for writing if it is not to be the only one.
+func (d *Device) add(o *opener, several bool) error {
+	fd, err := o.attach()
 	if err != nil {
-		return cloneError(c.Name, err)
+		return err
 	}
-	q := &Queue{name: c.Name, fd: fd}
-	offloads, err := setUp(fd, c, len(d.queues) == 0, d.offloads)
-	if err != nil {
-		return errors.Join(err, q.close())
-	}
-	q.offloads = offloads
-	d.offloads = offloads
+	q := &Queue{name: d.name, fd: fd, out: fd}
 	d.queues = append(d.queues, q)
-	return nil
-}
-
-// setUp attaches the open file to the device and settles the offloads, which the first queue
-// decides for all.
-func setUp(fd int, c Config, first bool, agreed Offloads) (Offloads, error) {
-	ifr, err := unix.NewIfreq(c.Name)
-	if err != nil {
-		return Offloads{}, newError(c.Name, ErrName, err, "%q cannot be the name of a device: %v", c.Name, err)
-	}
-	features, err := unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
-	if err != nil {
-		return Offloads{}, newError(c.Name, nil, err, "asking %s for its features: %v", clonePath, err)
-	}
-	if features&unix.IFF_MULTI_QUEUE == 0 {
-		return Offloads{}, newError(c.Name, nil, nil, "creating %s: this kernel has no multi-queue TUN devices: Linux 3.8 or later has", c.Name)
-	}
-	vnet := c.VNetHdr && features&unix.IFF_VNET_HDR != 0
-	if !first {
-		vnet = agreed.VNetHdr
-	}
-	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE)
-	if vnet {
-		flags |= unix.IFF_VNET_HDR
-	}
-	ifr.SetUint16(flags)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return Offloads{}, attachError(c.Name, err)
-	}
-	if !first {
-		return agreed, nil
-	}
-	return negotiate(fd, c, vnet)
-}
-
-// negotiate asks for the most that the kernel grants. It also takes back what
-// an earlier process had set on a persistent device.
-func negotiate(fd int, c Config, vnet bool) (Offloads, error) {
-	const (
-		tso = unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-		uso = unix.TUN_F_USO4 | unix.TUN_F_USO6
-	)
-	name := c.Name
-	if vnet {
-		// 10 bytes, in the byte order of the host: the kernel's own defaults.
-		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
-			return Offloads{}, newError(name, nil, err, "setting the offload header of %s: %v", name, err)
-		}
-		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETLE, 0); err != nil {
-			return Offloads{}, newError(name, nil, err, "setting the offload byte order of %s: %v", name, err)
-		}
-		for _, try := range []Offloads{
-			{VNetHdr: true, TSO: !c.NoTSO, USO: !c.NoUSO},
-			{VNetHdr: true, TSO: !c.NoTSO}, // before Linux 6.2
-		} {
-			features := unix.TUN_F_CSUM
-			if try.TSO {
-				features |= tso
-			}
-			if try.USO {
-				features |= uso
-			}
-			if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, features) == nil {
-				return try, nil
-			}
+	if len(d.queues) == 1 {
+		if d.offloads, err = o.negotiate(fd); err != nil {
+			return err
 		}
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
-		return Offloads{}, newError(name, nil, err, "switching the offloads of %s off: %v", name, err)
+	q.offloads = d.offloads
+	if several {
+		q.out, err = o.writer()
 	}
-	return Offloads{VNetHdr: vnet}, nil
+	return err
 }
 
 // Name returns the name under which the device was opened.

@@ -4,7 +4,8 @@
 // written by this process.
 //
 // A Device has one or more queues. Each Queue belongs to one reader and
-// writer, usually a thread of its own, and the kernel spreads flows over them.
+// writer, usually a thread of its own, and the kernel spreads flows over them, by a hash of addresses and ports: a
+// flow comes out of one queue as long as the device is open, whichever its answers are written to, so its packets keep their order.
 // A persistent device outlives the process together with its addresses and
 // routes: packets that nobody reads are dropped by the kernel, never routed
 // elsewhere, and the next Open takes the device over as it stands. Devices are

@@ -24,6 +24,8 @@ var (
 	// ErrKind means that a device of that name exists that is not a
 	// multi-queue TUN device.
 	ErrKind = errors.New("device of another kind")
+	// ErrUnsupported means that the kernel lacks what Open needs, though not what package portable does.
+	ErrUnsupported = errors.New("not supported by the kernel")
 )
 
 // Error is what Open and Delete return. Its text is one line: what happened, to which

@@ -3,6 +3,7 @@
 package tun
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -22,6 +23,7 @@ type Queue struct {
 
 	mu     sync.RWMutex // held for reading during a system call, so that the descriptor cannot become another file's
 	fd     int
+	out    int // for writing; the same where there is only one queue
 	closed bool
 }
 
@@ -40,7 +42,7 @@ func (q *Queue) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
-	n, errno := q.call(unix.SYS_READ, b)
+	n, errno := q.call(unix.SYS_READ, q.fd, b)
 	switch errno {
 	case 0:
 		return n, nil
@@ -58,7 +60,7 @@ func (q *Queue) Write(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	_, errno := q.call(unix.SYS_WRITE, b)
+	_, errno := q.call(unix.SYS_WRITE, q.out, b)
 	if errno == 0 {
 		return nil
 	}
@@ -67,14 +69,14 @@ func (q *Queue) Write(b []byte) error {
 
 // call makes the system call without telling the Go scheduler: the descriptor is non-blocking, so the
 // call is short, and handing the processor on and back would cost more than it.
-func (q *Queue) call(number uintptr, b []byte) (int, unix.Errno) {
+func (q *Queue) call(number uintptr, fd int, b []byte) (int, unix.Errno) {
 	q.mu.RLock()
 	defer q.mu.RUnlock()
 	if q.closed {
 		return 0, unix.EBADF
 	}
 	for {
-		n, _, errno := unix.RawSyscall(number, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		n, _, errno := unix.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
@@ -100,7 +102,11 @@ func (q *Queue) close() error {
 		return nil
 	}
 	q.closed = true
-	if err := unix.Close(q.fd); err != nil {
+	err := unix.Close(q.fd)
+	if q.out >= 0 && q.out != q.fd {
+		err = errors.Join(err, unix.Close(q.out))
+	}
+	if err != nil {
 		return fmt.Errorf("closing %s: %w", q.name, err)
 	}
 	return nil
