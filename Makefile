@@ -37,8 +37,9 @@ test: build ## Run all tests with the race detector, also those that build hosts
 	fi; \
 	set -x; WEFT_BIN=$(CURDIR)/$(BIN)/weft CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PKG)
 
-lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod)
+lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS
 	$(LINT) run
+	GOOS=darwin CGO_ENABLED=0 $(GO) vet ./router/tun/portable
 
 fmt: ## Format the source
 	$(LINT) fmt

@@ -47,10 +47,23 @@ type setup struct {
 	shards  int
 	suite   session.Suite
 	v6      bool // the underlay
+	portable bool // the TUN device is opened by water, without tso and uso
 }
 
 func (s setup) String() string {
-	return fmt.Sprintf("offload %04b, %d shards, %v, underlay v6 %v", s.offload, s.shards, s.suite, s.v6)
+	kind := "native"
+	if s.portable {
+		kind = "portable"
+	}
+	return fmt.Sprintf("%s, offload %04b, %d shards, %v, underlay v6 %v", kind, s.offload, s.shards, s.suite, s.v6)
+}
+
+// open opens the device in the namespace of the calling thread.
+func (s setup) open() (*tun.Device, error) {
+	return tun.Open(tun.Config{
+		Name: "weft0", Queues: s.shards, Persist: true, Portable: s.portable,
+		VNetHdr: s.offload.has(tso | uso), NoTSO: !s.offload.has(tso), NoUSO: !s.offload.has(uso),
+	})
 }
 
 // offload is a set of what is left to the kernel.
@@ -72,6 +85,7 @@ var setups = []setup{
 	{offload: all, shards: 2, suite: session.WireGuard, v6: true},
 	{offload: none, shards: 1, suite: session.WireGuard},
 	{offload: none, shards: 2, suite: session.Weft, v6: true},
+	{offload: gso | gro, shards: 2, suite: session.Weft, portable: true},
 }
 
 // where returns the underlay address of host i.
@@ -90,10 +104,7 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 	ns.Do(func() {
 		_, err := netlink.LinkByName("weft0")
 		fresh = err != nil
-		if n.device, err = tun.Open(tun.Config{
-			Name: "weft0", Queues: s.shards, Persist: true,
-			VNetHdr: s.offload.has(tso | uso), NoTSO: !s.offload.has(tso), NoUSO: !s.offload.has(uso),
-		}); err != nil {
+		if n.device, err = s.open(); err != nil {
 			t.Fatal(err)
 		}
 		if n.conns, err = underlay.Listen(port, s.shards, underlay.Options{NoGSO: !s.offload.has(gso), NoGRO: !s.offload.has(gro)}); err != nil {
@@ -418,8 +429,14 @@ func TestStreamsOverKernel(t *testing.T) {
 func TestRestartOverKernel(t *testing.T) {
 	a, b := nodes(t, setups[0])
 	transfer(t, a, b, 0, 1<<20)
-	for _, s := range setups[:2] {
-		s.v6 = false
+	for _, s := range []setup{
+		{offload: all, shards: 1},
+		{offload: all, shards: 2},
+		{offload: gso | gro, shards: 2, portable: true},
+		{offload: all, shards: 4},
+		{offload: none, shards: 1, portable: true},
+	} {
+		s.suite = session.Weft
 		b.stop()
 		b = startNode(t, b.ns, 2, s)
 		b.Greet()

@@ -47,6 +47,7 @@ func owned() map[string][]string {
 	return map[string][]string{
 		"github.com/hashicorp/memberlist": {"mesh"},
 		"github.com/google/nftables":      {"internal/hostnet", "integration/lab"},
+		"github.com/songgao/water":        {"router/tun/portable"},
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/router/tun/portable"
 )
 
 // opener attaches files to a device, each in the same way.
@@ -27,7 +29,7 @@ func newOpener(c Config, existed bool) (*opener, error) {
 		return nil, newError(c.Name, nil, err, "closing %s: %v", clonePath, err)
 	}
 	o := &opener{Config: c, existed: existed, multiQueue: features&unix.IFF_MULTI_QUEUE != 0}
-	if c.Attach != nil {
+	if c.Portable {
 		return o, nil // and where the kernel tells nothing, it has nothing
 	}
 	if ferr != nil || !o.multiQueue {
@@ -48,9 +50,9 @@ func openClone(name string) (fd int, err error) {
 
 // attach returns a descriptor that is a queue of the device.
 func (o *opener) attach() (fd int, err error) {
-	if o.Attach != nil {
+	if o.Portable {
 		// A device that was there stays if this fails; a new one goes.
-		if fd, err = o.Attach(o.Name, o.multiQueue, o.existed); err != nil {
+		if fd, err = portable.Attach(o.Name, o.multiQueue, o.existed); err != nil {
 			return -1, attachError(o.Name, err)
 		}
 		return fd, nil
@@ -125,7 +127,7 @@ func (o *opener) negotiate(fd int) (Offloads, error) {
 		}
 	}
 	err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
-	if o.Attach != nil && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)) {
+	if o.Portable && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)) {
 		err = nil // the kernel knows of none
 	}
 	if err != nil {

@@ -31,11 +31,9 @@ type Config struct {
 	// Persist makes the device outlive the process; otherwise it goes with
 	// the last queue, also if an earlier Open had made it persistent.
 	Persist bool
-	// Attach makes the queues in place of Open's own code, without offloads; see package portable. It opens the
-	// clone device, attaches it to the device of that name, multi-queue or not and persistent for now or not, as told, and
-	// returns a non-blocking descriptor, which is the Device's then, or the kernel's error. A device
-	// of a kernel without multi-queue devices gets one queue.
-	Attach func(name string, multiQueue, persistent bool) (fd int, err error)
+	// Portable opens the device by package portable, without VNetHdr, for kernels where Open fails with ErrUnsupported
+	// otherwise. On a kernel without multi-queue devices it has one queue, however many are asked for.
+	Portable bool
 }
 
 // Offloads tells what the kernel leaves to the reader of a device, and what it takes from the writer.

@@ -13,5 +13,8 @@
 // kernel refuses to change that of a device that exists, and it is never
 // deleted to get out of that: that would drop the routes.
 //
+// A portable device (Config.Portable) is one without offloads that github.com/songgao/water has opened, for
+// kernels that have less. It is otherwise the same, and either kind takes over what the other left behind.
+//
 // Linux only. Imported by package router and by the composition root.
 package tun

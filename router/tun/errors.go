@@ -24,7 +24,7 @@ var (
 	// ErrKind means that a device of that name exists that is not a
 	// multi-queue TUN device.
 	ErrKind = errors.New("device of another kind")
-	// ErrUnsupported means that the kernel lacks what Open needs, though not what package portable does.
+	// ErrUnsupported means that the kernel lacks what Open needs, unless that is asked for a portable device.
 	ErrUnsupported = errors.New("not supported by the kernel")
 )
 
