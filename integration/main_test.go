@@ -3,6 +3,8 @@
 package integration
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -69,6 +72,7 @@ func run(m *testing.M) int {
 const (
 	withoutTUN      = "tun"           // no /dev/net/tun
 	withoutNetAdmin = "cap_net_admin" // no capability to change the network
+	withoutQueues   = "tun queues"    // no multi-queue TUN devices, as far as the kernel tells
 	withoutAllBut   = "all but "      // no capabilities but those that follow, as numbers
 )
 
@@ -90,6 +94,10 @@ func become(without string) error {
 		if err := dropCapability(unix.CAP_NET_ADMIN); err != nil {
 			return err
 		}
+	case without == withoutQueues:
+		if err := refuseFeatures(); err != nil {
+			return err
+		}
 	case allBut:
 		for c := range unix.CAP_LAST_CAP + 1 {
 			if slices.Contains(strings.Fields(but), fmt.Sprint(c)) {
@@ -102,6 +110,25 @@ func become(without string) error {
 	}
 	path := os.Getenv(envBinary)
 	return syscall.Exec(path, append([]string{path}, os.Args[1:]...), []string{"PATH=" + os.Getenv("PATH")})
+}
+
+// refuseFeatures makes the kernel refuse TUNGETFEATURES, of ioctl(2), to this thread and what it becomes: as a kernel does
+// that knows TUN devices and nothing more.
+func refuseFeatures() error {
+	const number, request = 0, 16 + 8 // offsets in struct seccomp_data (linux/seccomp.h); the low half of the second argument
+	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+		return errors.New("this is written for little-endian processors")
+	}
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_IOCTL, Jf: 3},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: request},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.TUNGETFEATURES, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(prog)), 0, 0)
 }
 
 // dropCapability takes a capability from the bounding set: whoever executes a program as root gets the capabilities that are

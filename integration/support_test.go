@@ -32,6 +32,9 @@ type status struct {
 	Socket    string       `json:"socket"`
 	MTU       int          `json:"mtu"`
 	Device    string       `json:"device"`
+	TUN       string       `json:"tun"`
+	Shards    int          `json:"shards"`
+	Offloads  []string     `json:"offloads"`
 	Addresses []netip.Addr `json:"addresses"`
 	Nodes     struct {
 		Total int `json:"total"`

@@ -43,10 +43,10 @@ type node struct {
 
 // setup is how a node is built.
 type setup struct {
-	offload offload
-	shards  int
-	suite   session.Suite
-	v6      bool // the underlay
+	offload  offload
+	shards   int
+	suite    session.Suite
+	v6       bool // the underlay
 	portable bool // the TUN device is opened by water, without tso and uso
 }
 

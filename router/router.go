@@ -141,13 +141,12 @@ func (r *Router) Run(ctx context.Context) error {
 	var timers sync.WaitGroup
 	timers.Go(func() { r.runTimers(ctx) })
 
-	var errs []error
+	var reason error // the first; what takes one shard away often takes all
 	running := len(r.shards)
 	select {
 	case <-ctx.Done():
-	case err := <-ended:
+	case reason = <-ended:
 		running--
-		errs = append(errs, err)
 	}
 	cancel()
 	for _, s := range r.shards {
@@ -155,10 +154,12 @@ func (r *Router) Run(ctx context.Context) error {
 		s.poller.Wake()
 	}
 	for range running {
-		errs = append(errs, <-ended)
+		if err := <-ended; reason == nil {
+			reason = err
+		}
 	}
 	timers.Wait()
-	return errors.Join(append(errs, closeAll(pollers))...)
+	return errors.Join(reason, closeAll(pollers))
 }
 
 func closeAll(pollers []Poller) error {

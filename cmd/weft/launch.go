@@ -25,6 +25,7 @@ func (c *cli) launch() *cobra.Command {
 	cfg := node.Config{Version: version}
 	var (
 		advertise, tokenFile, level, format string
+		tun                                 string
 		noMasquerade, foreground            bool
 
 		noOffload, noTSO, noUSO, noGSO, noGRO bool
@@ -81,6 +82,9 @@ from the data directory, in this order.`,
 			cfg.Offloads = node.Offloads{
 				TSO: !noOffload && !noTSO, USO: !noOffload && !noUSO, GSO: !noOffload && !noGSO, GRO: !noOffload && !noGRO,
 			}
+			if cfg.TUN, err = node.ParseTUN(tun); err != nil {
+				return usagef("%v", err)
+			}
 			cfg.Masquerade = !noMasquerade
 			cfg.Out, cfg.Interactive = c.out, interactive(c.out)
 			return node.Launch(cmd.Context(), cfg)
@@ -97,6 +101,7 @@ from the data directory, in this order.`,
 	f.StringVar(&cfg.DataDir, "data-dir", node.DefaultDataDir, "directory of the node's state")
 	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of the workloads' interfaces (0: derive it from the link below)")
 	f.IntVar(&cfg.Shards, "shards", 1, "packet threads, each with its own queue and socket")
+	f.StringVar(&tun, "tun", string(node.TUNAuto), "how to open the TUN device: native, portable (slower; without offloads, for old kernels), or auto: native where the kernel can")
 	f.BoolVar(&noOffload, "no-offload", false, "use no offload at all: all of the four that follow")
 	f.BoolVar(&noTSO, "no-tso", false, "exchange TCP segments with the kernel one by one")
 	f.BoolVar(&noUSO, "no-uso", false, "exchange UDP datagrams with the kernel one by one")

@@ -33,7 +33,7 @@ func showStatus(w io.Writer, s api.Status) error {
 		if len(s.Offloads) > 0 {
 			offloads = strings.Join(s.Offloads, ", ")
 		}
-		device = fmt.Sprintf("%s, MTU %d, %d shard(s), offloads %s", s.Device, s.MTU, s.Shards, offloads)
+		device = fmt.Sprintf("%s (%s), MTU %d, %d shard(s), offloads %s", s.Device, s.TUN, s.MTU, s.Shards, offloads)
 	}
 	rows := [][]string{
 		{"node:", fmt.Sprintf("%s (%s)", s.Name, s.NodeID)},

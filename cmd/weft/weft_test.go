@@ -37,7 +37,7 @@ func daemon() *apitest.Daemon {
 			Version: "1.2.3", Name: "n1", NodeID: "00000000000000a1", PID: 42, Phase: api.Waiting, WaitsFor: "addresses from the other nodes",
 			Uptime: 90 * time.Second, Port: 6783, DataDir: "/var/lib/weft", Socket: "/run/weft/weft.sock",
 			Universe: "10.32.0.0/12", MeshID: "ab", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1")}, Device: "weft0",
-			MTU: 1420, Shards: 1, Offloads: []string{"tso", "gro"}, Encrypted: true, Nodes: api.NodeCount{Total: 3, Alive: 2}, Workloads: 4,
+			MTU: 1420, TUN: "native", Shards: 1, Offloads: []string{"tso", "gro"}, Encrypted: true, Nodes: api.NodeCount{Total: 3, Alive: 2}, Workloads: 4,
 			Targets:  []api.Target{{Host: "n9:6783", State: "waiting: no such host n9"}},
 			Warnings: []string{"2 nodes are named n2; give each a name of its own with --name"},
 		},
@@ -73,7 +73,7 @@ range:         10.32.0.0/12
 mesh:          ab
 encryption:    on
 address:       10.32.0.1
-device:        weft0, MTU 1420, 1 shard(s), offloads tso, gro
+device:        weft0 (native), MTU 1420, 1 shard(s), offloads tso, gro
 nodes:         2 alive of 3
 workloads:     4
 data:          /var/lib/weft

@@ -66,6 +66,7 @@ type Status struct {
 	Addresses []netip.Addr  `json:"addresses,omitempty"` // of the host on the overlay
 	Device    string        `json:"device"`
 	MTU       int           `json:"mtu,omitempty"`
+	TUN       string        `json:"tun,omitempty"` // kind of the device: "native", "portable"
 	Shards    int           `json:"shards"`
 	Offloads  []string      `json:"offloads"` // in use: "tso", "uso", "gso", "gro"
 	Encrypted bool          `json:"encrypted"`

@@ -122,6 +122,8 @@ func (p *fakePlane) SetLocal(l router.Local) {
 func (p *fakePlane) SendControl(b []byte, to netip.AddrPort) error { return p.host.SendControl(b, to) }
 
 func (p *fakePlane) Offloads() Offloads { return Offloads{TSO: true, GRO: true} }
+func (p *fakePlane) TUN() TUN           { return TUNNative }
+func (p *fakePlane) Shards() int        { return 1 }
 
 func (p *fakePlane) Greet() {
 	p.mu.Lock()

@@ -53,6 +53,7 @@ type Config struct {
 	RunDir     string
 	MTU        int // of workloads; 0: derived from the link below
 	Shards     int
+	TUN        TUN
 	Offloads   Offloads
 	Masquerade bool
 

@@ -71,6 +71,7 @@ func (n *Node) Status() api.Status {
 	}
 	s.Universe, s.MeshID = e.universe.String(), meshID(e.mesh.Universe())
 	s.MTU, s.Offloads = n.mtu, e.plane.Offloads().names()
+	s.TUN, s.Shards = string(e.plane.TUN()), e.plane.Shards()
 	if l, ok := e.alloc.Lookup(hostOwner); ok {
 		s.Addresses = addresses(l)
 	}

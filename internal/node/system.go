@@ -35,8 +35,10 @@ type dataplane interface {
 	Greet()
 	Stats() router.Stats
 	PeerStats() []router.PeerStats
-	// Offloads tells which are in use.
+	// Offloads tells which are in use, TUN which kind, and Shards how many.
 	Offloads() Offloads
+	TUN() TUN
+	Shards() int
 	// Close frees queues and sockets, after Run.
 	Close() error
 }
@@ -46,6 +48,7 @@ type planeConfig struct {
 	private   session.PrivateKey
 	preshared session.PresharedKey
 	shards    int
+	tun       TUN
 	offloads  Offloads
 	control   func(b []byte, from netip.AddrPort, at time.Time)
 	log       *zap.Logger
@@ -129,18 +132,32 @@ func (p kernelPlane) Offloads() Offloads {
 	return Offloads{TSO: dev.TSO, USO: dev.USO, GSO: conn.GSO(), GRO: conn.GRO()}
 }
 
+func (p kernelPlane) TUN() TUN {
+	if p.device.Portable() {
+		return TUNPortable
+	}
+	return TUNNative
+}
+
+func (p kernelPlane) Shards() int { return len(p.device.Queues()) }
+
 func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	conns, ok := s.(sockets)
 	if !ok {
 		return nil, fmt.Errorf("cannot route by a %T", s)
 	}
-	dev, err := tun.Open(tun.Config{
+	dev, err := openTUN(tun.Open, tun.Config{
 		Name: Device, Queues: c.shards, Persist: true,
 		VNetHdr: c.offloads.TSO || c.offloads.USO, NoTSO: !c.offloads.TSO, NoUSO: !c.offloads.USO,
-	})
+	}, c.tun, c.log)
 	if err != nil {
 		return nil, err
 	}
+	shards := len(dev.Queues()) // the sockets for more get no datagrams from here on
+	if err := conns[shards:].Close(); err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	conns = conns[:shards]
 	r, err := router.New(router.Config{
 		Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
 		Log: c.log, Now: time.Now, Control: c.control,

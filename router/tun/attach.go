@@ -34,7 +34,7 @@ func newOpener(c Config, existed bool) (*opener, error) {
 	}
 	if ferr != nil || !o.multiQueue {
 		return nil, newError(c.Name, ErrUnsupported, ferr,
-			"creating %s: this kernel has no multi-queue TUN devices, which Linux 3.8 or later has: use the portable one (--tun portable)", c.Name)
+			"creating %s: this kernel has no multi-queue TUN devices, as Linux 3.8 and later have; --tun portable does without", c.Name)
 	}
 	o.vnetHdr = c.VNetHdr && features&unix.IFF_VNET_HDR != 0
 	return o, nil

@@ -48,6 +48,7 @@ type Device struct {
 	name     string
 	queues   []*Queue
 	offloads Offloads
+	portable bool
 }
 
 // Open makes the device, or takes over the one of that name that an earlier process left
@@ -73,7 +74,7 @@ func Open(c Config) (*Device, error) {
 	if !o.multiQueue {
 		n = 1
 	}
-	d := &Device{name: c.Name}
+	d := &Device{name: c.Name, portable: c.Portable}
 	for range n {
 		if err := d.add(o, n > 1); err != nil {
 			return nil, errors.Join(err, d.Close())
@@ -109,14 +110,20 @@ func checkFree(name string) (exists bool, err error) {
 	case err != nil:
 		return false, newError(name, nil, err, "looking for %s: %v", name, err)
 	}
-	t, ok := link.(*netlink.Tuntap)
-	if !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
+	t, ok := asTUN(link)
+	if !ok {
 		return true, kindError(name, nil)
 	}
 	if t.Queues+t.DisabledQueues > 0 {
 		return true, busyError(name, nil)
 	}
 	return true, nil
+}
+
+// asTUN tells whether the link is a TUN device, as far as can be known: kernels before Linux 4.18 do not tell it from a TAP device.
+func asTUN(link netlink.Link) (t *netlink.Tuntap, ok bool) {
+	t, ok = link.(*netlink.Tuntap)
+	return t, ok && t.Mode != netlink.TUNTAP_MODE_TAP
 }
 
 // add adds a queue, with a second file for writing if it is not to be the only one.
@@ -148,6 +155,9 @@ func (d *Device) Queues() []*Queue { return d.queues }
 // Offloads returns what the kernel granted.
 func (d *Device) Offloads() Offloads { return d.offloads }
 
+// Portable tells whether the device was opened as a portable one.
+func (d *Device) Portable() bool { return d.portable }
+
 // Close closes all queues. A persistent device stays; another one goes. It may be called
 // at any time and more than once; calls of Read and Write that follow return an error that matches
 // os.ErrClosed. A thread that waits for a descriptor of the device is not woken by it.
@@ -171,7 +181,7 @@ func Delete(name string) error {
 	case err != nil:
 		return newError(name, nil, err, "looking for %s: %v", name, err)
 	}
-	if t, ok := link.(*netlink.Tuntap); !ok || t.Mode != netlink.TUNTAP_MODE_TUN {
+	if _, ok := asTUN(link); !ok {
 		return newError(name, ErrKind, nil, "%s is not a TUN device (%s): left alone", name, link.Type())
 	}
 	err = netlink.LinkDel(link)
