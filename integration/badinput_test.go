@@ -399,7 +399,7 @@ func TestUsage(t *testing.T) {
 	for _, line := range []string{
 		"nonsense", "status extra", "attach", "attach --netns a --pid 1", "attach --netns /x --ip 1.2.3", "attach --pid -1",
 		"launch --port 0", "launch --port 99999", "launch --advertise nowhere", "launch --log-level loud", "launch --log-format xml",
-		"launch --foreground=false", "--no-such-flag",
+		"launch --foreground=false", "launch --tun tap", "--no-such-flag",
 	} {
 		t.Run(line, func(t *testing.T) {
 			if r := h.Weft(strings.Fields(line)...); r.Code != 2 || r.Stdout != "" || !strings.HasPrefix(r.Stderr, "weft: ") {
