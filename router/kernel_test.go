@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math/bits"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -184,44 +185,59 @@ func inEachSetup(t *testing.T, f func(t *testing.T, s setup, a, b *node)) {
 	}
 }
 
+// combinations are the setups of TestEveryOffloadOverKernel: every combination of offloads, on one shard and on two, native and portable, in
+// each suite, over each underlay. Under the race detector, which makes each several times slower, there is every combination of
+// offloads over each underlay, and of the rest every pair.
+func combinations() (list []setup) {
+	for o := none; o <= all; o++ {
+		for i := range 16 {
+			s := setup{offload: o, shards: 1 + i&1, suite: session.Suite(i >> 1 & 1), v6: i&4 != 0, portable: i&8 != 0}
+			if s.portable && s.offload.has(tso|uso) {
+				continue // it would ignore them
+			}
+			odd := bits.OnesCount8(uint8(o))&1 == 1
+			if raceDetector && ((s.suite == session.Weft) != (s.v6 != odd) || (s.shards == 2) != (s.v6 != s.offload.has(gso))) {
+				continue
+			}
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
 // Every combination of offloads carries the same, on either side of a host that has all of them and between two alike.
 func TestEveryOffloadOverKernel(t *testing.T) {
-	for o := none; o <= all; o++ {
-		for _, suite := range []session.Suite{session.WireGuard, session.Weft} {
-			for _, v6 := range []bool{false, true} {
-				s := setup{offload: o, shards: 1, suite: suite, v6: v6}
-				t.Run(s.String(), func(t *testing.T) {
-					t.Parallel() // most of it is waiting
-					na, nb := routertest.NewNamespace(t), routertest.NewNamespace(t)
-					routertest.Link(na, nb, 1500)
-					other := s
-					if !v6 {
-						other.offload = all
-					}
-					a, b := startNode(t, na, 1, s), startNode(t, nb, 2, other)
-					for family := range 2 {
-						here := a.listenUDP(netip.AddrPortFrom(addrs(1)[family], 5000))
-						there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
-						for _, size := range []int{0, 1, localMTU - 48, 4000} {
-							payload := bytes.Repeat([]byte{byte(size)}, size)
-							exchange(t, here, there, payload)
-							exchange(t, there, here, payload)
-						}
-						segmented(t, here, there, 1000, 40)
-						segmented(t, there, here, 1001, 7)
-						transfer(t, a, b, family, 1<<19)
-						transfer(t, b, a, family, 1<<19)
-					}
-					for _, n := range []*node{a, b} {
-						for r, count := range n.Stats().Drops {
-							if count != 0 && r != router.DropNoise {
-								t.Errorf("host %d: %d drops for %v", n.i, count, r)
-							}
-						}
-					}
-				})
+	for _, s := range combinations() {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			na, nb := routertest.NewNamespace(t), routertest.NewNamespace(t)
+			routertest.Link(na, nb, 1500)
+			other := s
+			if !s.v6 {
+				other.offload, other.portable = all, false
 			}
-		}
+			a, b := startNode(t, na, 1, s), startNode(t, nb, 2, other)
+			for family := range 2 {
+				here := a.listenUDP(netip.AddrPortFrom(addrs(1)[family], 5000))
+				there := b.listenUDP(netip.AddrPortFrom(addrs(2)[family], 5000))
+				for _, size := range []int{0, 1, localMTU - 48, 4000} {
+					payload := bytes.Repeat([]byte{byte(size)}, size)
+					exchange(t, here, there, payload)
+					exchange(t, there, here, payload)
+				}
+				segmented(t, here, there, 1000, 40)
+				segmented(t, there, here, 1001, 7)
+				transfer(t, a, b, family, 1<<19)
+				transfer(t, b, a, family, 1<<19)
+			}
+			for _, n := range []*node{a, b} {
+				for r, count := range n.Stats().Drops {
+					if count != 0 && r != router.DropNoise {
+						t.Errorf("host %d: %d drops for %v", n.i, count, r)
+					}
+				}
+			}
+		})
 	}
 }
 
