@@ -420,10 +420,14 @@ func pour(w io.Writer, size int) error {
 }
 
 func TestStreamsOverKernel(t *testing.T) {
+	size := 24 << 20
+	if raceDetector {
+		size = 6 << 20
+	}
 	inEachSetup(t, func(t *testing.T, s setup, a, b *node) {
 		for family := range 2 {
-			transfer(t, a, b, family, 24<<20)
-			transfer(t, b, a, family, 24<<20)
+			transfer(t, a, b, family, size)
+			transfer(t, b, a, family, size)
 		}
 		for _, n := range []*node{a, b} {
 			for r, count := range n.Stats().Drops {
@@ -436,7 +440,7 @@ func TestStreamsOverKernel(t *testing.T) {
 		a.ns.SetMTU("eth0", 1300)
 		b.ns.SetMTU("eth0", 1300)
 		for family := range 2 {
-			transfer(t, a, b, family, 4<<20)
+			transfer(t, a, b, family, size/6)
 		}
 	})
 }

@@ -40,7 +40,7 @@ func TestStormsLoseNothing(t *testing.T) {
 								peers = append([]router.Peer{peer(3+n%5, s)}, other)
 							}
 							h.setPeers(peers...)
-							time.Sleep(time.Duration(n%7) * 3 * time.Millisecond)
+							time.Sleep(time.Duration(n%7) * 6 * time.Millisecond)
 						}
 					})
 					storms.Go(func() {
@@ -48,7 +48,7 @@ func TestStormsLoseNothing(t *testing.T) {
 							l := router.Local{Prefixes: prefixes(h.i), Gateway4: addr4(h.i, 1), Gateway6: addr6(h.i, 1), MTU: localMTU - n%3}
 							l.Prefixes = append(l.Prefixes, netip.PrefixFrom(addr4(100+n%100, 0), 24))
 							h.SetLocal(l)
-							time.Sleep(time.Duration(n%5) * 3 * time.Millisecond)
+							time.Sleep(time.Duration(n%5) * 6 * time.Millisecond)
 						}
 					})
 					storms.Go(func() {
@@ -58,7 +58,7 @@ func TestStormsLoseNothing(t *testing.T) {
 						}
 					})
 				}
-				for round := range 60 {
+				for round := range 30 {
 					due := [2]map[string]bool{{}, {}}
 					for i := range 60 {
 						for j, h := range []*host{a, b} {
@@ -70,7 +70,7 @@ func TestStormsLoseNothing(t *testing.T) {
 							time.Sleep(time.Millisecond)
 						}
 					}
-					time.Sleep(500 * time.Millisecond)
+					time.Sleep(time.Second)
 					for j, h := range []*host{a, b} {
 						for _, p := range h.delivered() {
 							if !due[j][string(p)] {
