@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,9 @@ const (
 	DefaultDataDir = "/var/lib/weft"
 )
 
+// DefaultShards is one for each processor that this process may use (cgroup limits count), and 8 at most.
+func DefaultShards() int { return min(runtime.GOMAXPROCS(0), mostCores) }
+
 // Device is the name of the TUN device.
 const Device = "weft0"
 
@@ -34,6 +38,7 @@ const (
 	minMTU6   = 1280 // RFC 8200 §5
 	maxMTU    = router.MaxMTU
 	maxShards = 64
+	mostCores = 8 // that shards take unasked
 	maxSeeds  = 1024
 )
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -161,6 +162,16 @@ func TestIfName(t *testing.T) {
 	for _, bad := range []string{"", "lo", ".", "..", "a/b", "a b", "sixteen-letters!", "eth0\n", "a:1", "%d", "ätzend"} {
 		if checkIfName(bad) == nil {
 			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestDefaultShards(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for processors, want := range map[int]int{1: 1, 2: 2, 8: 8, 9: 8, 64: 8} {
+		runtime.GOMAXPROCS(processors)
+		if got := DefaultShards(); got != want {
+			t.Errorf("%d shards on %d processors, want %d", got, processors, want)
 		}
 	}
 }
