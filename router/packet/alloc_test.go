@@ -29,6 +29,15 @@ func TestNoAllocation(t *testing.T) {
 			syn[22] = 0x10
 			ClampMSS(syn, &p, 1420)
 		}},
+		{"Decapsulate", func() {
+			for outer := range uint8(4) {
+				_ = p.Parse(big)
+				Decapsulate(big, &p, outer)
+				_ = p.Parse(big6)
+				Decapsulate(big6, &p, outer)
+				TOS(big6)
+			}
+		}},
 		{"TooBig", func() { TooBig(dst, big, gateway4, 1400); TooBig(dst, big6, gateway6, 1400) }},
 		{"Unreachable", func() { Unreachable(dst, big, gateway4); Unreachable(dst, big6, gateway6) }},
 		{"Splitter", func() {

@@ -157,7 +157,9 @@ func (c *Coalescer) judge(b []byte, p *Packet, open bool) joinable {
 	if j.tcp {
 		length := int(t[12]>>4) * 4
 		j.headers = p.HeaderLen + length
-		if !c.tcp || length < tcpHeaderLen || t[13]&(tcpSYN|tcpRST|tcpURG) != 0 {
+		// CWR is a bit of a counter where both ends use accurate ECN (RFC 9768 §3.2.2): cut again, a superpacket would have it on
+		// its first segment alone.
+		if !c.tcp || length < tcpHeaderLen || t[13]&(tcpSYN|tcpRST|tcpURG|tcpCWR) != 0 {
 			return j
 		}
 	} else {
@@ -215,7 +217,7 @@ func (c *Coalescer) continues(b []byte, p *Packet) bool {
 	if f.tcp {
 		flags = t[13]
 		if binary.BigEndian.Uint32(t[4:]) != c.seq || !bytes.Equal(t[8:13], t0[8:13]) ||
-			flags&tcpCWR != 0 || (flags^t0[13])&^(tcpCWR|tcpFIN|tcpPSH) != 0 ||
+			(flags^t0[13])&^(tcpFIN|tcpPSH) != 0 ||
 			!bytes.Equal(t[14:16], t0[14:16]) || !bytes.Equal(t[18:], t0[18:]) {
 			return false
 		}
@@ -278,9 +280,6 @@ func (c *Coalescer) finish(b []byte) uint8 {
 			kind = VNetGSOTCPv6
 		}
 		t[13] |= c.flags
-		if t[13]&tcpCWR != 0 {
-			kind |= VNetGSOECN
-		}
 	} else {
 		binary.BigEndian.PutUint16(t[4:], uint16(len(t)))
 	}

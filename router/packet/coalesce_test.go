@@ -107,7 +107,7 @@ func joins(specs []spec, built [][]byte) bool {
 		whole.payload = append(whole.payload, specs[i].payload...)
 		if first.proto == protoTCP {
 			flags := specs[i].transport[13]
-			if flags&(0x02|0x04|0x20) != 0 {
+			if flags&(0x02|0x04|0x20|0x80) != 0 {
 				return false
 			}
 			whole.transport[13] |= flags & 0x09
@@ -328,7 +328,7 @@ func TestCoalesceAgainstKernel(t *testing.T) {
 		size := rapid.SampledFrom([]int{100, 536, 1368, 1448, 8000}).Draw(t, "size")
 		s.payload = pattern(uint64(len(s.payload)), min(50000, size*rapid.IntRange(2, 60).Draw(t, "segments")-len(s.payload)%size))
 		if s.proto == protoTCP {
-			s.transport[13] &= 0xd9
+			s.transport[13] &= 0x59
 		}
 		packets := slowSplit(s, size)
 		s.ttl--
@@ -362,6 +362,33 @@ func flow(v6 bool, proto uint8, n, size int) [][]byte {
 	return slowSplit(s, size)
 }
 
+// marked returns a packet with another ECN field and the right checksum.
+func marked(t testing.TB, b []byte, ecn uint8) []byte {
+	t.Helper()
+	var p Packet
+	if err := p.Parse(b); err != nil {
+		t.Fatal(err)
+	}
+	setECN(b, &p, ecn)
+	return b
+}
+
+// flagged returns the packets of a stream with these TCP flags; bit 8 is AE (RFC 9768 §3.1).
+func flagged(t testing.TB, flags ...uint16) [][]byte {
+	t.Helper()
+	packets := flow(false, protoTCP, len(flags), 1000)
+	for i, b := range packets {
+		var p Packet
+		if err := p.Parse(b); err != nil {
+			t.Fatal(err)
+		}
+		b[p.HeaderLen+12] |= byte(flags[i] >> 8)
+		b[p.HeaderLen+13] = byte(flags[i])
+		CompleteChecksum(b, &p)
+	}
+	return packets
+}
+
 // What can be joined is, to the limits, and two flows that alternate are not.
 func TestCoalesceCounts(t *testing.T) {
 	other := func(b [][]byte) [][]byte {
@@ -380,6 +407,10 @@ func TestCoalesceCounts(t *testing.T) {
 	for i := range one {
 		alternate = append(alternate, one[i], two[i])
 	}
+	congested := flow(false, protoTCP, 5, 1000)
+	for i := range congested {
+		congested[i] = marked(t, congested[i], []uint8{ECT0, ECT0, CE, CE, ECT0}[i])
+	}
 	runs = append(append(append(append(runs, one[:3]...), two...), one[3:]...), flow(true, protoUDP, 3, 10)...)
 	for _, tt := range []struct {
 		name     string
@@ -396,6 +427,11 @@ func TestCoalesceCounts(t *testing.T) {
 		{"small UDPv6", flow(true, protoUDP, 3, 10), true, true, []int{3}},
 		{"alternating", alternate, true, true, []int{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
 		{"runs", runs, true, true, []int{3, 6, 3, 3}},
+		{"congestion marks", congested, true, true, []int{2, 2, 1}},
+		{"CWR once", flagged(t, 0x90, 0x10, 0x10, 0x10), true, true, []int{1, 3}},
+		{"CWR late", flagged(t, 0x10, 0x10, 0x90, 0x10), true, true, []int{2, 1, 1}},
+		{"ECE from the third on", flagged(t, 0x10, 0x10, 0x50, 0x50), true, true, []int{2, 2}},
+		{"accurate ECN counts", flagged(t, 0x110, 0x110, 0x150, 0x190, 0x190, 0x010), true, true, []int{2, 1, 1, 1, 1}},
 		{"large and small", append(flow(false, protoTCP, 2, 9000), flow(true, protoUDP, 2, 1)...), true, true, []int{2, 2}},
 	} {
 		c := newCoalescer()

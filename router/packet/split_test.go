@@ -159,6 +159,26 @@ func TestSplitFlags(t *testing.T) {
 	}
 }
 
+// The flag AE of accurate ECN (RFC 9768 §3.1), and ECE, stand on every segment.
+func TestSplitAccurateECN(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		frame, h, s := superpacket(v6, 0x10|0x40, 2500, 1000)
+		at := s.headerLen()
+		s.transport[12] |= 1
+		frame = s.build(true)
+		got, err := split(t, frame, h)
+		if err != nil || len(got) != 3 {
+			t.Fatal(len(got), err)
+		}
+		for i, seg := range got {
+			verify(t, seg, netip.Addr{})
+			if seg[at+12] != 0x81 || seg[at+13] != 0x50 {
+				t.Errorf("v6 %v, segment %d: flags %x %x", v6, i, seg[at+12], seg[at+13])
+			}
+		}
+	}
+}
+
 func TestSplitPassesThrough(t *testing.T) {
 	for _, in := range []string{echo4, syn6, "0102"} {
 		frame := unhex(t, in)
