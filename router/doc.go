@@ -19,6 +19,12 @@
 // offsets and a sum of its own reckoning, or completes the checksum where its TUN device has no offloads. In suite
 // wireguard the sender completes it.
 //
+// # Congestion marks
+//
+// A datagram bears the ECN field of the packet in it, and a mark that it gets on the way is passed on to that packet (RFC 6040,
+// normal mode; ecn.go): transports inside learn of congestion between the hosts as if there were no tunnel. The DSCP stays inside unless
+// Config.CopyDSCP says otherwise.
+//
 // # Threads and ownership
 //
 // One shard per TUN queue and UDP socket, one locked thread per shard, which does all of the above

@@ -14,7 +14,7 @@ import (
 func (s *shard) handshake(known *snapshot, b []byte, from netip.AddrPort, now time.Time) error {
 	res, err := s.r.machine.Receive(s.handshakeBuf[:0], b, from, now)
 	if len(res.Reply) > 0 { // with some errors too
-		if sendErr := s.conn.SendTo(res.Reply, from); sendErr != nil {
+		if sendErr := s.conn.SendTo(res.Reply, from, messageTOS(res.Reply)); sendErr != nil {
 			s.stats.drop(DropSend)
 			if p := known.bySession[res.Peer]; p != nil {
 				p.fail(sendErr)
@@ -96,7 +96,7 @@ func (r *Router) post(s *shard, p *peer, msg []byte) {
 		s.stats.drop(DropNoEndpoint)
 		return
 	}
-	if err := s.conn.SendTo(msg, to); err != nil {
+	if err := s.conn.SendTo(msg, to, messageTOS(msg)); err != nil {
 		s.stats.drop(DropSend)
 		p.fail(err)
 	}

@@ -82,6 +82,12 @@ const localMTU = 1408
 // host before and after a restart.
 func newHost(t *testing.T, net *routertest.Net, i int, s shape) *host {
 	t.Helper()
+	return newHostWith(t, net, i, s, func(*router.Config) {})
+}
+
+// newHostWith is newHost with a configuration that was changed.
+func newHostWith(t *testing.T, net *routertest.Net, i int, s shape, change func(*router.Config)) *host {
+	t.Helper()
 	h := &host{t: t, i: i, private: privateKey(i), gossip: make(chan string, 16)}
 	core, log := observer.New(zapcore.DebugLevel)
 	h.log = log
@@ -99,6 +105,7 @@ func newHost(t *testing.T, net *routertest.Net, i int, s shape) *host {
 		h.queues, h.conns = append(h.queues, q), append(h.conns, conn)
 		c.TUN, c.Conns = append(c.TUN, q), append(c.Conns, conn)
 	}
+	change(&c)
 	r, err := router.New(c)
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,7 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 	known := s.r.current.Load()
 	for i := range s.in[:n] {
 		m := &s.in[i]
+		s.rxTOS = m.TOS
 		if m.N > len(m.Buf) {
 			s.stats.drop(DropLong)
 			continue
@@ -141,6 +142,10 @@ func (s *shard) accept(known *snapshot, from *peer, plain []byte, p *packet.Pack
 	}
 	if owner, ok := known.routes.Lookup(p.Dst); !ok || owner != self {
 		s.stats.drop(DropTransit)
+		return false
+	}
+	if (s.rxTOS^p.TOS)&packet.ECNMask != 0 && !s.decapsulate(from, plain, p) {
+		s.stats.drop(DropECN)
 		return false
 	}
 	if mtu := known.mtuTo(from); mtu < known.local.MTU {

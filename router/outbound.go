@@ -274,9 +274,11 @@ type transmitBatch struct {
 	sent     int                // how many of messages are done
 	blocked  bool               // the socket is full
 	full     bool               // the last of messages is not to be made longer
+	copied   uint8              // the bits of a packet's TOS that its datagram bears
 }
 
 func (b *transmitBatch) init() {
+	b.copied = packet.ECNMask
 	b.arena = make([]byte, 0, transmitArena)
 	b.messages = make([]underlay.Message, 0, transmitMessages)
 	b.peers = make([]*peer, 0, transmitMessages)
@@ -292,7 +294,7 @@ func (b *transmitBatch) fits(n int) bool {
 	return len(b.messages) < cap(b.messages) && len(b.arena)+n+session.Overhead+session.Padding <= cap(b.arena)
 }
 
-// seal appends a packet, which must fit: to the run that is last if it has the same receiver and size, or is
+// seal appends a packet, which must fit: to the run that is last if it has the same receiver, TOS and size, or is
 // shorter, which ends the run. What lies behind the packet in its memory is used, and comes out as it was. It reports false if
 // the key is of no use.
 func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags session.Flags, addr netip.AddrPort) bool {
@@ -309,16 +311,17 @@ func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags s
 	}
 	b.arena = sealed
 	n := len(sealed) - at
+	tos := packet.TOS(plain) & b.copied
 	if !b.full && len(b.messages) > b.sent {
 		m := &b.messages[len(b.messages)-1]
-		if size := len(m.Buf) + n; b.peers[len(b.peers)-1] == to && m.Addr == addr &&
+		if size := len(m.Buf) + n; b.peers[len(b.peers)-1] == to && m.Addr == addr && m.TOS == tos &&
 			n <= m.Segment && size <= underlay.MaxMessage && size <= underlay.MaxSegments*m.Segment {
 			m.Buf = sealed[at-len(m.Buf):]
 			b.full = n < m.Segment
 			return true
 		}
 	}
-	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Segment: n, Addr: addr})
+	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Segment: n, Addr: addr, TOS: tos})
 	b.peers = append(b.peers, to)
 	b.full = false
 	return true

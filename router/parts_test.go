@@ -154,7 +154,7 @@ func TestReasons(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	if reasons.String() != "reason(29)" {
+	if reasons.String() != "reason(30)" {
 		t.Error(reasons.String())
 	}
 	for err, want := range map[error]Reason{

@@ -63,7 +63,7 @@ func (l *loop) Recv(ms []underlay.Message) (int, error) {
 	n := min(len(ms), len(l.incoming))
 	for i := range n {
 		ms[i].N = copy(ms[i].Buf, l.incoming[i].Buf)
-		ms[i].Addr, ms[i].Segment = l.incoming[i].Addr, l.incoming[i].Segment
+		ms[i].Addr, ms[i].Segment, ms[i].TOS = l.incoming[i].Addr, l.incoming[i].Segment, l.incoming[i].TOS
 	}
 	l.incoming = l.incoming[n:]
 	return n, nil
@@ -73,12 +73,12 @@ func (l *loop) Send(ms []underlay.Message) (int, error) {
 	for _, m := range ms {
 		at := len(l.slab)
 		l.slab = append(l.slab, m.Buf...)
-		l.sent = append(l.sent, underlay.Message{Buf: l.slab[at:], Segment: m.Segment, Addr: m.Addr})
+		l.sent = append(l.sent, underlay.Message{Buf: l.slab[at:], Segment: m.Segment, Addr: m.Addr, TOS: m.TOS})
 	}
 	return len(ms), nil
 }
 
-func (l *loop) SendTo(b []byte, _ netip.AddrPort) error {
+func (l *loop) SendTo(b []byte, _ netip.AddrPort, _ uint8) error {
 	l.replies = append(l.replies, append([]byte(nil), b...))
 	return nil
 }
@@ -194,6 +194,12 @@ func super4(segment int) []byte {
 	return p
 }
 
+// marked4 marks a frame with an offload header.
+func marked4(frame []byte, ecn uint8) []byte {
+	frame[packet.VNetHdrLen+1] |= ecn
+	return frame
+}
+
 func TestPacketPathDoesNotAllocate(t *testing.T) {
 	for _, suite := range []session.Suite{session.WireGuard, session.Weft} {
 		for _, c := range []struct {
@@ -205,6 +211,7 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 			{"single packets", false, frame4(1408, false), 40, 1},
 			{"single packets with offload header", true, frame4(1408, true), 40, 1},
 			{"superpackets", true, super4(1368), 2, 48},
+			{"marked superpackets", true, marked4(super4(1368), packet.ECT0), 2, 48},
 		} {
 			x := newBench(t, suite, c.vnet)
 			x.la.frame = c.frame

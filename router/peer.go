@@ -31,6 +31,7 @@ type peer struct {
 	attempt   atomic.Uint32                  // initiations since the last handshake that succeeded
 	lastError atomic.Pointer[error]
 	touched   atomic.Bool // its timers may have changed; see timers
+	oddMarks  atomic.Bool // it was logged that its congestion marks make no sense
 	rx, tx    traffic
 	pending   pending
 

@@ -42,6 +42,9 @@ type Config struct {
 	Now func() time.Time
 	// Rand is a cryptographic source that is safe for concurrent use; nil means crypto/rand.
 	Rand io.Reader
+	// CopyDSCP makes datagrams bear the DSCP of the packets in them, which tells the network between hosts what they are; otherwise
+	// it is 0. The DSCP of packets that come in is never changed.
+	CopyDSCP bool
 	// Control gets the datagrams of the mesh without their first byte. It is called by the shards, concurrently, and must not
 	// block; b is valid only during the call. nil drops them.
 	Control func(b []byte, from netip.AddrPort, at time.Time)
@@ -174,7 +177,7 @@ func closeAll(pollers []Poller) error {
 // datagram could not leave; none does not mean that it arrived.
 func (r *Router) SendControl(b []byte, to netip.AddrPort) error {
 	msg := slices.Concat([]byte{ControlType}, b)
-	if err := r.config.Conns[0].SendTo(msg, to); err != nil {
+	if err := r.config.Conns[0].SendTo(msg, to, 0); err != nil {
 		return fmt.Errorf("sending a gossip packet to %v: %w", to, err)
 	}
 	r.shards[0].stats.controlTx.Add(1)

@@ -39,8 +39,8 @@ type Conn interface {
 	// that there is no room now; an error that does not match os.ErrClosed concerns ms[n] only. Of a run that it
 	// has sent in part it moves Buf on to the rest. It keeps nothing of ms.
 	Send(ms []underlay.Message) (n int, err error)
-	// SendTo sends one datagram or returns why not, and keeps nothing of b.
-	SendTo(b []byte, to netip.AddrPort) error
+	// SendTo sends one datagram, with that type of service or traffic class, or returns why not, and keeps nothing of b.
+	SendTo(b []byte, to netip.AddrPort, tos uint8) error
 }
 
 // Events are what a shard waits for.

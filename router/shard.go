@@ -49,6 +49,7 @@ type shard struct {
 
 	in    []underlay.Message // datagrams received
 	rxRun run                // datagrams of one session, not accounted for yet
+	rxTOS uint8              // of the datagram at hand
 	join  packet.Coalescer   // packets to be written to the queue
 
 	frame []byte // read from the queue
@@ -77,6 +78,9 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 	}
 	s.join.Init(make([]byte, packet.CoalescerBuffer(maxDatagram)), s.offloads.TSO, s.offloads.USO)
 	s.out.init()
+	if r.config.CopyDSCP {
+		s.out.copied = 0xff
+	}
 	return s
 }
 

@@ -30,6 +30,7 @@ const (
 	DropMalformed                 // in: authentic, but no IP packet
 	DropSource                    // in: the inner source does not belong to the sender
 	DropTransit                   // in: the inner destination is not on this host
+	DropECN                       // in: marked as congested on the way, and its transport does not understand marks (RFC 6040)
 	DropWrite                     // in: the TUN device did not take it
 	DropReceive                   // in: an error of the socket; how many datagrams it cost is not known
 	DropRead                      // out: an error of the TUN device
@@ -48,7 +49,7 @@ const (
 
 var reasonNames = [reasons]string{
 	"short", "long", "type", "control", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
-	"malformed", "source", "transit", "tun-write", "receive", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
+	"malformed", "source", "transit", "ecn", "tun-write", "receive", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
 	"no-endpoint", "queue", "stale", "send", "full",
 }
 

@@ -107,6 +107,7 @@ from the data directory, in this order.`,
 	f.BoolVar(&noUSO, "no-uso", false, "exchange UDP datagrams with the kernel one by one")
 	f.BoolVar(&noGSO, "no-gso", false, "send sealed datagrams one by one, not by UDP_SEGMENT")
 	f.BoolVar(&noGRO, "no-gro", false, "receive sealed datagrams one by one, not by UDP_GRO")
+	f.BoolVar(&cfg.CopyDSCP, "copy-dscp", false, "mark sealed datagrams with the DSCP of the packets in them")
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "console", "console or json")

@@ -60,6 +60,7 @@ type Config struct {
 	Shards     int
 	TUN        TUN
 	Offloads   Offloads
+	CopyDSCP   bool // datagrams bear the DSCP of the packets in them
 	Masquerade bool
 
 	Log         *zap.Logger

@@ -50,6 +50,7 @@ type planeConfig struct {
 	shards    int
 	tun       TUN
 	offloads  Offloads
+	copyDSCP  bool
 	control   func(b []byte, from netip.AddrPort, at time.Time)
 	log       *zap.Logger
 }
@@ -160,7 +161,7 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	conns = conns[:shards]
 	r, err := router.New(router.Config{
 		Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
-		Log: c.log, Now: time.Now, Control: c.control,
+		CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
 	})
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())

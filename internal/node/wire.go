@@ -113,7 +113,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}
 	e.plane, err = n.sys.plane(port, planeConfig{
 		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
-		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, log: n.log.Named("router"),
+		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, copyDSCP: n.cfg.CopyDSCP, log: n.log.Named("router"),
 		control: e.mesh.Deliver,
 	})
 	if err != nil {

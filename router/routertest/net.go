@@ -42,6 +42,7 @@ type Net struct {
 	conns  map[netip.AddrPort][]*Conn
 	faults Faults
 	filter func(from, to netip.AddrPort, b []byte) bool
+	marks  func(from, to netip.AddrPort, tos uint8) uint8
 	seed   maphash.Seed
 }
 
@@ -65,6 +66,14 @@ func (n *Net) SetFilter(f func(from, to netip.AddrPort, b []byte) bool) {
 	n.filter = f
 }
 
+// SetMarks makes every datagram pass f, which returns what its type of service becomes, and must not call the Net. nil lets
+// it be what it is.
+func (n *Net) SetMarks(f func(from, to netip.AddrPort, tos uint8) uint8) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.marks = f
+}
+
 // Listen opens a socket. Several on one address share what arrives, by sender, as with SO_REUSEPORT.
 func (n *Net) Listen(at netip.AddrPort) *Conn {
 	n.mu.Lock()
@@ -78,15 +87,18 @@ func (n *Net) Listen(at netip.AddrPort) *Conn {
 func (n *Net) Inject(from, to netip.AddrPort, b []byte) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.deliver(from, to, slices.Clone(b), 0)
+	n.deliver(from, to, underlay.Message{Buf: slices.Clone(b)}, 0)
 }
 
 // send does to one datagram what the network does.
-func (n *Net) send(from, to netip.AddrPort, b []byte) {
+func (n *Net) send(from, to netip.AddrPort, b []byte, tos uint8) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.filter != nil && !n.filter(from, to, b) || n.rng.Float64() < n.faults.Loss {
 		return
+	}
+	if n.marks != nil {
+		tos = n.marks(from, to, tos)
 	}
 	copies := 1
 	if n.rng.Float64() < n.faults.Duplicate {
@@ -97,18 +109,19 @@ func (n *Net) send(from, to netip.AddrPort, b []byte) {
 		if n.rng.Float64() < n.faults.Late {
 			delay = time.Duration(n.rng.Int64N(int64(20 * time.Millisecond)))
 		}
-		n.deliver(from, to, slices.Clone(b), delay)
+		n.deliver(from, to, underlay.Message{Buf: slices.Clone(b), TOS: tos}, delay)
 	}
 }
 
 // deliver hands a datagram to a socket, which shows it after the delay. n.mu is held.
-func (n *Net) deliver(from, to netip.AddrPort, b []byte, delay time.Duration) {
+func (n *Net) deliver(from, to netip.AddrPort, m underlay.Message, delay time.Duration) {
 	all := n.conns[to]
 	if len(all) == 0 {
 		return
 	}
+	m.Addr = from
 	i := maphash.Comparable(n.seed, [2]netip.AddrPort{from, to}) % uint64(len(all))
-	all[i].arrive(underlay.Message{Buf: b, Addr: from}, delay)
+	all[i].arrive(m, delay)
 }
 
 // Conn is a UDP socket of a Net: a router.Conn.
@@ -198,7 +211,7 @@ func (c *Conn) Recv(ms []underlay.Message) (int, error) {
 	n := min(len(ms), len(c.inbox))
 	for i, m := range c.inbox[:n] {
 		copy(ms[i].Buf, m.Buf)
-		ms[i].N, ms[i].Addr, ms[i].Segment = len(m.Buf), m.Addr, 0
+		ms[i].N, ms[i].Addr, ms[i].Segment, ms[i].TOS = len(m.Buf), m.Addr, 0, m.TOS
 	}
 	c.inbox = slices.Delete(c.inbox, 0, n)
 	return n, nil
@@ -219,7 +232,7 @@ func (c *Conn) Send(ms []underlay.Message) (int, error) {
 			return i, nil
 		}
 		for first, rest := underlay.Cut(m.Buf, m.Segment); ; first, rest = underlay.Cut(rest, m.Segment) {
-			c.net.send(addr, m.Addr, first)
+			c.net.send(addr, m.Addr, first, m.TOS)
 			if len(rest) == 0 {
 				break
 			}
@@ -229,8 +242,8 @@ func (c *Conn) Send(ms []underlay.Message) (int, error) {
 }
 
 // SendTo is that of router.Conn.
-func (c *Conn) SendTo(b []byte, to netip.AddrPort) error {
-	n, err := c.Send([]underlay.Message{{Buf: b, Addr: to}})
+func (c *Conn) SendTo(b []byte, to netip.AddrPort, tos uint8) error {
+	n, err := c.Send([]underlay.Message{{Buf: b, Addr: to, TOS: tos}})
 	if err == nil && n == 0 {
 		return errors.New("socket is full")
 	}

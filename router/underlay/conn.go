@@ -31,6 +31,8 @@ type Message struct {
 	// Addr is where it came from, or shall go to. IPv4 is never IPv4-mapped
 	// when received and may be when sent.
 	Addr netip.AddrPort
+	// TOS is the type of service of the IPv4 header, or the traffic class of the IPv6 header, of all of them: as received, or to be sent.
+	TOS uint8
 }
 
 // Conn is one UDP socket. Recv and Send may be used by one goroutine each,
@@ -90,9 +92,7 @@ func (c *Conn) Recv(ms []Message) (int, error) {
 	}
 	for i := range ms {
 		c.rx.set(i, ms[i].Buf, unix.SizeofSockaddrInet6)
-		if c.gro {
-			c.rx.wantSegment(i)
-		}
+		c.rx.wantControl(i)
 	}
 	// MSG_TRUNC makes the kernel tell the true length of what it cuts off.
 	n, errno := c.call(unix.SYS_RECVMMSG, &c.rx, len(ms), unix.MSG_DONTWAIT|unix.MSG_TRUNC)
@@ -106,10 +106,7 @@ func (c *Conn) Recv(ms []Message) (int, error) {
 	for i := range n {
 		ms[i].N = int(c.rx.headers[i].len)
 		ms[i].Addr = c.zones.decode(&c.rx.names[i])
-		ms[i].Segment = 0
-		if c.gro {
-			ms[i].Segment = c.rx.segment(i)
-		}
+		ms[i].Segment, ms[i].TOS = c.rx.told(i)
 	}
 	return n, nil
 }
@@ -165,6 +162,9 @@ func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 		run := m.Segment > 0 && m.Segment < len(m.Buf)
 		if !run || whole && !apart {
 			c.tx.set(ready, m.Buf, size)
+			if m.TOS != 0 {
+				c.tx.setTOS(ready, m.TOS)
+			}
 			if run {
 				c.tx.setSegment(ready, m.Segment)
 			}
@@ -177,6 +177,9 @@ func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 		for first, rest := Cut(m.Buf, m.Segment); ready < MaxBatch; first, rest = Cut(rest, m.Segment) {
 			c.tx.names[ready] = name
 			c.tx.set(ready, first, size)
+			if m.TOS != 0 {
+				c.tx.setTOS(ready, m.TOS)
+			}
 			c.tx.entries[ready] = entry{last: len(rest) == 0}
 			ready++
 			if len(rest) == 0 {
@@ -187,13 +190,23 @@ func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 	return ready, 0
 }
 
-// SendTo sends one datagram, for those who do not own the Conn. A full socket
+// SendTo sends one datagram with that type of service or traffic class, for those who do not own the Conn. A full socket
 // is an error (EAGAIN). It does not allocate unless it returns an error.
-func (c *Conn) SendTo(b []byte, to netip.AddrPort) error {
+func (c *Conn) SendTo(b []byte, to netip.AddrPort, tos uint8) error {
 	var name unix.RawSockaddrInet6
 	size, errno := encode(&name, c.family, to)
 	if errno != 0 {
 		return errno
+	}
+	vector := unix.Iovec{Base: unsafe.SliceData(b)}
+	vector.SetLen(len(b))
+	h := unix.Msghdr{Name: (*byte)(unsafe.Pointer(&name)), Namelen: size, Iov: &vector}
+	h.SetIovlen(1)
+	var control controlMessage
+	if tos != 0 {
+		control.putTOS(&name, tos)
+		h.Control = (*byte)(unsafe.Pointer(&control))
+		h.SetControllen(controlSpace)
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -201,8 +214,7 @@ func (c *Conn) SendTo(b []byte, to netip.AddrPort) error {
 		return c.explain("sending", unix.EBADF)
 	}
 	for {
-		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
-			unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&name)), uintptr(size))
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(c.fd), uintptr(unsafe.Pointer(&h)), unix.MSG_DONTWAIT)
 		switch errno {
 		case 0:
 			return nil

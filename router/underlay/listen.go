@@ -120,12 +120,14 @@ func (c *Conn) configure(port uint16, shared bool) error {
 	var addr unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	options := []struct{ level, name, value int }{
 		{unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
+		{unix.SOL_IP, unix.IP_RECVTOS, 1}, // also of a socket that speaks IPv6
 	}
 	if c.family == unix.AF_INET6 {
 		addr = &unix.SockaddrInet6{Port: int(port)}
 		options = append(options, []struct{ level, name, value int }{
 			{unix.SOL_IPV6, unix.IPV6_V6ONLY, 0},
 			{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
+			{unix.SOL_IPV6, unix.IPV6_RECVTCLASS, 1},
 		}...)
 	}
 	if shared {

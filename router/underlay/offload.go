@@ -5,7 +5,6 @@ package underlay
 import (
 	"fmt"
 	"sync/atomic"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,40 +69,4 @@ func (c *Conn) probe(o Options) {
 	_, err := unix.GetsockoptInt(c.fd, unix.SOL_UDP, unix.UDP_SEGMENT)
 	c.gso.on.Store(err == nil && !o.NoGSO)
 	c.gro = !o.NoGRO && unix.SetsockoptInt(c.fd, unix.SOL_UDP, unix.UDP_GRO, 1) == nil
-}
-
-// control is room for one control message: UDP_SEGMENT, a number of 16 bits, or UDP_GRO, an int.
-type control struct {
-	header unix.Cmsghdr
-	data   [8]byte
-}
-
-// controlSpace is the space that either takes (CMSG_SPACE).
-var controlSpace = unix.CmsgSpace(4)
-
-// setSegment makes entry i of the batch a run of datagrams.
-func (b *batch) setSegment(i, segment int) {
-	c := &b.controls[i]
-	c.header.Level, c.header.Type = unix.SOL_UDP, unix.UDP_SEGMENT
-	c.header.SetLen(unix.CmsgLen(2))
-	*(*uint16)(unsafe.Pointer(&c.data)) = uint16(segment)
-	h := &b.headers[i].hdr
-	h.Control = (*byte)(unsafe.Pointer(c))
-	h.SetControllen(controlSpace)
-}
-
-// wantSegment makes room for what the kernel tells of entry i.
-func (b *batch) wantSegment(i int) {
-	h := &b.headers[i].hdr
-	h.Control = (*byte)(unsafe.Pointer(&b.controls[i]))
-	h.SetControllen(controlSpace)
-}
-
-// segment returns what the kernel has told of entry i: the size of the datagrams, 0 if it is one.
-func (b *batch) segment(i int) int {
-	c := &b.controls[i]
-	if int(b.headers[i].hdr.Controllen) < unix.CmsgLen(4) || c.header.Level != unix.SOL_UDP || c.header.Type != unix.UDP_GRO {
-		return 0
-	}
-	return int(max(0, *(*int32)(unsafe.Pointer(&c.data))))
 }

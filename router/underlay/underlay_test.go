@@ -82,7 +82,7 @@ func TestBothFamilies(t *testing.T) {
 		if k, err := b.Recv(in); k != 0 || err != nil {
 			t.Errorf("an empty socket gives %d, %v", k, err)
 		}
-		if err := b.SendTo([]byte("reply"), netip.AddrPortFrom(to, a.Port())); err != nil {
+		if err := b.SendTo([]byte("reply"), netip.AddrPortFrom(to, a.Port()), 0); err != nil {
 			t.Error(err)
 		}
 		await(t, a)
@@ -96,7 +96,7 @@ func TestSizes(t *testing.T) {
 	a, b := listen(t, 1)[0], listen(t, 1)[0]
 	to := netip.AddrPortFrom(loop4, b.Port())
 	for _, size := range []int{0, 1, 1400, 9000, 60000} {
-		if err := a.SendTo(make([]byte, size), to); err != nil {
+		if err := a.SendTo(make([]byte, size), to, 0); err != nil {
 			t.Fatal(err)
 		}
 		await(t, b)
@@ -132,7 +132,7 @@ func TestSendErrors(t *testing.T) {
 		if sent != 2 || len(errs) != 1 || errors.Is(errs[0], os.ErrClosed) {
 			t.Errorf("%s: %d sent, errors %v", name, sent, errs)
 		}
-		if err := a.SendTo(bad.Buf, bad.Addr); err == nil {
+		if err := a.SendTo(bad.Buf, bad.Addr, 0); err == nil {
 			t.Errorf("%s: SendTo has no error", name)
 		}
 	}
@@ -161,7 +161,7 @@ func TestIPv4Only(t *testing.T) {
 			t.Errorf("%d, %v, from %v", n, err, in[0].Addr)
 		}
 	}
-	if err := c.SendTo([]byte("x"), netip.AddrPortFrom(loop6, 1)); !errors.Is(err, unix.EAFNOSUPPORT) {
+	if err := c.SendTo([]byte("x"), netip.AddrPortFrom(loop6, 1), 0); !errors.Is(err, unix.EAFNOSUPPORT) {
 		t.Errorf("sending to IPv6: %v", err)
 	}
 }
@@ -177,7 +177,7 @@ func TestManySockets(t *testing.T) {
 	const senders = 64
 	for range senders {
 		s := listen(t, 1)[0]
-		if err := s.SendTo([]byte("x"), netip.AddrPortFrom(loop4, conns[0].Port())); err != nil {
+		if err := s.SendTo([]byte("x"), netip.AddrPortFrom(loop4, conns[0].Port()), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -251,7 +251,7 @@ func TestClose(t *testing.T) {
 	to := netip.AddrPortFrom(loop4, 9)
 	_, recv := c.Recv(messages(1, 10))
 	_, send := c.Send([]Message{{Buf: []byte("x"), Addr: to}})
-	for _, err := range []error{recv, send, c.SendTo(nil, to)} {
+	for _, err := range []error{recv, send, c.SendTo(nil, to, 0)} {
 		if !errors.Is(err, os.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
@@ -263,14 +263,14 @@ func TestNoAllocations(t *testing.T) {
 	for _, to := range []netip.Addr{loop4, loop6} {
 		out := make([]Message, 10)
 		for i := range out {
-			out[i] = Message{Buf: make([]byte, 100), Addr: netip.AddrPortFrom(to, c.Port())}
+			out[i] = Message{Buf: make([]byte, 100), Addr: netip.AddrPortFrom(to, c.Port()), TOS: uint8(i)}
 		}
 		in := messages(20, 200)
 		if n := testing.AllocsPerRun(20, func() {
 			if n, err := c.Send(out); n != len(out) || err != nil {
 				t.Fatal(n, err)
 			}
-			if err := c.SendTo(out[0].Buf, out[0].Addr); err != nil {
+			if err := c.SendTo(out[0].Buf, out[0].Addr, 0x88); err != nil {
 				t.Fatal(err)
 			}
 			for range 3 { // the last finds nothing
