@@ -66,6 +66,10 @@ func (c *cookieChecker) checkMAC1(msg []byte) bool {
 
 // checkMAC2 reports whether the sender holds the cookie of its address.
 func (c *cookieChecker) checkMAC2(msg []byte, from netip.AddrPort, now time.Time) bool {
+	at := len(msg) - macSize
+	if [macSize]byte(msg[at:]) == ([macSize]byte{}) {
+		return false // what senders without a cookie write
+	}
 	c.mu.Lock()
 	secret, fresh := c.secret, c.fresh(now)
 	c.mu.Unlock()
@@ -73,7 +77,6 @@ func (c *cookieChecker) checkMAC2(msg []byte, from netip.AddrPort, now time.Time
 		return false
 	}
 	cookie, err := mac(secret[:], addressBytes(from))
-	at := len(msg) - macSize
 	return err == nil && macIs(cookie[:], msg[:at], msg[at:])
 }
 

@@ -17,6 +17,11 @@ const (
 	// for cookies: less than a tenth of one core.
 	DefaultHandshakeRate = 400
 
+	// Under load, in multiples of that rate: cookies that are handed out to strangers, which cost a tenth of a handshake, and
+	// handshakes of those who came back with one.
+	cookieShare = 10
+	provenShare = 5
+
 	loadBurst    = 2           // seconds' worth of DefaultHandshakeRate that may come at once
 	loadLasts    = time.Second // under load for this long after the rate was exceeded
 	sourceCost   = time.Second / 20
@@ -24,6 +29,7 @@ const (
 	sourceFull   = sourceBurst * sourceCost
 	maxSources   = 4096
 	flood        = time.Second / 50 // least time between two initiations of one peer
+	friendLife   = 10 * time.Minute // without an authentic handshake, a friend is forgotten
 	sourcePrefix = 64               // of an IPv6 address: what one host can have without effort
 )
 
@@ -55,13 +61,23 @@ type gate struct {
 	mu      sync.Mutex
 	all     bucket
 	loaded  time.Time // when the rate was last exceeded
+	cookies bucket    // handed out to strangers
+	proven  bucket    // handshakes of those with a cookie
 	sources map[netip.Addr]*bucket
 	swept   time.Time
+	friends map[netip.Addr]*friend
+}
+
+// friend is an address from which a peer's authentic handshake came.
+type friend struct {
+	cookies bucket // handed out to it
+	last    time.Time
 }
 
 func (g *gate) init(rate int) {
 	g.cost = max(time.Second/time.Duration(rate), 1)
 	g.sources = make(map[netip.Addr]*bucket)
+	g.friends = make(map[netip.Addr]*friend)
 }
 
 // busy counts one handshake message and reports whether we are under load.
@@ -74,14 +90,54 @@ func (g *gate) busy(now time.Time) bool {
 	return !g.loaded.IsZero() && within(now, g.loaded, loadLasts)
 }
 
-// allow reports whether a sender that proved its address may cause one more handshake.
-func (g *gate) allow(from netip.Addr, now time.Time) bool {
+// sourceOf returns the part of an address that one host can have many of without effort.
+func sourceOf(from netip.Addr) netip.Addr {
 	from = from.Unmap()
 	if from.Is6() {
 		if p, err := from.WithZone("").Prefix(sourcePrefix); err == nil {
-			from = p.Addr()
+			return p.Addr()
 		}
 	}
+	return from
+}
+
+// befriend notes that a peer's authentic handshake came from an address.
+func (g *gate) befriend(from netip.Addr, now time.Time) {
+	from = sourceOf(from)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f := g.friends[from]
+	if f == nil {
+		if len(g.friends) >= maxSources {
+			for a, f := range g.friends {
+				if !within(now, f.last, friendLife) {
+					delete(g.friends, a)
+				}
+			}
+			if len(g.friends) >= maxSources {
+				return
+			}
+		}
+		f = new(friend)
+		g.friends[from] = f
+	}
+	f.last = now
+}
+
+// cookie reports whether a sender may be given a cookie. Whoever sends with the addresses of others can use up what
+// there is for strangers, but what a friend gets only with that friend's address.
+func (g *gate) cookie(from netip.Addr, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f := g.friends[sourceOf(from)]; f != nil && f.cookies.take(now, sourceCost, sourceFull) {
+		return true
+	}
+	return g.cookies.take(now, g.cost/cookieShare, time.Second)
+}
+
+// allow reports whether a sender that proved its address may cause one more handshake.
+func (g *gate) allow(from netip.Addr, now time.Time) bool {
+	from = sourceOf(from)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	b := g.sources[from]
@@ -92,7 +148,7 @@ func (g *gate) allow(from netip.Addr, now time.Time) bool {
 		b = new(bucket)
 		g.sources[from] = b
 	}
-	return b.take(now, sourceCost, sourceFull)
+	return b.take(now, sourceCost, sourceFull) && g.proven.take(now, g.cost/provenShare, loadBurst*time.Second)
 }
 
 // sweep forgets the buckets that have filled up, which is the state of a new one, and reports

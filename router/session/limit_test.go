@@ -106,11 +106,62 @@ func TestGateSources(t *testing.T) {
 	}
 }
 
+// TestGateCookies: what strangers get is bounded, in a second and at once, and what friends get does not suffer.
+func TestGateCookies(t *testing.T) {
+	var g gate
+	g.init(100)
+	friend, stranger := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	g.befriend(friend, epoch)
+	now := epoch
+	for second := range 5 {
+		n := 0
+		for range 10000 {
+			now = now.Add(time.Second / 10000)
+			if g.cookie(stranger, now) {
+				n++
+			}
+		}
+		if want := 100 * cookieShare; second > 0 && n != want || n > 2*want {
+			t.Errorf("second %d: strangers got %d cookies", second, n)
+		}
+		for i := range 6 {
+			if got := g.cookie(friend, now); got != (i < 5) {
+				t.Errorf("second %d: cookie %d for a friend: %v", second, i, got)
+			}
+		}
+	}
+	for i := range uint32(2 * maxSources) {
+		g.befriend(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, i))), now)
+	}
+	if len(g.friends) != maxSources {
+		t.Errorf("%d friends, want %d", len(g.friends), maxSources)
+	}
+	g.befriend(stranger, now.Add(friendLife))
+	if len(g.friends) != 1 {
+		t.Errorf("%d friends, want 1", len(g.friends))
+	}
+}
+
+// TestGateProven: handshakes with cookies are bounded too, from however many addresses they come.
+func TestGateProven(t *testing.T) {
+	var g gate
+	g.init(100)
+	n := 0
+	for i := range uint32(4000) {
+		if g.allow(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, i))), epoch) {
+			n++
+		}
+	}
+	if want := 100 * provenShare * loadBurst; n != want {
+		t.Errorf("%d handshakes at once, want %d", n, want)
+	}
+}
+
 // TestGateBounded: a flood of addresses takes bounded memory, shuts nobody out for long, and the
 // table empties.
 func TestGateBounded(t *testing.T) {
 	var g gate
-	g.init(100)
+	g.init(maxSources) // so that the table is what is tried
 	addr := func(i uint32) netip.Addr {
 		return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, i)))
 	}

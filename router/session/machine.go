@@ -146,7 +146,11 @@ func (m *Machine) Receive(out, msg []byte, from netip.AddrPort, now time.Time) (
 		if reply, err := m.admit(out, msg, from, now); err != nil {
 			return Result{Reply: reply}, err
 		}
-		return m.receiveInitiation(out, msg, suite, now)
+		res, err := m.receiveInitiation(out, msg, suite, now)
+		if err == nil {
+			m.gate.befriend(from.Addr(), now)
+		}
+		return res, err
 	case TypeResponse:
 		// The index is guessed once in 2^32 tries, so this comes before all that costs something.
 		e := m.table.get(binary.LittleEndian.Uint32(msg[responseReceiverAt:]))
@@ -156,7 +160,11 @@ func (m *Machine) Receive(out, msg []byte, from netip.AddrPort, now time.Time) (
 		if reply, err := m.admit(out, msg, from, now); err != nil {
 			return Result{Reply: reply}, err
 		}
-		return e.peer.receiveResponse(out, msg, suite, now)
+		res, err := e.peer.receiveResponse(out, msg, suite, now)
+		if err == nil {
+			m.gate.befriend(from.Addr(), now)
+		}
+		return res, err
 	default:
 		e := m.table.get(binary.LittleEndian.Uint32(msg[cookieReceiverAt:]))
 		if e == nil {
@@ -176,6 +184,9 @@ func (m *Machine) admit(out, msg []byte, from netip.AddrPort, now time.Time) ([]
 		return nil, nil
 	}
 	if !m.checker.checkMAC2(msg, from, now) {
+		if !m.gate.cookie(from.Addr(), now) {
+			return nil, ErrUnderLoad
+		}
 		reply, err := m.checker.reply(out[:0], msg, from, now, &m.rand)
 		if err != nil {
 			return nil, err
