@@ -167,20 +167,26 @@ func outerECN(c *lab.Capture, from *lab.Link) (count [4]int) {
 	return count
 }
 
-// drops returns what the host's daemon has dropped, by reason.
-func drops(t *testing.T, h *lab.Host) map[string]uint64 {
+// packets returns what the host's daemon counts of its data path.
+func packets(t *testing.T, h *lab.Host) map[string]uint64 {
 	t.Helper()
 	s := ask[struct {
 		Packets map[string]uint64 `json:"packets"`
 	}](t, h, "status")
+	if len(s.Packets) == 0 {
+		t.Fatalf("%s counts no packets", h.Name())
+	}
+	return s.Packets
+}
+
+// drops returns what the host's daemon has dropped, by reason.
+func drops(t *testing.T, h *lab.Host) map[string]uint64 {
+	t.Helper()
 	all := map[string]uint64{}
-	for name, n := range s.Packets {
+	for name, n := range packets(t, h) {
 		if reason, ok := strings.CutPrefix(name, "drop_"); ok && n > 0 {
 			all[reason] = n
 		}
-	}
-	if len(s.Packets) == 0 {
-		t.Fatalf("%s counts no packets", h.Name())
 	}
 	return all
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/google/nftables"
 )
 
 // A Host is a namespace on a segment, with a directory of its own for a weft daemon.
@@ -107,3 +109,8 @@ func (h *Host) Workload(name string) *Workload {
 
 // Host returns the host that the workload is on.
 func (w *Workload) Host() *Host { return w.host }
+
+// ClearRules takes away all nftables tables of the host, as root on it can.
+func (h *Host) ClearRules() error {
+	return h.nft(func(c *nftables.Conn) { c.FlushRuleset() })
+}
