@@ -317,7 +317,7 @@ func TestFlood(t *testing.T) {
 		time.Sleep(time.Second)
 		a.peer.Kill()
 		a.peer.Relaunch()
-		took, err := lab.AllReach(2*patience, a.Workloads...)
+		took, err := lab.AllReach(patience, a.Workloads...)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,7 +26,10 @@ func (s *shard) handshake(known *snapshot, b []byte, from netip.AddrPort, now ti
 		return nil
 	}
 	s.stats.handshakes.Add(1)
-	if res.Peer == nil { // a cookie, for the next initiation
+	if res.Peer == nil { // a cookie, for the next initiation to there
+		if p := s.r.endpoints.get(from); p != nil {
+			p.stay()
+		}
 		return nil
 	}
 	p := known.bySession[res.Peer]

@@ -59,6 +59,23 @@ func TestNextTarget(t *testing.T) {
 	}
 }
 
+// A cookie repeats an attempt, once.
+func TestStay(t *testing.T) {
+	a := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("[2001:db8::2]:2")}
+	p := new(peer)
+	p.config.Store(&Peer{Endpoints: a})
+	p.stay() // for a response of ours: there is nothing to repeat
+	for round := range 3 {
+		for i, want := range []int{0, 0, 1, 1, 0, 0, 1} {
+			if got, _ := p.nextTarget(); got != a[want] {
+				t.Errorf("round %d, initiation %d goes to %v, want %v", round, i, got, a[want])
+			}
+			p.stay()
+		}
+		p.settled()
+	}
+}
+
 // The queue against a slow one: a slice.
 func TestPending(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -29,6 +29,7 @@ type peer struct {
 	// Written by whichever goroutine it happens in.
 	endpoint  atomic.Pointer[netip.AddrPort] // source of the last authenticated datagram; nil: none yet
 	attempt   atomic.Uint32                  // initiations since the last handshake that succeeded
+	stayed    atomic.Uint32                  // the attempt that was repeated by stay
 	lastError atomic.Pointer[error]
 	touched   atomic.Bool // its timers may have changed; see timers
 	oddMarks  atomic.Bool // it was logged that its congestion marks make no sense
@@ -86,6 +87,15 @@ func (p *peer) nextTarget() (netip.AddrPort, bool) {
 	return all[i], true
 }
 
+// stay makes the next initiation go where the last one went, and not to the next candidate: a cookie that came from there is good for our
+// address towards there only, which is another one where the candidates are of both families. Nobody is held by cookies for longer
+// than one attempt.
+func (p *peer) stay() {
+	if n := p.attempt.Load(); n > 0 && p.stayed.Swap(n) != n {
+		p.attempt.CompareAndSwap(n, n-1)
+	}
+}
+
 // reachable tells whether there is an address to begin a handshake with.
 func (p *peer) reachable() bool {
 	_, ok := p.target()
@@ -95,6 +105,7 @@ func (p *peer) reachable() bool {
 // settled notes that a handshake succeeded.
 func (p *peer) settled() {
 	p.attempt.Store(0)
+	p.stayed.Store(0)
 	p.lastError.Store(nil)
 }
 
