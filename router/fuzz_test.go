@@ -26,7 +26,8 @@ func checkDelivered(t *testing.T, l *loop, from, to string) {
 	}
 }
 
-// FuzzDatagram gives a router datagrams of any kind, and the same bytes as if a peer had sealed them.
+// FuzzDatagram gives a router datagrams of any kind, alone and as a run, and the same bytes as if a peer had sealed them,
+// with any TOS.
 func FuzzDatagram(f *testing.F) {
 	for _, d := range [][]byte{
 		nil,
@@ -36,11 +37,13 @@ func FuzzDatagram(f *testing.F) {
 		make([]byte, 148), frame4(100, false), frame4(1408, false)[:60],
 		append([]byte{0x60, 0, 0, 0, 0, 8, 0, 64}, make([]byte, 60)...),
 	} {
-		f.Add(d)
+		f.Add(d, uint8(len(d)), uint16(0))
+		f.Add(d, uint8(packet.CE), uint16(40))
 	}
 	x := newBench(f, session.Weft, true)
 	toB := x.a.r.current.Load().peers[0]
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte, tos uint8, segment uint16) {
+		b = b[:min(len(b), receiveBuffer-session.Overhead-session.Padding)]
 		for _, sealed := range []bool{false, true} {
 			d := b
 			if sealed {
@@ -49,7 +52,11 @@ func FuzzDatagram(f *testing.F) {
 					t.Fatal(err)
 				}
 			}
-			x.lb.incoming = []underlay.Message{{Buf: d, Addr: underA}}
+			run := 0
+			if !sealed {
+				run = int(segment)
+			}
+			x.lb.incoming = []underlay.Message{{Buf: d, Addr: underA, TOS: tos, Segment: run}}
 			before := x.lb.writes
 			if _, err := x.b.receive(x.now); err != nil {
 				t.Fatal(err)
