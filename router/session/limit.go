@@ -3,6 +3,7 @@
 package session
 
 import (
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ const (
 	maxSources   = 4096
 	flood        = time.Second / 50 // least time between two initiations of one peer
 	friendLife   = 10 * time.Minute // without an authentic handshake, a friend is forgotten
+	friendTidy   = time.Minute      // least time between two looks for those
 	sourcePrefix = 64               // of an IPv6 address: what one host can have without effort
 )
 
@@ -66,6 +68,7 @@ type gate struct {
 	sources map[netip.Addr]*bucket
 	swept   time.Time
 	friends map[netip.Addr]*friend
+	tidied  time.Time // when those were forgotten who are none any more
 }
 
 // friend is an address from which a peer's authentic handshake came.
@@ -109,11 +112,11 @@ func (g *gate) befriend(from netip.Addr, now time.Time) {
 	f := g.friends[from]
 	if f == nil {
 		if len(g.friends) >= maxSources {
-			for a, f := range g.friends {
-				if !within(now, f.last, friendLife) {
-					delete(g.friends, a)
-				}
+			if within(now, g.tidied, friendTidy) {
+				return
 			}
+			g.tidied = now
+			maps.DeleteFunc(g.friends, func(_ netip.Addr, f *friend) bool { return !within(now, f.last, friendLife) })
 			if len(g.friends) >= maxSources {
 				return
 			}
