@@ -306,8 +306,6 @@ func TestFlood(t *testing.T) {
 		})
 	}
 	t.Run("a peer restarts meanwhile", func(t *testing.T) {
-		b := *a
-		b.t = t
 		var sent [][]byte
 		for i, d := range initiations(t, many, a.public, true) {
 			sent = append(sent, raw(spoofed[i], a.target.Link().V4(), d))

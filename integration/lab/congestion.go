@@ -11,7 +11,7 @@ import (
 )
 
 // Congest makes the router mark packets that it forwards as congested (CE), by chance, with probability p in [0,1] each, as active queue
-// management does when its queue grows (RFC 3168): those alone whose transport is capable of it (ECT). Packets are what the machine
+// management does when its queue grows (RFC 3168): those alone whose transport says that it understands. Packets are what the machine
 // moves, see [Link.Segmented]. Zero ends it.
 func (r *Router) Congest(p float64) {
 	r.lab.tb.Helper()

@@ -162,11 +162,10 @@ func TestSplitFlags(t *testing.T) {
 // The flag AE of accurate ECN (RFC 9768 §3.1), and ECE, stand on every segment.
 func TestSplitAccurateECN(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
-		frame, h, s := superpacket(v6, 0x10|0x40, 2500, 1000)
+		_, h, s := superpacket(v6, 0x10|0x40, 2500, 1000)
 		at := s.headerLen()
 		s.transport[12] |= 1
-		frame = s.build(true)
-		got, err := split(t, frame, h)
+		got, err := split(t, s.build(true), h)
 		if err != nil || len(got) != 3 {
 			t.Fatal(len(got), err)
 		}

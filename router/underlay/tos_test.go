@@ -125,7 +125,7 @@ type sniffer struct {
 
 func sniff(t *testing.T, link netlink.Link) *sniffer {
 	t.Helper()
-	all := uint16(swapped(unix.ETH_P_ALL))
+	all := swapped(unix.ETH_P_ALL)
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(all))
 	if err != nil {
 		t.Fatal(err)
