@@ -43,7 +43,8 @@
 //
 //   - A packet leaves only sealed for the peer that owns its destination, or not at all.
 //   - A packet enters only if its source belongs to the peer whose key opened it, and its destination to
-//     this host: nobody speaks for another, nobody routes through us.
+//     this host: nobody speaks for another, nobody routes through us but external peers, who have no other
+//     way (external.go).
 //   - A peer's endpoint is the source of the last datagram that it authenticated.
 //
 // The package imports router/packet, router/session, router/route, router/tun and router/underlay,

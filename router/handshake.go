@@ -57,6 +57,9 @@ func (s *shard) refuse(kind byte, err error, from netip.AddrPort, now time.Time)
 		if kind == session.TypeResponse {
 			err = errOtherToken
 			if p := s.r.endpoints.get(from); p != nil {
+				if p.external {
+					err = errOtherPreshared
+				}
 				p.fail(err)
 			}
 		}
@@ -67,6 +70,8 @@ func (s *shard) refuse(kind byte, err error, from netip.AddrPort, now time.Time)
 }
 
 var errOtherToken = errors.New("answer does not authenticate: the other side has another token")
+
+var errOtherPreshared = errors.New("answer does not authenticate: the WireGuard client has another pre-shared key")
 
 // stranger handles a data message for a session that we do not have. If it came from where a peer
 // is, that peer has a key which we have lost, by a restart: a new handshake tells it so.

@@ -140,7 +140,7 @@ func (s *shard) accept(known *snapshot, from *peer, plain []byte, p *packet.Pack
 		s.stats.drop(DropSource)
 		return false
 	}
-	if owner, ok := known.routes.Lookup(p.Dst); !ok || owner != self {
+	if owner, ok := known.routes.Lookup(p.Dst); owner != self && (!ok || !transits(from, owner)) {
 		s.stats.drop(DropTransit)
 		return false
 	}

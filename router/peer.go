@@ -19,8 +19,9 @@ const pendingLife = 10 * time.Second
 // peer is one peer at work.
 type peer struct {
 	// Fixed.
-	key  session.PublicKey
-	sess *session.Peer
+	key      session.PublicKey
+	external bool
+	sess     *session.Peer
 
 	// Written by SetPeers.
 	config  atomic.Pointer[Peer]

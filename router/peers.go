@@ -27,6 +27,10 @@ type Peer struct {
 	Prefixes []netip.Prefix
 	// MTU is the largest inner packet for the peer in bytes; 0, or more than our own, means our own.
 	MTU int
+	// External makes the peer no node of the mesh but a WireGuard client whose only way into it is this host; see external.go.
+	External bool
+	// Preshared is what an external peer has in place of Config.Preshared; other peers have none of their own.
+	Preshared session.PresharedKey
 }
 
 // snapshot is what the shards know: built as a whole, never changed.
@@ -41,7 +45,7 @@ type snapshot struct {
 // self owns the prefixes of this host in a route table. It has no session.
 var self = new(peer)
 
-// SetPeers makes the given peers the only ones. Peers that stay, by key and suite, keep their sessions,
+// SetPeers makes the given peers the only ones. Peers that stay, by key, suite and kind, keep their sessions,
 // their counters and the endpoint that they were last heard from; others lose theirs at once. Nothing
 // of the slice is kept. On error nothing has changed; it names the peer or prefix that is wrong.
 func (r *Router) SetPeers(peers []Peer) error {
@@ -65,17 +69,20 @@ func (r *Router) SetPeers(peers []Peer) error {
 		if next.byKey[d.Key] != nil {
 			return fmt.Errorf("peer %s (%s) is given twice", d.Name, d.Key)
 		}
+		if err := r.checkExternal(d); err != nil {
+			return err
+		}
 		p := old.byKey[d.Key]
 		switch {
 		case p == nil:
-			p = &peer{key: d.Key}
+			p = &peer{key: d.Key, external: d.External}
 			added = append(added, p)
-		case p.config.Load().Suite != d.Suite:
+		case p.config.Load().Suite != d.Suite || p.external != d.External || p.config.Load().Preshared != d.Preshared:
 			if !d.Suite.Valid() {
 				return fmt.Errorf("peer %s: unknown %s", d.Name, d.Suite)
 			}
 			heard := p.endpoint.Load()
-			p = &peer{key: d.Key}
+			p = &peer{key: d.Key, external: d.External}
 			p.endpoint.Store(heard)
 			replaced = append(replaced, p)
 		}
@@ -116,7 +123,7 @@ func (r *Router) admit(desired []Peer, peers []*peer, next *snapshot) error {
 			continue
 		}
 		d := &desired[i]
-		sess, err := r.machine.AddPeer(session.PeerConfig{Public: d.Key, Preshared: r.config.Preshared, Suite: d.Suite})
+		sess, err := r.machine.AddPeer(r.sessionOf(d))
 		if err != nil {
 			return fmt.Errorf("peer %s: %w", d.Name, err)
 		}
@@ -170,9 +177,10 @@ func (r *Router) SetLocal(l Local) {
 // buildRoutes makes the table for the peers of s, which desired describes, and the local prefixes of s.
 func buildRoutes(desired []Peer, s *snapshot) (*route.Table[*peer], error) {
 	own := make(map[netip.Prefix]bool, len(s.local.Prefixes))
+	lent := lentPrefixes(desired)
 	var entries []route.Entry[*peer]
 	for _, p := range s.local.Prefixes {
-		if p, ok := route.Canonical(p); ok && !own[p] {
+		if p, ok := route.Canonical(p); ok && !own[p] && !lent[p] {
 			own[p] = true
 			entries = append(entries, route.Entry[*peer]{Prefix: p, Value: self})
 		}

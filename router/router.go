@@ -53,7 +53,7 @@ type Config struct {
 // Local is what the router knows of its own host.
 type Local struct {
 	// Prefixes are the addresses of this host and its workloads: what peers may send to.
-	// Invalid ones are ignored. Where a peer has the very same prefix, this host goes first.
+	// Invalid ones are ignored. Where a peer has the very same prefix, this host goes first, unless the peer is external.
 	Prefixes []netip.Prefix
 	// Gateway4 and Gateway6 are the sources of the ICMP errors that the router sends to its
 	// workloads; it sends none in a family whose gateway is not valid. They should be addresses of the overlay

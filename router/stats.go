@@ -29,7 +29,7 @@ const (
 	DropExpired                   // in: sealed by a key that is too old
 	DropMalformed                 // in: authentic, but no IP packet
 	DropSource                    // in: the inner source does not belong to the sender
-	DropTransit                   // in: the inner destination is not on this host
+	DropTransit                   // in: the inner destination is neither on this host nor reached by it alone
 	DropECN                       // in: marked as congested on the way, and its transport does not understand marks (RFC 6040)
 	DropWrite                     // in: the TUN device did not take it
 	DropReceive                   // in: an error of the socket; how many datagrams it cost is not known

@@ -20,7 +20,8 @@
 // [Weft] is the same handshake as Noise_IKpsk2_25519_AESGCM_BLAKE2s with the prologue "Weft v1".
 // Its data messages are AES-256-GCM over the padded packet, with the 16 header bytes as additional
 // data and header bytes 4 to 15 (receiver index and counter) as the nonce. An initiator speaks the
-// suite of its [PeerConfig]; a responder answers in the suite that it was asked in.
+// suite of its [PeerConfig]; a responder answers in the suite that it was asked in, unless the peer
+// is Exclusive: then it refuses all others.
 //
 //	data header: 4 | suite | flags (2 bytes, see [Flags]) | receiver index (LE) | counter (LE)
 //

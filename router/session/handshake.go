@@ -83,6 +83,8 @@ func (p *Peer) respond(
 	switch {
 	case p.removed:
 		return Result{}, ErrUnknownPeer
+	case p.exclusive && suite != p.suite:
+		return Result{}, ErrSuite
 	case !label.after(p.lastStamp):
 		return Result{}, ErrReplay
 	case !p.lastInitiated.IsZero() && within(now, p.lastInitiated, flood):

@@ -43,6 +43,23 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// TestExclusive: a peer that is held to its suite is refused in any other one, and loses nothing by the refusal.
+func TestExclusive(t *testing.T) {
+	d := newDuo(t, Weft, WireGuard)
+	d.b.RemovePeer(d.ba)
+	d.ba = addPeer(t, d.b, PeerConfig{Public: d.a.Public(), Preshared: d.psk, Suite: WireGuard, Exclusive: true})
+	r, err := d.b.Receive(nil, initiation(t, d.ab, epoch), addrA, epoch)
+	if !errors.Is(err, ErrSuite) || len(r.Reply) != 0 || d.ba.Stats().Keyed {
+		t.Errorf("another suite: %+v, %v", r, err)
+	}
+	// In the suite that it is held to it is answered, even with a timestamp as old as that one.
+	d.a.RemovePeer(d.ab)
+	d.ab = addPeer(t, d.a, PeerConfig{Public: d.b.Public(), Preshared: d.psk, Suite: WireGuard})
+	if k, _ := d.shake(t, epoch); k.Suite() != WireGuard {
+		t.Errorf("the session is in suite %s", k.Suite())
+	}
+}
+
 // TestResponderWaits: the responder sends nothing under a key that is not confirmed, and the
 // initiator's confirmation may be any datagram.
 func TestResponderWaits(t *testing.T) {

@@ -68,7 +68,8 @@ func (m *Machine) Format(s fmt.State, _ rune) { _, _ = fmt.Fprintf(s, "machine %
 type PeerConfig struct {
 	Public    PublicKey
 	Preshared PresharedKey  // zero: none
-	Suite     Suite         // in which this side initiates; it answers in any
+	Suite     Suite         // in which this side initiates; it answers in any, unless Exclusive
+	Exclusive bool          // refuse handshakes in another suite than Suite
 	Keepalive time.Duration // persistent keepalive; 0: none; at most 65535 s
 }
 

@@ -19,6 +19,7 @@ type Peer struct {
 	public    PublicKey
 	preshared *PresharedKey // behind a pointer so that no printing of a struct shows it
 	suite     Suite
+	exclusive bool
 	keepalive time.Duration
 
 	current atomic.Pointer[Keypair] // key for sending; written under mu
@@ -65,7 +66,7 @@ type Stats struct {
 }
 
 func newPeer(m *Machine, c PeerConfig) *Peer {
-	p := &Peer{machine: m, public: c.Public, preshared: &c.Preshared, suite: c.Suite, keepalive: c.Keepalive}
+	p := &Peer{machine: m, public: c.Public, preshared: &c.Preshared, suite: c.Suite, exclusive: c.Exclusive, keepalive: c.Keepalive}
 	p.jar.keys = newGuardKeys(c.Public)
 	p.startPersistent()
 	return p
