@@ -23,7 +23,9 @@ const tableName = "weft"
 //
 //	prerouting   before connection tracking: a workload sends from its own addresses only, and what comes from
 //	             the universe comes by Weft's devices only
-//	leak         a packet to the universe leaves by Weft's devices or not at all, whatever became of its routes
+//	leak         a packet to the universe leaves by Weft's devices or not at all, whatever became of its routes; and nobody
+//	             beyond the device is told of a shorter way, which the kernel suspects where it forwards a packet back into
+//	             the device, as it does for WireGuard clients
 //	postrouting  masquerade
 //
 // The leak rule sees packets after routing, so it hurts who really has a part of the universe elsewhere: a network that
@@ -97,6 +99,7 @@ func (f filters) replace(ns namespace, use features) error {
 		}
 	}
 	leak := b.chain("leak", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityFilter)
+	b.rule(leak, "no shorter way", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, f.device), redirect(), verdict(expr.VerdictDrop, ""))
 	var nat *nftables.Chain
 	if use.nat {
 		nat = b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
@@ -270,6 +273,18 @@ func noWayBack() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: register, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: make([]byte, 4)},
+	}
+}
+
+// redirect matches ICMP redirects (RFC 792, type 5). Those of ICMPv6 need a link-local address, which the device does not have.
+func redirect() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.NFPROTO_IPV4}},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_ICMP}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{5}},
 	}
 }
 
