@@ -125,6 +125,7 @@ func (s *Server) handler() http.Handler {
 	post(mux, "attach", s.svc.Attach)
 	post(mux, "detach", s.svc.Detach)
 	post(mux, "leave", s.svc.Leave)
+	serveWireGuard(mux, s.svc)
 	post(mux, "stop", func(context.Context, struct{}) (struct{}, error) {
 		s.svc.Stop()
 		return struct{}{}, nil

@@ -7,7 +7,8 @@
 // Invariants: every request and answer is a type of this package; a refusal
 // travels as one line of text that names the thing and the remedy, and comes
 // out of the client as an error with that very text; request bodies are
-// bounded; secrets travel only in the answer to a request for the token. The
+// bounded; secrets travel only in the answers to a request for the token and for
+// a new WireGuard client. The
 // daemon's side is [Service], which internal/node implements; cmd/weft uses
 // [Client]. Fields are added, never renamed or removed: scripts read the JSON.
 package api
@@ -34,6 +35,7 @@ type Service interface {
 	Leave(ctx context.Context, r LeaveRequest) (LeaveResult, error)
 	// Stop makes the daemon end as by SIGTERM, after the answer is sent.
 	Stop()
+	WireGuard
 }
 
 // Phase is how far a daemon has come.
@@ -147,7 +149,7 @@ type DetachResult struct {
 
 // LeaveRequest asks to leave the mesh for good.
 type LeaveRequest struct {
-	// Force leaves although workloads are attached.
+	// Force leaves although workloads are attached or WireGuard clients are joined.
 	Force bool `json:"force"`
 }
 

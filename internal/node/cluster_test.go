@@ -102,6 +102,8 @@ type fakePlane struct {
 	peers   []router.Peer
 	local   router.Local
 	greeted bool
+	refuse  error              // what SetPeers does next
+	stats   []router.PeerStats // made up
 }
 
 func (p *fakePlane) Run(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -109,6 +111,9 @@ func (p *fakePlane) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 func (p *fakePlane) SetPeers(peers []router.Peer) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.refuse != nil {
+		return p.refuse
+	}
 	p.peers = peers
 	return nil
 }
@@ -131,9 +136,14 @@ func (p *fakePlane) Greet() {
 	p.greeted = true
 }
 
-func (p *fakePlane) Stats() router.Stats           { return router.Stats{} }
-func (p *fakePlane) PeerStats() []router.PeerStats { return nil }
-func (p *fakePlane) Close() error                  { p.host.Receive(0, nil); return nil }
+func (p *fakePlane) Stats() router.Stats { return router.Stats{} }
+func (p *fakePlane) Close() error        { p.host.Receive(0, nil); return nil }
+
+func (p *fakePlane) PeerStats() []router.PeerStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats
+}
 
 // machine is one host of a cluster, which outlives the nodes that run on it.
 type machine struct {
@@ -152,6 +162,7 @@ type machine struct {
 	broken error // what making the data path ends in
 
 	unplugged bool // has no network
+	nowhere   bool // has no address that others could reach
 	carrier   *fakePlane
 
 	kill context.CancelFunc
@@ -173,6 +184,9 @@ func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
 	defer m.mu.Unlock()
 	if m.unplugged {
 		return hostnet.Link{}, hostnet.ErrNoNetwork
+	}
+	if m.nowhere {
+		return hostnet.Link{Name: "eth0", MTU: 1500}, nil
 	}
 	return hostnet.Link{Name: "eth0", MTU: 1500, Addr: m.addr, Addrs: []netip.Addr{m.addr}}, nil
 }

@@ -34,6 +34,10 @@ func (n *Node) Leave(ctx context.Context, r api.LeaveRequest) (api.LeaveResult, 
 		return api.LeaveResult{}, fmt.Errorf("%d workloads are attached (%s); detach them, or leave with --force: their addresses stay with this node then",
 			len(ids), strings.Join(head(ids, 5), ", "))
 	}
+	if names := e.clients.names(); len(names) > 0 && !r.Force {
+		return api.LeaveResult{}, fmt.Errorf("%d WireGuard clients join by this node (%s); remove them (weft wg remove), or leave with --force: their addresses stay with this node then",
+			len(names), strings.Join(head(names, 5), ", "))
+	}
 	res, err := n.giveAway(ctx, e)
 	if err != nil && !r.Force {
 		return api.LeaveResult{}, fmt.Errorf("%w; the node stays, and hands out no address any more: leave again, or restart it to go on", err)

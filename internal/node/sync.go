@@ -69,20 +69,10 @@ func (n *Node) syncPeers(e *engines) int {
 	n.syncing.Lock()
 	defer n.syncing.Unlock()
 	nodes, holdings := e.mesh.Nodes(), e.alloc.Owned()
-	peers := peersOf(nodes, holdings, n.mtu)
-	if !reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
-		if err := e.plane.SetPeers(peers); err != nil {
-			n.log.Error("the router refused the mesh's peers", zap.Error(err))
-		} else {
-			n.peers = peers
-		}
+	if err := n.setPeers(e, nodes, holdings); err != nil {
+		n.log.Error("the router refused the mesh's peers", zap.Error(err))
 	}
-	local := router.Local{MTU: n.mtu}
-	for _, h := range holdings {
-		if h.Owner == ring.Owner(n.state.identity.ID) {
-			local.Prefixes = h.Prefixes
-		}
-	}
+	local := router.Local{MTU: n.mtu, Prefixes: n.ownPrefixes(holdings)}
 	if l, ok := e.alloc.Lookup(hostOwner); ok {
 		local.Gateway4, local.Gateway6 = l.V4, l.V6
 	}
@@ -99,6 +89,37 @@ func (n *Node) syncPeers(e *engines) int {
 		}
 	}
 	return alive
+}
+
+// connectPeers gives the router its peers at once.
+func (n *Node) connectPeers(e *engines) error {
+	n.syncing.Lock()
+	defer n.syncing.Unlock()
+	return n.setPeers(e, e.mesh.Nodes(), e.alloc.Owned())
+}
+
+// setPeers gives the router the nodes and the WireGuard clients, if they have changed. The caller has n.syncing.
+func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) error {
+	peers, warning := withClients(peersOf(nodes, holdings, n.mtu), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
+	n.setWarning("client-key", warning)
+	if reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
+		return nil
+	}
+	if err := e.plane.SetPeers(peers); err != nil {
+		return err
+	}
+	n.peers = peers
+	return nil
+}
+
+// ownPrefixes are what this node owns.
+func (n *Node) ownPrefixes(holdings []ipam.Holding) []netip.Prefix {
+	for _, h := range holdings {
+		if h.Owner == ring.Owner(n.state.identity.ID) {
+			return h.Prefixes
+		}
+	}
+	return nil
 }
 
 // repair compares the host's network with what it should be, now and then,

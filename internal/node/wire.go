@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -45,6 +46,7 @@ type engines struct {
 	mesh      *mesh.Mesh
 	alloc     *ipam.Allocator
 	workloads *workloads
+	clients   *clients
 	universe  ipam.Universe
 	link      hostnet.Link
 }
@@ -108,6 +110,9 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		return nil, err
 	}
 	e.mesh.Register(stateRing, e.alloc)
+	if e.clients, err = loadClients(n.store, e.alloc, rand.Reader); err != nil {
+		return nil, err
+	}
 	if e.workloads, err = n.loadWorkloads(e); err != nil {
 		return nil, err
 	}
@@ -182,7 +187,7 @@ func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
 	}
 	ws := &workloads{
 		st: n.store, host: n.sys.host(n.log.Named("host")), alloc: e.alloc, netnsAt: n.sys.netnsAt,
-		ownNS: own, boot: boot, now: time.Now, log: n.log, state: map[string]string{},
+		ownNS: own, boot: boot, kept: e.clients.keeps, now: time.Now, log: n.log, state: map[string]string{},
 	}
 	if ws.all, err = loadWorkloads(n.store); err != nil {
 		return nil, err

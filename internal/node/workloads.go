@@ -51,6 +51,7 @@ type workloads struct {
 	netnsAt func(path string) (netns.ID, error)
 	ownNS   netns.ID
 	boot    string
+	kept    func(owner string) bool // by others than workloads
 	now     func() time.Time
 	log     *zap.Logger
 
@@ -216,7 +217,7 @@ func (ws *workloads) reconcile() error {
 		}
 	}
 	for _, l := range ws.alloc.List() {
-		if _, ok := ws.get(l.Owner); !ok && l.Owner != hostOwner && !ws.expected(l.Owner) {
+		if _, ok := ws.get(l.Owner); !ok && l.Owner != hostOwner && !ws.expected(l.Owner) && !ws.kept(l.Owner) {
 			ws.log.Info("address without workload released", zap.String("owner", l.Owner))
 			errs = append(errs, ws.alloc.Release(l.Owner))
 		}

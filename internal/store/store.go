@@ -46,9 +46,10 @@ const (
 	Workloads   Bucket = "workloads"   // workload ID -> workload
 	Records     Bucket = "records"     // NodeID -> the last known node record
 	Host        Bucket = "host"        // what was changed on the host, for reset
+	Clients     Bucket = "clients"     // name -> WireGuard client
 )
 
-func buckets() []Bucket { return []Bucket{Meta, IPAM, Allocations, Workloads, Records, Host} }
+func buckets() []Bucket { return []Bucket{Meta, IPAM, Allocations, Workloads, Records, Host, Clients} }
 
 // Errors that callers tell apart; each comes wrapped with path and remedy.
 var (

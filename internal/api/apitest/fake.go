@@ -31,6 +31,7 @@ type Daemon struct {
 
 	mu       sync.Mutex
 	attached map[string]api.Workload
+	clients  map[string]api.WGClient
 	stop     context.CancelFunc
 }
 
@@ -44,7 +45,7 @@ func Serve(t testing.TB, d *Daemon) (runDir string) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	d.attached, d.stop = map[string]api.Workload{}, cancel
+	d.attached, d.clients, d.stop = map[string]api.Workload{}, map[string]api.WGClient{}, cancel
 	done := make(chan error, 1)
 	go func() { done <- srv.Run(ctx) }()
 	t.Cleanup(func() {
