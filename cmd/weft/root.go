@@ -95,9 +95,15 @@ Then, on any host:    weft attach --netns /run/netns/NAME`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		c.launch(), c.status(), c.peers(), c.ps(), c.attach(), c.detach(),
-		c.token(), c.ipam(), c.stop(), c.leave(), c.reset(), c.version(),
+		c.token(), c.ipam(), c.wg(), c.stop(), c.leave(), c.reset(), c.version(),
 	)
-	for _, cmd := range root.Commands() {
+	wrongArgsAreUsage(root.Commands())
+	return root
+}
+
+func wrongArgsAreUsage(commands []*cobra.Command) {
+	for _, cmd := range commands {
+		wrongArgsAreUsage(cmd.Commands())
 		if args := cmd.Args; args != nil {
 			cmd.Args = func(cmd *cobra.Command, a []string) error {
 				if err := args(cmd, a); err != nil {
@@ -107,7 +113,6 @@ Then, on any host:    weft attach --netns /run/netns/NAME`,
 			}
 		}
 	}
-	return root
 }
 
 // printJSON writes v indented, as every --json does.

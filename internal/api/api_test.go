@@ -60,6 +60,16 @@ func TestEveryCallReachesTheDaemon(t *testing.T) {
 			t.Errorf("detach: %+v, %v", res, err)
 		}
 	}
+	added, err := c.WGAdd(ctx, api.WGAddRequest{Name: "phone", PublicKey: "key", Endpoint: "host:1"})
+	if err != nil || added.Name != "phone" || added.Endpoint != "host:1" || added.PresharedKey != apitest.PresharedKey {
+		t.Errorf("wg add: %+v, %v", added, err)
+	}
+	if list, err := c.WGClients(ctx); err != nil || len(list) != 1 || list[0].Name != "phone" || list[0].PublicKey != "key" {
+		t.Errorf("wg list: %+v, %v", list, err)
+	}
+	if res, err := c.WGRemove(ctx, api.WGRemoveRequest{Name: "phone"}); err != nil || !reflect.DeepEqual(res.Released, added.Addresses) {
+		t.Errorf("wg remove: %+v, %v", res, err)
+	}
 	if l, err := c.Leave(ctx, api.LeaveRequest{}); err != nil || !reflect.DeepEqual(l, d.Left) {
 		t.Errorf("leave: %+v, %v", l, err)
 	}
