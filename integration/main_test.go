@@ -45,22 +45,25 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	if os.Getenv(envBinary) == "" {
-		dir, err := os.MkdirTemp("", "weft-test-")
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+	dir, err := os.MkdirTemp("", "weft-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	for _, b := range []struct{ env, pkg string }{{envBinary, "./cmd/weft"}, {envWireGuard, "golang.zx2c4.com/wireguard"}} {
+		if os.Getenv(b.env) != "" {
+			continue
 		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		path := filepath.Join(dir, "weft")
-		build := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/weft")
+		path := filepath.Join(dir, filepath.Base(b.pkg))
+		build := exec.Command("go", "build", "-trimpath", "-o", path, b.pkg)
 		build.Dir = ".."
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building weft: %v\n%s", err, out)
+			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", b.pkg, err, out)
 			return 1
 		}
-		if err := os.Setenv(envBinary, path); err != nil {
+		if err := os.Setenv(b.env, path); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
