@@ -35,7 +35,8 @@ test: build ## Run all tests with the race detector, also those that build hosts
 	if ! printf '#include <stdlib.h>\nint main(void){return 0;}\n' | $$($(GO) env CC) -x c -o /dev/null - >/dev/null 2>&1; then \
 		echo 'make test: no working C compiler found: running without the race detector' >&2; race=; cgo=0; \
 	fi; \
-	set -x; WEFT_BIN=$(CURDIR)/$(BIN)/weft CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PKG)
+	set -x; $(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard; \
+	WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PKG)
 
 lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS
 	$(LINT) run

@@ -51,7 +51,7 @@ func TestStrangersAreLoggedOnce(t *testing.T) {
 			t.Errorf("%d handshakes were counted", n)
 		}
 		lines := b.log.All()
-		if len(lines) != 1 || lines[0].Message != "handshakes refused: the sender's key belongs to no node of this mesh; if it should, compare tokens and check that it has joined" ||
+		if len(lines) != 1 || lines[0].Message != "handshakes refused: the sender's key belongs to no node of this mesh and no WireGuard client of this node; if it should, compare tokens and check that it has joined" ||
 			lines[0].ContextMap()["from"] != at(1).String() {
 			t.Errorf("log: %v", lines)
 		}

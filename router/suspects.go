@@ -49,7 +49,7 @@ func (s *suspects) unknown(from netip.AddrPort, now time.Time) {
 	if e := s.entry(from.Addr(), now); e != nil {
 		e.knock = now
 		if now.Sub(e.first) >= unknownGrace {
-			s.say(e, from, "handshakes refused: the sender's key belongs to no node of this mesh; if it should, compare tokens and check that it has joined")
+			s.say(e, from, "handshakes refused: the sender's key belongs to no node of this mesh and no WireGuard client of this node; if it should, compare tokens and check that it has joined")
 		}
 	}
 }

@@ -53,7 +53,7 @@ the host ready to join again as a new one.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&r.Force, "force", false, "leave although workloads are attached; their addresses stay with this node")
+	cmd.Flags().BoolVar(&r.Force, "force", false, "leave although workloads are attached or WireGuard clients are joined; their addresses stay with this node")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

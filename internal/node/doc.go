@@ -8,7 +8,8 @@
 // makes the engines and connects them (wire.go), gets the host its address,
 // puts the host's network into the desired state (workloads.go), and then keeps
 // the router's peers in step with records and ring (sync.go) until it is told to
-// stop. service.go answers the command line.
+// stop. service.go answers the command line. client.go keeps the WireGuard clients
+// that join by this node, wireguard.go answers for them.
 //
 // Invariants: what is answered or gossiped has been persisted; a first start
 // that is refused leaves the host as it was; whatever ends the process, the

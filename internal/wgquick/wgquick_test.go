@@ -100,8 +100,9 @@ func screen(t *testing.T, text string, module int) image.Image {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	var rows [][]bool // black
 	for _, l := range lines {
-		body, ok := strings.CutPrefix(l, on)
-		if body, ok = strings.CutSuffix(body, off); !ok || strings.Contains(body, "\x1b") {
+		body, begins := strings.CutPrefix(l, on)
+		body, ends := strings.CutSuffix(body, off)
+		if !begins || !ends || strings.Contains(body, "\x1b") {
 			t.Fatalf("line %q does not set and reset its colours", l)
 		}
 		var upper, lower []bool
