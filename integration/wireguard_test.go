@@ -31,7 +31,7 @@ type wgRow struct {
 }
 
 // remembered is how long the daemon may take to have on disk where a client is.
-const remembered = 7 * time.Second
+const remembered = 2 * time.Second
 
 // TestWireGuardClients lets three stock clients join by two nodes of three, and through what befalls clients.
 func TestWireGuardClients(t *testing.T) {
@@ -251,4 +251,47 @@ func TestWireGuardClients(t *testing.T) {
 		t.Errorf("after a reset there are %+v", rows)
 	}
 	unreachable(t, office.Namespace, far.V4)
+}
+
+// TestWireGuardClientBehindNAT has a client at home: it reaches the workload, and is reached, although nobody can call it before
+// it has called, and so it is after a crash of the node. The mesh is one of IPv4 alone, on another port.
+func TestWireGuardClientBehindNAT(t *testing.T) {
+	l := lab.New(t)
+	wan, home := l.Switch("wan"), l.Switch("home")
+	r := l.Router("box", home, wan)
+	h, client := l.Host("node", wan), l.Host("client", home)
+	h.Launch("--range", "10.32.0.0/16", "--port", "7000")
+	if err := h.WaitReady(patience); err != nil {
+		t.Fatal(err)
+	}
+	w := h.Workload("w")
+	w.Attach()
+	r.NAT(wan, lab.RandomPorts)
+	text := done(t, h.Weft("wg", "add", "home", "--endpoint", h.Link().V4().String(), "--keepalive", "1s"))
+	c := joinWG(t, client.Namespace, text, false)
+	if c.v6.IsValid() || c.conf["Peer.AllowedIPs"] != "10.32.0.0/16" || !strings.HasSuffix(c.conf["Peer.Endpoint"], ":7000") {
+		t.Errorf("the configuration is\n%v", c.conf)
+	}
+	// It says by itself that it is there.
+	if _, err := w.Reach(c.v4, patience); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Reach(w.V4, patience); err != nil {
+		t.Fatal(err)
+	}
+	rows := ask[[]wgRow](t, h, "wg", "list")
+	if len(rows) != 1 || !strings.HasPrefix(rows[0].Endpoint, r.Link(wan).V4().String()+":") {
+		t.Errorf("listed: %+v", rows)
+	}
+	time.Sleep(remembered)
+	h.Kill()
+	h.Relaunch()
+	if err := h.WaitReady(patience); err != nil {
+		t.Fatal(err)
+	}
+	took, err := w.Reach(c.v4, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("reached %v after the node is ready again", took.Round(time.Millisecond))
 }

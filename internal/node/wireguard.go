@@ -21,7 +21,7 @@ import (
 )
 
 // rememberInterval is how often it is looked where the WireGuard clients are.
-const rememberInterval = 5 * time.Second
+const rememberInterval = time.Second
 
 // WGClients implements [api.WireGuard].
 func (n *Node) WGClients() []api.WGClient {
