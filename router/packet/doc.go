@@ -3,7 +3,7 @@
 // Package packet knows the bytes of the packets that Weft carries: it reads IP
 // headers, lowers the segment size that TCP announces, writes the ICMP errors
 // that a router owes, cuts the superpackets of an offloading TUN device into
-// packets that fit the path, and joins packets into superpackets again.
+// packets that fit the path, fragments IPv4, and joins packets into superpackets again.
 //
 // Every function is pure: it works on the caller's buffers, keeps no reference
 // to them after the last call that the documentation names, allocates nothing,
