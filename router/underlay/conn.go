@@ -33,6 +33,9 @@ type Message struct {
 	Addr netip.AddrPort
 	// TOS is the type of service of the IPv4 header, or the traffic class of the IPv6 header, of all of them: as received, or to be sent.
 	TOS uint8
+	// Fragment makes Send leave it to the network to fragment what is too large for a link: hosts and routers for IPv4, this
+	// host for IPv6, as far as it knows the path from ICMP. Else it is sent whole or not at all.
+	Fragment bool
 }
 
 // Conn is one UDP socket. Recv and Send may be used by one goroutine each,
@@ -47,6 +50,10 @@ type Conn struct {
 
 	gso *gso
 	gro bool // fixed by Listen
+
+	// mode is held for writing while the socket lets datagrams be fragmented, for reading while one is sent that must not be.
+	// Other datagrams may get into such a moment: they lose their don't-fragment bit and nothing else.
+	mode sync.RWMutex
 
 	rx, tx batch
 	zones  zones // of received link-local addresses; used by Recv
@@ -117,7 +124,8 @@ func (c *Conn) Recv(ms []Message) (int, error) {
 // Buf is moved on to the rest.
 //
 // A run goes to the kernel as one. Where the link is too narrow for its datagrams or the device cannot do it, it goes
-// one by one; a device that cannot is not asked again.
+// one by one; a device that cannot is not asked again. A datagram that is larger than the link of this host, and must not be
+// fragmented, is an error that matches unix.EMSGSIZE. What the kernel has heard by ICMP of the path behind it is ignored.
 func (c *Conn) Send(ms []Message) (n int, err error) {
 	apart := false // ms[n] goes one by one
 	for n < len(ms) {
@@ -125,7 +133,7 @@ func (c *Conn) Send(ms []Message) (n int, err error) {
 		if errno != 0 {
 			return n, errno
 		}
-		sent, errno := c.call(unix.SYS_SENDMMSG, &c.tx, ready, unix.MSG_DONTWAIT)
+		sent, errno := c.transmit(ready, ms[n].Fragment)
 		switch {
 		case errno == 0:
 			for i := range sent {
@@ -150,7 +158,7 @@ func (c *Conn) Send(ms []Message) (n int, err error) {
 // message is loaded one by one if apart.
 func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 	whole := c.gso.on.Load()
-	for i := 0; i < len(ms) && ready < MaxBatch; i++ {
+	for i := 0; i < len(ms) && ready < MaxBatch && ms[i].Fragment == ms[0].Fragment; i++ {
 		m := &ms[i]
 		size, errno := encode(&c.tx.names[ready], c.family, m.Addr)
 		if errno != 0 {
@@ -190,9 +198,28 @@ func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 	return ready, 0
 }
 
-// SendTo sends one datagram with that type of service or traffic class, for those who do not own the Conn. A full socket
-// is an error (EAGAIN). It does not allocate unless it returns an error.
+// SendTo sends one datagram with that type of service or traffic class, for those who do not own the Conn. It may be fragmented
+// on its way. A full socket is an error (EAGAIN). It does not allocate unless it returns an error.
 func (c *Conn) SendTo(b []byte, to netip.AddrPort, tos uint8) error {
+	if len(b) <= alwaysWhole {
+		return c.sendTo(b, to, tos)
+	}
+	c.mode.Lock()
+	defer c.mode.Unlock()
+	c.allowFragments(true)
+	defer c.allowFragments(false)
+	return c.sendTo(b, to, tos)
+}
+
+// SendWhole is SendTo for a datagram that is lost on its way rather than fragmented. One that is larger than the link of this host is an
+// error that matches unix.EMSGSIZE. Its type of service is 0.
+func (c *Conn) SendWhole(b []byte, to netip.AddrPort) error {
+	c.mode.RLock()
+	defer c.mode.RUnlock()
+	return c.sendTo(b, to, 0)
+}
+
+func (c *Conn) sendTo(b []byte, to netip.AddrPort, tos uint8) error {
 	var name unix.RawSockaddrInet6
 	size, errno := encode(&name, c.family, to)
 	if errno != 0 {

@@ -5,8 +5,8 @@
 // Listen opens any number of UDP sockets on one port, one for each thread that
 // shall receive; the kernel spreads the senders over them. They speak IPv4 and
 // IPv6 alike, and addresses are always given in their plain form: IPv4 is
-// never IPv4-mapped. The don't-fragment bit is not set, so that a path which is
-// narrower than ours fragments datagrams instead of swallowing them.
+// never IPv4-mapped. The don't-fragment bit is set, so that whoever sends learns by
+// probes how wide the path is, but for single datagrams that say otherwise (Message.Fragment).
 //
 // A run of datagrams of one size to one peer crosses the system call and the stack below as one (UDP_SEGMENT,
 // UDP_GRO), where the kernel and the device can.

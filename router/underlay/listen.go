@@ -119,14 +119,14 @@ func open(family int, port uint16, shared bool) (*Conn, error) {
 func (c *Conn) configure(port uint16, shared bool) error {
 	var addr unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
 	options := []struct{ level, name, value int }{
-		{unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
+		{unix.SOL_IP, unix.IP_MTU_DISCOVER, wholeV4},
 		{unix.SOL_IP, unix.IP_RECVTOS, 1}, // also of a socket that speaks IPv6
 	}
 	if c.family == unix.AF_INET6 {
 		addr = &unix.SockaddrInet6{Port: int(port)}
 		options = append(options, []struct{ level, name, value int }{
 			{unix.SOL_IPV6, unix.IPV6_V6ONLY, 0},
-			{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
+			{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, wholeV6},
 			{unix.SOL_IPV6, unix.IPV6_RECVTCLASS, 1},
 		}...)
 	}

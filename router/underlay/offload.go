@@ -47,7 +47,7 @@ type gso struct {
 // the reason, that is so for all that follow.
 func (g *gso) refused(errno unix.Errno) bool {
 	switch errno {
-	case unix.EINVAL, unix.EMSGSIZE: // the link is too narrow for these datagrams
+	case unix.EINVAL, unix.EMSGSIZE: // the link is too narrow for these datagrams: single ones tell
 		return true
 	case unix.EIO:
 		if g.on.CompareAndSwap(true, false) && g.tell != nil {

@@ -174,7 +174,7 @@ func inNamespace(t *testing.T, f func(lo netlink.Link)) {
 	}
 }
 
-// Where a link is too narrow for the datagrams of a run they are fragmented, as single ones are.
+// Where a link is too narrow for the datagrams of a run they are fragmented if they may be.
 func TestRunsOverNarrowLink(t *testing.T) {
 	inNamespace(t, func(lo netlink.Link) {
 		if err := netlink.LinkSetMTU(lo, 1300); err != nil {
@@ -184,6 +184,9 @@ func TestRunsOverNarrowLink(t *testing.T) {
 		a, b := listenWith(t, Options{}), listenWith(t, Options{})
 		for _, host := range []netip.Addr{loop4, loop6} {
 			ms, want := runs(netip.AddrPortFrom(host, b.Port()))
+			for i := range ms {
+				ms[i].Fragment = true
+			}
 			if n, err := a.Send(ms); n != len(ms) || err != nil {
 				t.Errorf("%v: %d, %v", host, n, err)
 				return
@@ -196,6 +199,71 @@ func TestRunsOverNarrowLink(t *testing.T) {
 			}
 			if !a.GSO() {
 				t.Error("one narrow link switched runs off for all")
+			}
+		}
+	})
+}
+
+// What must not be fragmented and does not fit is an error, time and again; the rest passes as ever.
+func TestWholeOverNarrowLink(t *testing.T) {
+	inNamespace(t, func(lo netlink.Link) {
+		if err := netlink.LinkSetMTU(lo, 1300); err != nil {
+			t.Error(err)
+			return
+		}
+		a, b := listenWith(t, Options{}), listenWith(t, Options{})
+		for _, host := range []netip.Addr{loop4, loop6} {
+			to := netip.AddrPortFrom(host, b.Port())
+			fits, large := 1300-28, 1300-27
+			if host.Is6() {
+				fits, large = 1300-48, 1300-47
+			}
+			for range 2 {
+				ms := []Message{
+					{Buf: make([]byte, 10*fits), Segment: fits, Addr: to},
+					{Buf: make([]byte, 10*large), Segment: large, Addr: to},
+					{Buf: make([]byte, 2*large), Segment: large, Addr: to, Fragment: true},
+					{Buf: make([]byte, large), Addr: to},
+					{Buf: make([]byte, fits), Addr: to},
+				}
+				var failed []int
+				for at := 0; at < len(ms); {
+					n, err := a.Send(ms[at:])
+					if at += n; err != nil {
+						if !errors.Is(err, unix.EMSGSIZE) {
+							t.Error(err)
+						}
+						failed = append(failed, at)
+						at++
+					}
+				}
+				if fmt.Sprint(failed) != "[1 3]" {
+					t.Errorf("%v: messages %v failed", host, failed)
+				}
+				got, most := collect(t, b, 13)
+				for i, d := range got {
+					want := fits
+					if i == 10 || i == 11 {
+						want = large
+					}
+					if len(d) != want {
+						t.Errorf("datagram %d has %d bytes, want %d", i, len(d), want)
+					}
+				}
+				if most != 10 || !a.GSO() {
+					t.Errorf("at most %d came together, GSO %v", most, a.GSO())
+				}
+				if err := a.SendWhole(make([]byte, large), to); !errors.Is(err, unix.EMSGSIZE) {
+					t.Errorf("SendWhole: %v", err)
+				}
+				for _, err := range []error{a.SendTo(make([]byte, large), to, 0), a.SendWhole(make([]byte, fits), to)} {
+					if err != nil {
+						t.Error(err)
+					}
+				}
+				if got, _ := collect(t, b, 2); len(got[0]) != large || len(got[1]) != fits {
+					t.Errorf("%d and %d bytes", len(got[0]), len(got[1]))
+				}
 			}
 		}
 	})

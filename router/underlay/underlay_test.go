@@ -251,7 +251,7 @@ func TestClose(t *testing.T) {
 	to := netip.AddrPortFrom(loop4, 9)
 	_, recv := c.Recv(messages(1, 10))
 	_, send := c.Send([]Message{{Buf: []byte("x"), Addr: to}})
-	for _, err := range []error{recv, send, c.SendTo(nil, to, 0)} {
+	for _, err := range []error{recv, send, c.SendTo(nil, to, 0), c.SendTo(make([]byte, 2000), to, 0), c.SendWhole(nil, to)} {
 		if !errors.Is(err, os.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
@@ -263,14 +263,21 @@ func TestNoAllocations(t *testing.T) {
 	for _, to := range []netip.Addr{loop4, loop6} {
 		out := make([]Message, 10)
 		for i := range out {
-			out[i] = Message{Buf: make([]byte, 100), Addr: netip.AddrPortFrom(to, c.Port()), TOS: uint8(i)}
+			out[i] = Message{Buf: make([]byte, 100), Addr: netip.AddrPortFrom(to, c.Port()), TOS: uint8(i), Fragment: i%4 < 2}
 		}
-		in := messages(20, 200)
+		in := messages(20, 2000)
+		large := make([]byte, 2000)
 		if n := testing.AllocsPerRun(20, func() {
 			if n, err := c.Send(out); n != len(out) || err != nil {
 				t.Fatal(n, err)
 			}
 			if err := c.SendTo(out[0].Buf, out[0].Addr, 0x88); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SendTo(large, out[0].Addr, 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SendWhole(large, out[0].Addr); err != nil {
 				t.Fatal(err)
 			}
 			for range 3 { // the last finds nothing
