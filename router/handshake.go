@@ -40,6 +40,7 @@ func (s *shard) handshake(known *snapshot, b []byte, from netip.AddrPort, now ti
 	s.r.timers.touch(p)
 	if res.Established {
 		p.settled()
+		s.r.explore(p)
 		return s.flushPending(p, now)
 	}
 	return nil

@@ -50,6 +50,7 @@ func TestBadDatagrams(t *testing.T) {
 	inEachShape(t, func(t *testing.T, net *routertest.Net, a, b *host) {
 		wire := newTap(net)
 		establish(a, b)
+		a.queues[0].Inject(udp(addr4(1, 9), addr4(2, 9), "the last of a"))
 		b.delivered()
 		data := wire.last(session.TypeData)
 		initiation := wire.last(session.TypeInitiation)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/pathmtu"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/underlay"
 )
@@ -112,9 +113,16 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 		s.join.Drop()
 		return nil // a keepalive
 	}
+	if pathmtu.IsMessage(plain) {
+		return s.message(known, plain, from, now)
+	}
 	s.rxRun.data = true
+	return s.packet(known, plain, session.DataFlags(b)&session.OpenChecksum != 0)
+}
+
+// packet handles a packet from the peer of rxRun, whose checksum is open or not. It is in the space of join.
+func (s *shard) packet(known *snapshot, plain []byte, open bool) error {
 	var p packet.Packet
-	open := session.DataFlags(b)&session.OpenChecksum != 0
 	if !s.accept(known, s.rxRun.peer, plain, &p, open) {
 		s.join.Drop()
 		return nil
@@ -201,6 +209,7 @@ func (s *shard) settleRx(now time.Time) error {
 	}
 	if established {
 		t.peer.settled()
+		s.r.explore(t.peer)
 		return s.flushPending(t.peer, now)
 	}
 	return nil
@@ -210,5 +219,6 @@ func (s *shard) settleRx(now time.Time) error {
 func (s *shard) roam(p *peer, from netip.AddrPort) {
 	if e := p.endpoint.Load(); e == nil || *e != from {
 		s.r.endpoints.move(p, from)
+		s.r.explore(p)
 	}
 }

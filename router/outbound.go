@@ -8,7 +8,10 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/pathmtu"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/underlay"
 )
@@ -89,6 +92,10 @@ func (s *shard) outbound(known *snapshot, frame []byte, now time.Time) error {
 // forward splits a packet or superpacket and sends the segments to the peer.
 func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VNetHdr, frame []byte, now time.Time) error {
 	mtu := known.mtuTo(to)
+	room := mtu
+	if p.Src.Is6() { // pieces carry what the path does not
+		room = max(mtu, min(minMTU, known.maxTo(to)))
+	}
 	if s.txRun.peer != to {
 		if err := s.settleTx(now); err != nil {
 			return err
@@ -112,13 +119,19 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VN
 	addr, _ := to.target()
 	first := true
 	for segment, ok := s.split.Next(); ok; segment, ok = s.split.Next() {
-		if first { // and no later one is larger
-			first = false
-			if len(segment) > mtu && p.DF || len(segment) > MaxMTU {
+		if len(segment) > room {
+			if p.DF { // and no later one is larger
 				s.stats.drop(DropTooBig)
 				complete(segment, flags)
-				return s.tooBig(known, segment, p, mtu, now)
+				return s.tooBig(known, segment, p, room, now)
 			}
+			if err := s.fragment(to, addr, segment, flags, mtu, now); err != nil {
+				return err
+			}
+			continue
+		}
+		if first {
+			first = false
 			if mtu < known.local.MTU {
 				packet.ClampMSS(segment, p, mtu)
 			}
@@ -133,14 +146,12 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VN
 // seal puts one packet, sealed under the key of txRun, into the batch, or lets it wait for a key.
 func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags, now time.Time) error {
 	if s.txRun.key != nil {
-		if !s.out.fits(len(plain)) {
-			if err := s.flush(); err != nil {
-				return err
-			}
-			if !s.out.fits(len(plain)) {
-				s.stats.drop(DropFull)
-				return nil
-			}
+		if x := to.path.sizes(); x.pieces && x.mtu > 0 && len(plain) > x.mtu && len(plain) <= pathmtu.MinIPv6 {
+			complete(plain, flags)
+			return s.sealPieces(to, addr, plain, x.mtu, now)
+		}
+		if ok, err := s.makeRoom(len(plain)); !ok || err != nil {
+			return err
 		}
 		if s.out.seal(s.txRun.key, to, plain, flags, addr) {
 			s.txRun.packets++
@@ -312,16 +323,17 @@ func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags s
 	b.arena = sealed
 	n := len(sealed) - at
 	tos := packet.TOS(plain) & b.copied
+	whole := to.path.sent(len(plain))
 	if !b.full && len(b.messages) > b.sent {
 		m := &b.messages[len(b.messages)-1]
-		if size := len(m.Buf) + n; b.peers[len(b.peers)-1] == to && m.Addr == addr && m.TOS == tos &&
+		if size := len(m.Buf) + n; b.peers[len(b.peers)-1] == to && m.Addr == addr && m.TOS == tos && m.Fragment == !whole &&
 			n <= m.Segment && size <= underlay.MaxMessage && size <= underlay.MaxSegments*m.Segment {
 			m.Buf = sealed[at-len(m.Buf):]
 			b.full = n < m.Segment
 			return true
 		}
 	}
-	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Segment: n, Addr: addr, TOS: tos})
+	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Segment: n, Addr: addr, TOS: tos, Fragment: !whole})
 	b.peers = append(b.peers, to)
 	b.full = false
 	return true
@@ -342,6 +354,10 @@ func (s *shard) flush() error {
 			b.full = b.full || b.blocked // of a part of the last one nothing is known but that it is a rest
 		case errors.Is(err, os.ErrClosed):
 			return err
+		case errors.Is(err, unix.EMSGSIZE) && !b.messages[b.sent].Fragment:
+			// The link of this host has become narrower than its paths were.
+			b.messages[b.sent].Fragment = true
+			s.r.explore(b.peers[b.sent])
 		default: // concerns one message
 			m := &b.messages[b.sent]
 			s.stats.dropN(DropSend, uint64((len(m.Buf)+m.Segment-1)/m.Segment))

@@ -83,6 +83,8 @@ func (l *loop) SendTo(b []byte, _ netip.AddrPort, _ uint8) error {
 	return nil
 }
 
+func (l *loop) SendWhole(b []byte, to netip.AddrPort) error { return l.SendTo(b, to, 0) }
+
 func (l *loop) reset() { l.sent, l.slab = l.sent[:0], l.slab[:0] }
 
 // bench is two routers joined by hand, whose shards are called directly.

@@ -36,11 +36,13 @@ type peer struct {
 	oddMarks  atomic.Bool // it was logged that its congestion marks make no sense
 	rx, tx    traffic
 	pending   pending
+	path      path
 
 	// Owned by the timer goroutine.
 	active bool
 	next   time.Time // of the next Tick; zero: none
 	greet  time.Time // when to begin a handshake; zero: not
+	probe  time.Time // of the next look at the path; zero: none
 }
 
 type traffic struct{ packets, bytes atomic.Uint64 }

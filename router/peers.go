@@ -25,12 +25,17 @@ type Peer struct {
 	Suite session.Suite
 	// Prefixes are the addresses that belong to the peer. No two peers may have the same one; they may nest.
 	Prefixes []netip.Prefix
-	// MTU is the largest inner packet for the peer in bytes; 0, or more than our own, means our own.
+	// MTU is the largest inner packet for the peer in bytes; 0, or more than our own, means our own. Where probes find that the
+	// path is narrower, that goes.
 	MTU int
 	// External makes the peer no node of the mesh but a WireGuard client whose only way into it is this host; see external.go.
+	// It gets no probes.
 	External bool
 	// Preshared is what an external peer has in place of Config.Preshared; other peers have none of their own.
 	Preshared session.PresharedKey
+	// NoProbes tells that the peer does not know the probes of Weft, as a stock WireGuard: it is sent what MTU says, and the network
+	// may fragment it.
+	NoProbes bool
 }
 
 // snapshot is what the shards know: built as a whole, never changed.
@@ -216,8 +221,17 @@ func cleanEndpoints(list []netip.AddrPort) []netip.AddrPort {
 	return clean
 }
 
-// mtuTo returns the largest inner packet for p.
+// mtuTo returns the largest inner packet that reaches p, as far as is known.
 func (s *snapshot) mtuTo(p *peer) int {
+	most := s.maxTo(p)
+	if known := p.path.sizes().mtu; known > 0 && known < most {
+		return known
+	}
+	return most
+}
+
+// maxTo returns the largest inner packet that p may be sent.
+func (s *snapshot) maxTo(p *peer) int {
 	if mtu := p.config.Load().MTU; mtu > 0 && mtu < s.local.MTU {
 		return mtu
 	}
@@ -245,6 +259,10 @@ type PeerStats struct {
 	Handshake time.Time // when a key last came into use; zero: never
 	// Inner packets and bytes, without padding, since the peer was added.
 	RxPackets, RxBytes, TxPackets, TxBytes uint64
+	// MTU is the largest inner packet in bytes that the peer can be sent, and Confirmed tells that such a packet passes: a probe
+	// of that size has arrived, and none was lost since. Paths are probed while they are used.
+	MTU       int
+	Confirmed bool
 	// LastError is why the last datagram could not be sent or the last handshake failed; empty if
 	// a handshake succeeded since.
 	LastError string
@@ -253,9 +271,12 @@ type PeerStats struct {
 // PeerStats returns one entry per peer in the order of SetPeers.
 func (r *Router) PeerStats() []PeerStats {
 	now := r.config.Now()
+	known := r.current.Load()
 	var all []PeerStats
-	for _, p := range r.current.Load().peers {
-		all = append(all, p.stats(now))
+	for _, p := range known.peers {
+		s := p.stats(now)
+		s.MTU, s.Confirmed = known.mtuTo(p), p.path.sizes().confirmed
+		all = append(all, s)
 	}
 	return all
 }

@@ -45,6 +45,9 @@ type Config struct {
 	// CopyDSCP makes datagrams bear the DSCP of the packets in them, which tells the network between hosts what they are; otherwise
 	// it is 0. The DSCP of packets that come in is never changed.
 	CopyDSCP bool
+	// RaiseInterval is the longest time between two attempts to send larger packets on a path that was found to be narrow; 0 means
+	// a minute. The first attempts come sooner.
+	RaiseInterval time.Duration
 	// Control gets the datagrams of the mesh without their first byte. It is called by the shards, concurrently, and must not
 	// block; b is valid only during the call. nil drops them.
 	Control func(b []byte, from netip.AddrPort, at time.Time)
@@ -72,6 +75,8 @@ type Router struct {
 	shards   []*shard
 	timers   timers
 	suspects suspects
+	prober   prober        // the timer goroutine's
+	pieceID  atomic.Uint64 // of the last packet that was sent in pieces
 	started  atomic.Bool
 
 	// current is what the shards work with, replaced as a whole under mu.
@@ -104,11 +109,15 @@ func New(c Config) (*Router, error) {
 	if c.Rand == nil {
 		c.Rand = rand.Reader
 	}
+	if c.RaiseInterval <= 0 {
+		c.RaiseInterval = raiseInterval
+	}
 	machine, err := session.New(session.Config{Private: c.Private, Rand: c.Rand})
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r := &Router{config: c, public: c.Private.Public(), machine: machine}
+	r.pieceID.Store(uint64(c.Now().UnixNano())) // none of those before a restart
 	r.timers.init()
 	r.suspects.init(c.Log)
 	r.endpoints.init()

@@ -30,17 +30,20 @@ type Queue interface {
 
 // Conn is a shard's way to the network between hosts. *underlay.Conn is one.
 //
-// Recv and Send are called by one goroutine, the shard's; SendTo by any. None blocks. Closing is as with Queue.
+// Recv and Send are called by one goroutine, the shard's; SendTo and SendWhole by any. None blocks. Closing is as with Queue.
 type Conn interface {
 	// Recv fills the first n of ms (see underlay.Message), each with one datagram or a run of them, and returns n; 0
 	// without an error means that nothing has arrived. An error that does not match os.ErrClosed is counted and passed over.
 	Recv(ms []underlay.Message) (n int, err error)
 	// Send sends ms in order and returns how many are done. n < len(ms) without an error means
-	// that there is no room now; an error that does not match os.ErrClosed concerns ms[n] only. Of a run that it
-	// has sent in part it moves Buf on to the rest. It keeps nothing of ms.
+	// that there is no room now; an error that does not match os.ErrClosed concerns ms[n] only, and matches unix.EMSGSIZE if that
+	// must not be fragmented (underlay.Message) and is too large. Of a run that it has sent in part it moves Buf on to the rest. It keeps nothing of ms.
 	Send(ms []underlay.Message) (n int, err error)
-	// SendTo sends one datagram, with that type of service or traffic class, or returns why not, and keeps nothing of b.
+	// SendTo sends one datagram, which may be fragmented, with that type of service or traffic class, or returns why not, and keeps nothing of b.
 	SendTo(b []byte, to netip.AddrPort, tos uint8) error
+	// SendWhole sends one datagram that must not be fragmented, or returns why not: an error that matches unix.EMSGSIZE if it is larger
+	// than the link of this host, unix.EAGAIN if there is no room now. It keeps nothing of b.
+	SendWhole(b []byte, to netip.AddrPort) error
 }
 
 // Events are what a shard waits for.

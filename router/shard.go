@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/router/packet"
+	"github.com/weftnet/weft/router/pathmtu"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/tun"
 	"github.com/weftnet/weft/router/underlay"
@@ -56,6 +57,10 @@ type shard struct {
 	split packet.Splitter
 	out   transmitBatch
 	txRun run // packets for one peer, not accounted for yet
+	cut   packet.Fragmenter
+	piece [pathmtu.MinIPv6]byte // of a packet that goes in pieces
+
+	pieces pathmtu.Assembler[*peer] // received
 
 	handshakeBuf [session.InitiationSize]byte
 	icmpBuf      [packet.VNetHdrLen + minMTU]byte

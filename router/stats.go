@@ -72,6 +72,8 @@ type Stats struct {
 	ControlRx, ControlTx uint64
 	// Handshake messages that were accepted.
 	Handshakes uint64
+	// Probes of path MTUs that left, and those that were acknowledged.
+	ProbesTx, ProbesAcked uint64
 	// Drops has an entry for every Reason.
 	Drops map[Reason]uint64
 }
@@ -81,6 +83,8 @@ type counters struct {
 	rx, tx               traffic
 	controlRx, controlTx atomic.Uint64
 	handshakes           atomic.Uint64
+	probesTx             atomic.Uint64
+	probesAcked          atomic.Uint64
 	drops                [reasons]atomic.Uint64
 }
 
@@ -102,6 +106,8 @@ func (r *Router) Stats() Stats {
 		s.ControlRx += c.controlRx.Load()
 		s.ControlTx += c.controlTx.Load()
 		s.Handshakes += c.handshakes.Load()
+		s.ProbesTx += c.probesTx.Load()
+		s.ProbesAcked += c.probesAcked.Load()
 		for i := range c.drops {
 			s.Drops[Reason(i)] += c.drops[i].Load()
 		}

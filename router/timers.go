@@ -28,6 +28,7 @@ type timers struct {
 	mu    sync.Mutex
 	inbox []*peer    // touched, not yet looked at
 	calls []greeting // to begin
+	now   bool       // do not wait for others
 }
 
 type greeting struct {
@@ -45,6 +46,17 @@ func (t *timers) touch(p *peer) {
 	}
 	t.mu.Lock()
 	t.inbox = append(t.inbox, p)
+	t.mu.Unlock()
+	t.nudge()
+}
+
+// hurry asks for the timers of p to be looked at at once.
+func (t *timers) hurry(p *peer) {
+	t.mu.Lock()
+	if !p.touched.Swap(true) {
+		t.inbox = append(t.inbox, p)
+	}
+	t.now = true
 	t.mu.Unlock()
 	t.nudge()
 }
@@ -69,7 +81,7 @@ func (t *timers) collect() ([]*peer, []greeting) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	touched, calls := t.inbox, t.calls
-	t.inbox, t.calls = nil, nil
+	t.inbox, t.calls, t.now = nil, nil, false
 	return touched, calls
 }
 
@@ -77,6 +89,9 @@ func (t *timers) collect() ([]*peer, []greeting) {
 func (t *timers) soon(now time.Time) time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.now {
+		return now
+	}
 	soon := now.Add(tickAfter)
 	for _, c := range t.calls {
 		if c.at.Before(soon) {
@@ -134,7 +149,7 @@ func (r *Router) scan(active []*peer, buf []byte) (still []*peer, due time.Time)
 		return !p.active
 	})
 	for _, p := range still {
-		for _, at := range []time.Time{p.next, p.greet} {
+		for _, at := range []time.Time{p.next, p.greet, p.probe} {
 			if !at.IsZero() && (due.IsZero() || at.Before(due)) {
 				due = at
 			}
@@ -161,10 +176,13 @@ func (r *Router) tick(p *peer, buf []byte, now time.Time) bool {
 			r.post(r.shards[0], p, msg)
 		}
 	}
+	if touched || !p.probe.IsZero() && !now.Before(p.probe) {
+		p.probe = r.probe(p, now)
+	}
 	dropped, stale := p.pending.expire(now)
 	r.shards[0].stats.drops[DropStale].Add(uint64(dropped))
 	if p.next.IsZero() || !stale.IsZero() && stale.Before(p.next) {
 		p.next = stale
 	}
-	return !p.next.IsZero() || !p.greet.IsZero()
+	return !p.next.IsZero() || !p.greet.IsZero() || !p.probe.IsZero()
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"time"
 
@@ -19,16 +20,27 @@ func (c *cli) peers() *cobra.Command {
 
 func showPeers(w io.Writer, peers []api.Peer) error {
 	now := time.Now()
-	rows := [][]string{{"NAME", "STATE", "SINCE", "PATH", "SESSION", "SUITE", "ENDPOINT", "RECEIVED", "SENT", "ADDRESSES"}}
+	rows := [][]string{{"NAME", "STATE", "SINCE", "PATH", "SESSION", "SUITE", "ENDPOINT", "MTU", "RECEIVED", "SENT", "ADDRESSES"}}
 	for _, p := range peers {
 		session := p.Session
 		if p.Reason != "" {
 			session += " (" + p.Reason + ")"
 		}
 		rows = append(rows, []string{
-			p.Name, p.State, since(now, p.Since), p.Path, session, p.Suite, p.Endpoint,
+			p.Name, p.State, since(now, p.Since), p.Path, session, p.Suite, p.Endpoint, pathMTU(p),
 			size(p.RxBytes), size(p.TxBytes), prefixes(p.Prefixes),
 		})
 	}
 	return table(w, rows)
+}
+
+// pathMTU writes how large packets to a peer may be, with a question mark until one of that size is known to have arrived.
+func pathMTU(p api.Peer) string {
+	switch {
+	case p.PathMTU == 0:
+		return ""
+	case p.PathMTUConfirmed:
+		return fmt.Sprint(p.PathMTU)
+	}
+	return fmt.Sprintf("%d?", p.PathMTU)
 }

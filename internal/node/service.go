@@ -94,6 +94,7 @@ func packetCounts(s router.Stats) map[string]uint64 {
 	m := map[string]uint64{
 		"rx_packets": s.RxPackets, "rx_bytes": s.RxBytes, "tx_packets": s.TxPackets, "tx_bytes": s.TxBytes,
 		"gossip_rx": s.ControlRx, "gossip_tx": s.ControlTx, "handshakes": s.Handshakes,
+		"probes_tx": s.ProbesTx, "probes_acked": s.ProbesAcked,
 	}
 	for r, count := range s.Drops {
 		m["drop_"+r.String()] = count
@@ -164,6 +165,7 @@ func (n *Node) Peers() []api.Peer {
 		if s, ok := stats[session.PublicKey(m.PublicKey)]; ok {
 			p.Path, p.Session, p.Reason = "udp", string(s.State), s.LastError
 			p.RxBytes, p.TxBytes, p.RxPackets, p.TxPackets = s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets
+			p.PathMTU, p.PathMTUConfirmed = s.MTU, s.Confirmed
 			if s.Endpoint.IsValid() {
 				p.Endpoint = s.Endpoint.String()
 			}

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/router"
 	"github.com/weftnet/weft/router/underlay"
 )
@@ -43,6 +45,7 @@ type Net struct {
 	faults Faults
 	filter func(from, to netip.AddrPort, b []byte) bool
 	marks  func(from, to netip.AddrPort, tos uint8) uint8
+	width  int // 0: any
 	seed   maphash.Seed
 }
 
@@ -74,6 +77,14 @@ func (n *Net) SetMarks(f func(from, to netip.AddrPort, tos uint8) uint8) {
 	n.marks = f
 }
 
+// SetWidth makes the network drop datagrams of more than n bytes, silently and also those that may be fragmented, as networks do that
+// have no use for fragments. 0 ends that.
+func (n *Net) SetWidth(bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.width = bytes
+}
+
 // Listen opens a socket. Several on one address share what arrives, by sender, as with SO_REUSEPORT.
 func (n *Net) Listen(at netip.AddrPort) *Conn {
 	n.mu.Lock()
@@ -94,7 +105,7 @@ func (n *Net) Inject(from, to netip.AddrPort, b []byte) {
 func (n *Net) send(from, to netip.AddrPort, b []byte, tos uint8) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.filter != nil && !n.filter(from, to, b) || n.rng.Float64() < n.faults.Loss {
+	if n.width > 0 && len(b) > n.width || n.filter != nil && !n.filter(from, to, b) || n.rng.Float64() < n.faults.Loss {
 		return
 	}
 	if n.marks != nil {
@@ -134,6 +145,7 @@ type Conn struct {
 	inbox  []underlay.Message
 	late   []lateMessage // not in the inbox yet
 	full   bool          // nothing can be sent
+	link   int           // largest datagram that can leave whole; 0: any
 	fail   error
 	closed bool
 }
@@ -162,6 +174,13 @@ func (c *Conn) SetFull(full bool) {
 	c.full = full
 	c.mu.Unlock()
 	c.event.set()
+}
+
+// SetLink makes datagrams of more than n bytes fail to leave, with unix.EMSGSIZE, unless they may be fragmented. 0 ends that.
+func (c *Conn) SetLink(bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.link = bytes
 }
 
 // SetSendError makes every datagram fail to leave with the error; nil ends that.
@@ -221,7 +240,7 @@ func (c *Conn) Recv(ms []underlay.Message) (int, error) {
 func (c *Conn) Send(ms []underlay.Message) (int, error) {
 	for i, m := range ms {
 		c.mu.Lock()
-		closed, full, fail, addr := c.closed, c.full, c.fail, c.addr
+		closed, full, fail, addr, link := c.closed, c.full, c.fail, c.addr, c.link
 		c.mu.Unlock()
 		switch {
 		case closed:
@@ -230,6 +249,8 @@ func (c *Conn) Send(ms []underlay.Message) (int, error) {
 			return i, fail
 		case full:
 			return i, nil
+		case link > 0 && !m.Fragment && largest(m) > link:
+			return i, unix.EMSGSIZE
 		}
 		for first, rest := underlay.Cut(m.Buf, m.Segment); ; first, rest = underlay.Cut(rest, m.Segment) {
 			c.net.send(addr, m.Addr, first, m.TOS)
@@ -241,11 +262,26 @@ func (c *Conn) Send(ms []underlay.Message) (int, error) {
 	return len(ms), nil
 }
 
+// largest returns the size of the first datagram of m.
+func largest(m underlay.Message) int {
+	first, _ := underlay.Cut(m.Buf, m.Segment)
+	return len(first)
+}
+
 // SendTo is that of router.Conn.
 func (c *Conn) SendTo(b []byte, to netip.AddrPort, tos uint8) error {
-	n, err := c.Send([]underlay.Message{{Buf: b, Addr: to, TOS: tos}})
+	return c.sendOne(underlay.Message{Buf: b, Addr: to, TOS: tos, Fragment: true})
+}
+
+// SendWhole is that of router.Conn.
+func (c *Conn) SendWhole(b []byte, to netip.AddrPort) error {
+	return c.sendOne(underlay.Message{Buf: b, Addr: to})
+}
+
+func (c *Conn) sendOne(m underlay.Message) error {
+	n, err := c.Send([]underlay.Message{m})
 	if err == nil && n == 0 {
-		return errors.New("socket is full")
+		return unix.EAGAIN
 	}
 	return err
 }
