@@ -45,6 +45,11 @@ func daemon() *apitest.Daemon {
 			{
 				Name: "n2", State: "alive", Since: time.Now().Add(-time.Hour), Path: "udp", Session: "established", Suite: "aes-256-gcm",
 				Endpoint: "192.0.2.2:6783", RxBytes: 3 << 20, TxBytes: 100, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.40.0.0/13")},
+				MTU: 1408, PathMTU: 1376, PathMTUConfirmed: true,
+			},
+			{
+				Name: "n4", State: "alive", Since: time.Now().Add(-time.Minute), Path: "udp", Session: "idle", Endpoint: "192.0.2.4:6783",
+				MTU: 1408, PathMTU: 1408,
 			},
 			{Name: "node-three", State: "failed", Since: time.Now().Add(-100 * time.Hour), Session: "idle", Reason: "no answer"},
 		},
@@ -81,9 +86,10 @@ socket:        /run/weft/weft.sock
 peer n9:6783:  waiting: no such host n9
 warning: 2 nodes are named n2; give each a name of its own with --name
 `},
-		{"peers", `NAME        STATE   SINCE   PATH  SESSION           SUITE        ENDPOINT        RECEIVED  SENT   ADDRESSES
-n2          alive   1h00m  udp   established       aes-256-gcm  192.0.2.2:6783  3.0 MiB   100 B  10.40.0.0/13
-node-three  failed  4d     -     idle (no answer)  -            -               0 B       0 B    -
+		{"peers", `NAME        STATE   SINCE   PATH  SESSION           SUITE        ENDPOINT        MTU    RECEIVED  SENT   ADDRESSES
+n2          alive   1h00m  udp   established       aes-256-gcm  192.0.2.2:6783  1376   3.0 MiB   100 B  10.40.0.0/13
+n4          alive   1m00s  udp   idle              -            192.0.2.4:6783  1408?  0 B       0 B    -
+node-three  failed  4d     -     idle (no answer)  -            -               -      0 B       0 B    -
 `},
 		{"ipam", `range 10.32.0.0/29: 6 addresses; here 1 allocated, 3 free, 1 resting, 0 granted but not yet known to a majority
 

@@ -94,27 +94,28 @@ type Target struct {
 
 // Peer is another node of the mesh, a row of `weft peers`.
 type Peer struct {
-	Name          string     `json:"name"`
-	NodeID        string     `json:"node_id"`
-	State         string     `json:"state"` // alive, failed, stopped, left
-	Since         time.Time  `json:"since"`
-	Path          string     `json:"path"` // udp
-	Session       string     `json:"session"`
-	Suite         string     `json:"suite,omitempty"`
-	Endpoint      string     `json:"endpoint,omitempty"`
-	LastHandshake *time.Time `json:"last_handshake,omitempty"`
-	RxBytes       uint64     `json:"rx_bytes"`
-	TxBytes       uint64     `json:"tx_bytes"`
-	RxPackets     uint64     `json:"rx_packets"`
-	TxPackets     uint64     `json:"tx_packets"`
-	MTU           int        `json:"mtu"` // that the node gives
-	// PathMTU is the largest packet of the overlay in bytes that reaches the node now, and PathMTUConfirmed tells that one of that
-	// size has: paths are probed while they are used.
-	PathMTU          int            `json:"path_mtu,omitempty"`
-	PathMTUConfirmed bool           `json:"path_mtu_confirmed"`
-	Prefixes         []netip.Prefix `json:"prefixes,omitempty"`
-	Build            string         `json:"build,omitempty"`
-	Reason           string         `json:"reason,omitempty"` // last error of the session
+	Name          string         `json:"name"`
+	NodeID        string         `json:"node_id"`
+	State         string         `json:"state"` // alive, failed, stopped, left
+	Since         time.Time      `json:"since"`
+	Path          string         `json:"path"` // udp
+	Session       string         `json:"session"`
+	Suite         string         `json:"suite,omitempty"`
+	Endpoint      string         `json:"endpoint,omitempty"`
+	LastHandshake *time.Time     `json:"last_handshake,omitempty"`
+	RxBytes       uint64         `json:"rx_bytes"`
+	TxBytes       uint64         `json:"tx_bytes"`
+	RxPackets     uint64         `json:"rx_packets"`
+	TxPackets     uint64         `json:"tx_packets"`
+	MTU           int            `json:"mtu"` // that the node itself has
+	Prefixes      []netip.Prefix `json:"prefixes,omitempty"`
+	Build         string         `json:"build,omitempty"`
+	Reason        string         `json:"reason,omitempty"` // last error of the session
+
+	// PathMTU is the largest packet of the overlay in bytes that reaches the node, and PathMTUConfirmed tells that one of that
+	// size has, and none was lost since: paths are probed while they are used.
+	PathMTU          int  `json:"path_mtu,omitempty"`
+	PathMTUConfirmed bool `json:"path_mtu_confirmed"`
 }
 
 // Workload is an attached network namespace, a row of `weft ps` and the answer
