@@ -161,9 +161,11 @@ func TestPathMTU(t *testing.T) {
 						t.Error(err)
 					}
 					for _, size := range []int{100, fits, 4000, 20000} {
-						if _, err := from.Ping(lab.Ping{To: addr, Size: size, DontFragment: size == fits, Timeout: 5 * time.Second}); err != nil {
-							t.Errorf("%d bytes: %v", size, err)
-						}
+						// The kernels of both workloads learn the path MTU by ICMP, each at the cost of a packet.
+						eventually(t, patience, func() error {
+							_, err := from.Ping(lab.Ping{To: addr, Size: size, DontFragment: size == fits, Timeout: silence})
+							return err
+						})
 					}
 					for _, fragment := range []bool{false, true} {
 						exchangeUDP(t, from, to, addr, fits, w.configured(), fragment)
@@ -260,7 +262,6 @@ func TestBlackHole(t *testing.T) {
 	}{
 		{"v4", false, false, 1400},
 		{"v4 without fragments", false, true, 1400},
-		{"v4 without fragments, VXLAN", false, true, 1450},
 		{"v6", true, false, 1400},
 		{"v6, narrowest", true, true, 1280},
 	} {

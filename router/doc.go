@@ -25,6 +25,15 @@
 // normal mode; ecn.go): transports inside learn of congestion between the hosts as if there were no tunnel. The DSCP stays inside unless
 // Config.CopyDSCP says otherwise.
 //
+// # Path MTUs
+//
+// How large a packet may be that shall reach a peer, is found out by probes that the peer acknowledges under the seal
+// (package pathmtu, path.go); ICMP is not believed. A size is used from the start and confirmed by and by: datagrams
+// of a size that is known to pass go out with don't-fragment set, larger ones leave it to the network to fragment them, which
+// goes for everything to a peer that answers no probes. What is too large for the path is answered with the ICMP error that
+// a router owes, or fragmented where IPv4 allows that, before it is sealed. IPv6 packets of up to 1280 bytes must pass whatever the path
+// is: they go in pieces, which the router of the peer joins.
+//
 // # Threads and ownership
 //
 // One shard per TUN queue and UDP socket, one locked thread per shard, which does all of the above
@@ -47,6 +56,6 @@
 //     way (external.go).
 //   - A peer's endpoint is the source of the last datagram that it authenticated.
 //
-// The package imports router/packet, router/session, router/route, router/tun and router/underlay,
+// The package imports router/packet, router/pathmtu, router/session, router/route, router/tun and router/underlay,
 // and no other engine. Only the composition root imports it.
 package router

@@ -17,8 +17,8 @@ const (
 const MaxMTU = (maxDatagram - session.Overhead) &^ (session.Padding - 1)
 
 // InnerMTU returns the MTU in bytes for a TUN device whose packets shall fit, sealed, into packets of the
-// underlay of link bytes, IPv4 or IPv6. It is never less than 1280, which IPv6 needs: on links too narrow
-// for that the sealed packets are fragmented.
+// underlay of link bytes, IPv4 or IPv6. It is never less than 1280, which IPv6 needs: over links too narrow
+// for that IPv6 packets go in pieces; see path.go.
 func InnerMTU(link int) int {
 	return min(max(session.MaxPlaintext(link-underlayHeaders), minMTU), MaxMTU)
 }

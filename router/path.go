@@ -17,8 +17,12 @@ import (
 	"github.com/weftnet/weft/router/session"
 )
 
-// raiseInterval is the default of Config.RaiseInterval.
-const raiseInterval = time.Minute
+const (
+	// raiseInterval is the default of Config.RaiseInterval.
+	raiseInterval = time.Minute
+	// probeGrain is how exactly the times of probes are kept.
+	probeGrain = 20 * time.Millisecond
+)
 
 // path is how large packets reach a peer, and the search for that. The timer goroutine asks, the shards answer the peer and
 // take its answers.
@@ -96,8 +100,17 @@ type prober struct {
 	sealed [maxDatagram]byte
 }
 
-// probe does what is due for the path to p and returns when to look again; zero if something has to happen first.
+// probe does what is due for the path to p and returns when to look again; zero if something has to happen first. Many
+// paths are looked at together.
 func (r *Router) probe(p *peer, now time.Time) time.Time {
+	next := r.search(p, now)
+	if !next.IsZero() {
+		next = next.Truncate(probeGrain).Add(probeGrain)
+	}
+	return next
+}
+
+func (r *Router) search(p *peer, now time.Time) time.Time {
 	x := &p.path
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -186,10 +199,15 @@ func (s *shard) message(known *snapshot, b []byte, from netip.AddrPort, now time
 		return s.acknowledge(peer, m, from)
 	case m.Kind == pathmtu.Ack:
 		peer.path.mu.Lock()
-		news := peer.path.machine != nil && peer.path.machine.Acked(m.ID, now)
+		var known, urgent bool
+		if peer.path.machine != nil {
+			known, urgent = peer.path.machine.Acked(m.ID, now)
+		}
 		peer.path.mu.Unlock()
-		if news {
+		if known {
 			s.stats.probesAcked.Add(1)
+		}
+		if urgent {
 			s.r.timers.hurry(peer)
 		}
 	case whole != nil:

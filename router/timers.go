@@ -18,6 +18,8 @@ const (
 	// Greetings are greetGap apart, or closer so that all are out within greetSpan.
 	greetGap  = 10 * time.Millisecond
 	greetSpan = time.Second
+	// hurryAfter is tickAfter for what is urgent.
+	hurryAfter = 5 * time.Millisecond
 )
 
 // timers is how the shards tell the timer goroutine what to look at. Peers to whom nothing happens and for whom
@@ -28,7 +30,7 @@ type timers struct {
 	mu    sync.Mutex
 	inbox []*peer    // touched, not yet looked at
 	calls []greeting // to begin
-	now   bool       // do not wait for others
+	now   bool       // one of the touched is urgent
 }
 
 type greeting struct {
@@ -50,7 +52,7 @@ func (t *timers) touch(p *peer) {
 	t.nudge()
 }
 
-// hurry asks for the timers of p to be looked at at once.
+// hurry is touch for what is urgent.
 func (t *timers) hurry(p *peer) {
 	t.mu.Lock()
 	if !p.touched.Swap(true) {
@@ -89,10 +91,10 @@ func (t *timers) collect() ([]*peer, []greeting) {
 func (t *timers) soon(now time.Time) time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.now {
-		return now
-	}
 	soon := now.Add(tickAfter)
+	if t.now {
+		soon = now.Add(hurryAfter)
+	}
 	for _, c := range t.calls {
 		if c.at.Before(soon) {
 			soon = c.at

@@ -12,8 +12,9 @@ const Floor = 512
 
 // Times of a Machine.
 const (
-	// checkGap is how often a size is confirmed while packets that need it are sent.
-	checkGap = time.Second
+	// checkGap is how often a size is confirmed while packets that need it are sent. With three attempts a path that has become narrow
+	// is found within 1.4 s. TCP, which repeats after 0.2, 0.6, 1.4, 3 s or up to twice that, then goes on before 3.5 s.
+	checkGap = 500 * time.Millisecond
 	// leastWait and mostWait bound how long an acknowledgement is awaited before the next attempt; between
 	// them it is twice the time that the last one took.
 	leastWait = 300 * time.Millisecond
@@ -148,11 +149,12 @@ func (m *Machine) SetMax(maximum int) {
 // reason to believe that the size is not right.
 func (m *Machine) Restart() { m.again, m.gap = true, min(firstRaise, m.raiseGap) }
 
-// Acked tells that a probe was acknowledged. It reports whether that is news: then Tick at once.
-func (m *Machine) Acked(id uint64, now time.Time) bool {
+// Acked tells that a probe was acknowledged. It reports whether there was one, lately and not acknowledged before, and whether to
+// Tick at once; what is merely as it was can wait.
+func (m *Machine) Acked(id uint64, now time.Time) (ok, urgent bool) {
 	at := slices.IndexFunc(m.sent, func(s sent) bool { return s.id == id })
 	if at < 0 {
-		return false
+		return false, false
 	}
 	s := m.sent[at]
 	m.sent = slices.Delete(m.sent, at, at+1)
@@ -160,7 +162,7 @@ func (m *Machine) Acked(id uint64, now time.Time) bool {
 	m.rtt = now.Sub(s.at)
 	if t := m.trial(s.size); t != nil {
 		t.acked = true
-		return true
+		return true, m.phase != verify || m.attempt > 1 || m.raising && m.mtu < m.max || !m.confirmed
 	}
 	switch { // late
 	case s.size > m.mtu:
@@ -168,7 +170,7 @@ func (m *Machine) Acked(id uint64, now time.Time) bool {
 	case s.size == m.mtu && m.phase == idle:
 		m.confirmed = true
 	}
-	return true
+	return true, true
 }
 
 // trial returns the one of that size, nil if there is none.
