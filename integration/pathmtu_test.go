@@ -134,10 +134,20 @@ func wantPathMTU(t *testing.T, h *lab.Host, within time.Duration, want int) {
 // TestPathMTU sends everything that there is over underlays of all kinds.
 func TestPathMTU(t *testing.T) {
 	for _, w := range []way{
-		{link: 1280}, {link: 1400}, {link: 1500}, {link: 9000},
-		{link: 9000, hop: 1500}, {link: 9000, hop: 1400}, {link: 1500, hop: 1280},
-		{link: 1280, v6: true}, {link: 1400, v6: true}, {link: 1500, v6: true}, {link: 9000, v6: true},
-		{link: 9000, hop: 1500, v6: true}, {link: 9000, hop: 1400, v6: true}, {link: 1500, hop: 1280, v6: true},
+		{link: 1280},
+		{link: 1400},
+		{link: 1500},
+		{link: 9000},
+		{link: 9000, hop: 1500},
+		{link: 9000, hop: 1400},
+		{link: 1500, hop: 1280},
+		{link: 1280, v6: true},
+		{link: 1400, v6: true},
+		{link: 1500, v6: true},
+		{link: 9000, v6: true},
+		{link: 9000, hop: 1500, v6: true},
+		{link: 9000, hop: 1400, v6: true},
+		{link: 1500, hop: 1280, v6: true},
 	} {
 		t.Run(w.String(), func(t *testing.T) {
 			t.Parallel() // most of it is waiting

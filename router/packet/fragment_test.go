@@ -203,7 +203,12 @@ func TestFragmenterDoesNotAllocate(t *testing.T) {
 		if !f.Init(frame[:copy(frame, b)], &p, 1300) {
 			t.Fatal("no fragments")
 		}
+		n := 0
 		for _, ok := f.Next(); ok; _, ok = f.Next() {
+			n++
+		}
+		if n != 7 {
+			t.Fatalf("%d fragments", n)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

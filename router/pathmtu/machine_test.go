@@ -330,7 +330,7 @@ func TestLoss(t *testing.T) {
 	}{{0.01, 0}, {0.05, 0.005}, {0.1, 0.03}} {
 		s := newSim(1408, 9000)
 		s.busy, s.loss, s.late = true, c.loss, 0.3
-				wrong, steps := 0, 0
+		wrong, steps := 0, 0
 		for range 3600 * 2 { // an hour
 			s.run(500*time.Millisecond, nil)
 			steps++
