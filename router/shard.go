@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/pathmtu"
 	"github.com/weftnet/weft/router/session"
@@ -42,8 +44,9 @@ type shard struct {
 	queue  Queue
 	conn   Conn
 	poller Poller
-	stats  counters    // read by anybody
-	stop   atomic.Bool // written by Run
+	stats  counters     // read by anybody
+	stop   atomic.Bool  // written by Run
+	thread atomic.Int32 // that runs it, 0: none; read by anybody
 
 	offloads tun.Offloads // of the queue
 	failures int          // in a row
@@ -94,6 +97,8 @@ func (s *shard) run() error {
 	// The loop is a thread of its own, so that it neither waits for nor delays other goroutines.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	s.thread.Store(int32(unix.Gettid()))
+	defer s.thread.Store(0)
 	if err := s.loop(); err != nil {
 		return fmt.Errorf("router shard %d: %w", s.number, err)
 	}

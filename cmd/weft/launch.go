@@ -109,6 +109,7 @@ from the data directory, in this order.`,
 	f.BoolVar(&noGRO, "no-gro", false, "receive sealed datagrams one by one, not by UDP_GRO")
 	f.BoolVar(&cfg.CopyDSCP, "copy-dscp", false, "mark sealed datagrams with the DSCP of the packets in them")
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
+	f.BoolVar(&cfg.NoBench, "no-bench", false, "let no other node measure the way here (weft bench)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "console", "console or json")
 	f.BoolVar(&foreground, "foreground", true, "run in the foreground (the only mode)")

@@ -117,38 +117,17 @@ func (c *Client) PID(ctx context.Context) (int, error) {
 }
 
 func (c *Client) call(ctx context.Context, method, name string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("asking the daemon: %w", err)
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://weft/v1/"+name, body)
+	res, err := c.send(ctx, method, name, in)
 	if err != nil {
-		return fmt.Errorf("asking the daemon: %w", err)
-	}
-	res, err := c.http.Do(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w on this host (socket %s); start it with: weft launch, or name its --run-dir", ErrNotRunning, c.path)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("socket %s may be opened by root only; run weft as root", c.path)
-	case err != nil:
-		return fmt.Errorf("asking the daemon on %s: %w", c.path, err)
+		return err
 	}
 	defer func() { _ = res.Body.Close() }()
 	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("the daemon on %s broke off its answer: %w; see its log", c.path, err)
+		return c.brokeOff(err)
 	}
 	if res.StatusCode != http.StatusOK {
-		var f failure
-		if json.Unmarshal(b, &f) == nil && f.Error != "" {
-			return errors.New(f.Error)
-		}
-		return fmt.Errorf("the daemon on %s answered %s; are weft and its daemon of the same version?", c.path, res.Status)
+		return c.refusal(res, b)
 	}
 	if out == nil {
 		return nil
@@ -157,4 +136,43 @@ func (c *Client) call(ctx context.Context, method, name string, in, out any) err
 		return fmt.Errorf("the daemon's answer cannot be read: %w; are weft and its daemon of the same version?", err)
 	}
 	return nil
+}
+
+// send sends a request and returns the answer, whose body the caller closes.
+func (c *Client) send(ctx context.Context, method, name string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("asking the daemon: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://weft/v1/"+name, body)
+	if err != nil {
+		return nil, fmt.Errorf("asking the daemon: %w", err)
+	}
+	res, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w on this host (socket %s); start it with: weft launch, or name its --run-dir", ErrNotRunning, c.path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("socket %s may be opened by root only; run weft as root", c.path)
+	case err != nil:
+		return nil, fmt.Errorf("asking the daemon on %s: %w", c.path, err)
+	}
+	return res, nil
+}
+
+func (c *Client) brokeOff(err error) error {
+	return fmt.Errorf("the daemon on %s broke off its answer: %w; see its log", c.path, err)
+}
+
+// refusal is the error that an answer tells.
+func (c *Client) refusal(res *http.Response, body []byte) error {
+	var f failure
+	if json.Unmarshal(body, &f) == nil && f.Error != "" {
+		return errors.New(f.Error)
+	}
+	return fmt.Errorf("the daemon on %s answered %s; are weft and its daemon of the same version?", c.path, res.Status)
 }

@@ -130,6 +130,7 @@ func (s *Server) handler() http.Handler {
 		s.svc.Stop()
 		return struct{}{}, nil
 	})
+	s.bench(mux)
 	return mux
 }
 
@@ -143,16 +144,24 @@ func get[R any](mux *http.ServeMux, name string, f func(context.Context) (R, err
 func post[Q, R any](mux *http.ServeMux, name string, f func(context.Context, Q) (R, error)) {
 	mux.HandleFunc("POST /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
 		var q Q
-		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&q); err != nil && !errors.Is(err, io.EOF) {
-			w.WriteHeader(http.StatusBadRequest)
-			encode(w, failure{Error: fmt.Sprintf("request %s cannot be read: %v; are weft and its daemon of the same version?", name, err)})
+		if !decode(w, r, name, &q) {
 			return
 		}
 		res, err := f(r.Context(), q)
 		answer(w, res, err)
 	})
+}
+
+// decode reads a request's body, or answers that it cannot be read.
+func decode(w http.ResponseWriter, r *http.Request, name string, into any) bool {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		w.WriteHeader(http.StatusBadRequest)
+		encode(w, failure{Error: fmt.Sprintf("request %s cannot be read: %v; are weft and its daemon of the same version?", name, err)})
+		return false
+	}
+	return true
 }
 
 type failure struct {

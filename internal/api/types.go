@@ -33,6 +33,9 @@ type Service interface {
 	Attach(ctx context.Context, r AttachRequest) (Workload, error)
 	Detach(ctx context.Context, r DetachRequest) (DetachResult, error)
 	Leave(ctx context.Context, r LeaveRequest) (LeaveResult, error)
+	// Bench measures the way to another node, as long as ctx lasts, and tells the progress from one goroutine at a
+	// time, as long as it runs.
+	Bench(ctx context.Context, r BenchRequest, progress func(BenchProgress)) (BenchResult, error)
 	// Stop makes the daemon end as by SIGTERM, after the answer is sent.
 	Stop()
 	WireGuard

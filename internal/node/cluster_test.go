@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/bench"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/netns"
@@ -136,8 +137,9 @@ func (p *fakePlane) Greet() {
 	p.greeted = true
 }
 
-func (p *fakePlane) Stats() router.Stats { return router.Stats{} }
-func (p *fakePlane) Close() error        { p.host.Receive(0, nil); return nil }
+func (p *fakePlane) Stats() router.Stats    { return router.Stats{} }
+func (p *fakePlane) CPUTime() time.Duration { return 0 }
+func (p *fakePlane) Close() error           { p.host.Receive(0, nil); return nil }
 
 func (p *fakePlane) PeerStats() []router.PeerStats {
 	p.mu.Lock()
@@ -153,6 +155,7 @@ type machine struct {
 	net  *memnet.Host
 	host *fakeHost
 	dir  string
+	over bench.Network // nil: none
 
 	mu     sync.Mutex
 	spaces map[string]netns.ID // path -> namespace
@@ -178,6 +181,7 @@ func (m *machine) probe() error                                              { r
 func (m *machine) listen(uint16, int, Offloads, *zap.Logger) (socket, error) { return nothing{}, nil }
 func (m *machine) removeDevice() error                                       { return nil }
 func (m *machine) network() mesh.Network                                     { return m.net }
+func (m *machine) overlay() bench.Network                                    { return m.over }
 func (m *machine) overlap([]netip.Prefix) error                              { return nil }
 func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
 	m.mu.Lock()

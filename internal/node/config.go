@@ -62,6 +62,7 @@ type Config struct {
 	Offloads   Offloads
 	CopyDSCP   bool // datagrams bear the DSCP of the packets in them
 	Masquerade bool
+	NoBench    bool // other nodes may not measure the way here
 
 	Log         *zap.Logger
 	Out         io.Writer // where the join command is printed

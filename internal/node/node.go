@@ -209,6 +209,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	err := n.bringUp(coming, e)
 	if err == nil {
 		g.Go(func() error { n.repair(working, e.workloads); return nil })
+		g.Go(func() error { e.benches.Run(coming); return nil })
 		<-coming.Done()
 	}
 	giveUp(nil)

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/bench"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/netns"
@@ -39,6 +40,8 @@ type dataplane interface {
 	Offloads() Offloads
 	TUN() TUN
 	Shards() int
+	// CPUTime is what the packet threads have used of the processors.
+	CPUTime() time.Duration
 	// Close frees queues and sockets, after Run.
 	Close() error
 }
@@ -76,6 +79,8 @@ type system interface {
 	// removeDevice deletes the TUN device.
 	removeDevice() error
 	network() mesh.Network
+	// overlay opens sockets on the host's own overlay address.
+	overlay() bench.Network
 	host(log *zap.Logger) hostNetwork
 	overlap(universe []netip.Prefix) error
 	egress(advertise netip.Addr) (hostnet.Link, error)
@@ -177,8 +182,9 @@ func (linux) control(ctx context.Context, runDir string, svc api.Service, log *z
 	return s, nil
 }
 
-func (linux) removeDevice() error   { return tun.Delete(Device) }
-func (linux) network() mesh.Network { return mesh.SystemNetwork{} }
+func (linux) removeDevice() error    { return tun.Delete(Device) }
+func (linux) network() mesh.Network  { return mesh.SystemNetwork{} }
+func (linux) overlay() bench.Network { return bench.SystemNetwork{} }
 
 func (linux) host(log *zap.Logger) hostNetwork          { return hostnet.New(log) }
 func (linux) overlap(u []netip.Prefix) error            { return hostnet.Overlap(u) }

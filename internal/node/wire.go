@@ -47,6 +47,7 @@ type engines struct {
 	alloc     *ipam.Allocator
 	workloads *workloads
 	clients   *clients
+	benches   *benches
 	universe  ipam.Universe
 	link      hostnet.Link
 }
@@ -68,6 +69,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		}
 	}
 	e := &engines{universe: u}
+	e.benches = &benches{n: n, e: e, net: n.sys.overlay()}
 	if e.link, err = n.awaitNetwork(ctx); err != nil {
 		return nil, err
 	}
@@ -88,8 +90,11 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
 		OnChange: n.changed.raise,
 		OnMessage: func(from mesh.NodeID, channel string, payload []byte) {
-			if channel == channelIPAM {
+			switch channel {
+			case channelIPAM:
 				e.alloc.HandleMessage(ring.Owner(from), payload)
+			case channelBench:
+				e.benches.take(from, payload)
 			}
 		},
 	})
@@ -257,6 +262,7 @@ func (n *Node) describe(e *engines) func(*mesh.Record) {
 	return func(r *mesh.Record) {
 		r.Name, r.PublicKey = n.cfg.Name, n.state.identity.key().Public()
 		r.Suites, r.MTU, r.Build = suites(), uint16(n.mtu), n.cfg.Version
+		r.Features = []string{featureBench}
 		r.Endpoints = nil
 		for _, a := range append([]netip.Addr{e.link.Addr}, e.link.Addrs...) {
 			ep := netip.AddrPortFrom(a, n.cfg.Port)

@@ -26,6 +26,11 @@ type Daemon struct {
 	Space api.IPAM
 	Key   api.Token
 	Left  api.LeaveResult
+	// What Bench says, and whether it goes on or breaks off then.
+	Phases   []api.BenchProgress
+	Measured api.BenchResult
+	Endless  chan struct{}
+	Broken   string
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
 
