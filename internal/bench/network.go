@@ -4,9 +4,11 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +41,7 @@ const packetBuffer = 4 << 20
 
 // Listen implements [Network].
 func (SystemNetwork) Listen(ctx context.Context, on netip.Addr) (net.Listener, error) {
-	var lc net.ListenConfig
+	lc := net.ListenConfig{Control: limitPatience, KeepAlive: -1} // the connections inherit it
 	return lc.Listen(ctx, "tcp", netip.AddrPortFrom(on, 0).String())
 }
 
@@ -71,8 +73,17 @@ func (SystemNetwork) ListenPacket(ctx context.Context, on netip.Addr) (PacketCon
 
 // Dial implements [Network].
 func (SystemNetwork) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), KeepAlive: -1}
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), KeepAlive: -1, Control: limitPatience}
 	return d.DialContext(ctx, "tcp", to.String())
+}
+
+// limitPatience makes the kernel give up a connection to a host that is gone as
+// soon as a session does, also after it was closed.
+func limitPatience(_, _ string, c syscall.RawConn) (err error) {
+	cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Silence/time.Millisecond))
+	})
+	return errors.Join(err, cerr)
 }
 
 // ProcessTime is what this process has used of the processors, user and system.

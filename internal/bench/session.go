@@ -4,6 +4,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -111,6 +112,9 @@ func (s *session) run(f func() error) error {
 	if s.ctl != nil {
 		if err != nil && !s.told.Load() {
 			_ = s.say(note{Type: noteFailed, Text: err.Error()}, beatInterval) // the other may be gone
+		}
+		if errors.Is(err, errSilent) {
+			abort(s.ctl)
 		}
 		_ = s.ctl.Close()
 	}
