@@ -336,10 +336,13 @@ func findNode(nodes []mesh.Node, what string) (mesh.Node, error) {
 		if m.Status != mesh.Self {
 			others = append(others, m)
 		}
+		if what == "" {
+			continue
+		}
 		if m.Name == what {
 			named = append(named, m)
 		}
-		if what != "" && strings.HasPrefix(m.ID.String(), what) {
+		if strings.HasPrefix(m.ID.String(), what) {
 			begun = append(begun, m)
 		}
 	}
