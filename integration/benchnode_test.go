@@ -238,6 +238,27 @@ func TestBenchNode(t *testing.T) {
 	}
 }
 
+// TestBenchV6 measures in a mesh without IPv4, above and below.
+func TestBenchV6(t *testing.T) {
+	m := lab.Mesh(t, 2, lab.Flags("--range", "fd77:6566:7400::/64", "--shards", "2"), lab.Hosts(lab.OnlyV6))
+	allReach(t, patience, m.Workloads...)
+	r := ask[benchResult](t, m.Hosts()[1], "bench", "host1", "--time", "1s", "--max-bytes", "16M")
+	if !r.From.Address.Is6() || !r.To.Address.Is6() || len(r.TCP) != 4 || len(r.Packets) != 2 || r.Latency.Samples == 0 {
+		t.Errorf("%+v", r)
+	}
+	for _, p := range r.TCP {
+		if p.Bytes != 16<<20/7 || p.Bits <= 0 {
+			t.Errorf("%+v", p)
+		}
+	}
+	for _, p := range r.Packets {
+		if p.Sent != 16<<20/7/64 || p.Delivered <= 0 {
+			t.Errorf("%+v", p)
+		}
+	}
+	quiet(t, patience, m.Hosts()...)
+}
+
 // TestBenchEndsAndStrangers refuses a second measurement at both ends, turns strangers away meanwhile, and ends by Ctrl-C and by
 // the death of the other node.
 func TestBenchEndsAndStrangers(t *testing.T) {

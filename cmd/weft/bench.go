@@ -158,7 +158,7 @@ func showBench(w io.Writer, r api.BenchResult) error {
 		return fmt.Errorf("writing the result: %w", err)
 	}
 	cpu := func(process, engine float64) string { return fmt.Sprintf("%.3f (%.3f)", process, engine) }
-	rows := [][]string{{"MEASURED", "RESULT", "", "CPU S/GBIT " + r.From.Name, "CPU S/GBIT " + r.To.Name}}
+	rows := [][]string{{"MEASURED", "RESULT", "NOTE", "CPU S/GBIT " + r.From.Name, "CPU S/GBIT " + r.To.Name}}
 	rows = append(rows, []string{
 		"request/response, 64 bytes", "p50 " + micros(r.Latency.P50),
 		fmt.Sprintf("p99 %s, max %s", micros(r.Latency.P99), micros(r.Latency.Max)), "", "",
@@ -187,7 +187,7 @@ func showBench(w io.Writer, r api.BenchResult) error {
 	}
 	text := "\nCPU: seconds of the weft process for each 10^9 bits of payload that arrived, making and taking the load\n" +
 		"included; in parentheses its packet threads alone. Small packets are sent without holding back: what is lost\n" +
-		"was more than the way carries.\n"
+		"was more than the way carries; where next to nothing is, the sender could not make more.\n"
 	if r.Strangers > 0 {
 		text += fmt.Sprintf("%d connections or datagrams that were not of this measurement were turned away.\n", r.Strangers)
 	}
@@ -224,4 +224,3 @@ func micros(us float64) string {
 	}
 	return fmt.Sprintf("%.0f µs", us)
 }
-

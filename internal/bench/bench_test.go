@@ -44,7 +44,7 @@ func newSecret(t *testing.T) Secret {
 }
 
 // open opens a session and runs it; its end comes by the channel.
-func open(t *testing.T, ctx context.Context, h Host, secret Secret, p Params) (Peer, <-chan error) {
+func open(ctx context.Context, t *testing.T, h Host, secret Secret, p Params) (Peer, <-chan error) {
 	t.Helper()
 	target, err := Open(ctx, h, secret, p, loopback)
 	if err != nil {
@@ -74,7 +74,7 @@ func closed(t *testing.T, p Peer) {
 
 func TestWholeMeasurement(t *testing.T) {
 	h, secret := newHost(), newSecret(t)
-	peer, ended := open(t, t.Context(), newHost(), secret, quick)
+	peer, ended := open(t.Context(), t, newHost(), secret, quick)
 	var done []Figures
 	out, err := Measure(t.Context(), h, secret, quick, peer, func(p Progress) {
 		if p.Done != nil {
@@ -124,7 +124,7 @@ func TestTimeEndsPhases(t *testing.T) {
 	t.Parallel()
 	secret := newSecret(t)
 	p := Params{Time: time.Second, Streams: 1, Bytes: MaxBytes}
-	peer, ended := open(t, t.Context(), newHost(), secret, p)
+	peer, ended := open(t.Context(), t, newHost(), secret, p)
 	var told int
 	out, err := Measure(t.Context(), newHost(), secret, p, peer, func(p Progress) {
 		if p.Done == nil && p.Bytes+p.Packets+p.Samples > 0 {
@@ -201,7 +201,7 @@ func TestStrangers(t *testing.T) {
 func TestOneControlConnection(t *testing.T) {
 	secret := newSecret(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	peer, ended := open(t, ctx, newHost(), secret, quick)
+	peer, ended := open(ctx, t, newHost(), secret, quick)
 	for i := range 2 {
 		c, err := net.Dial("tcp", peer.TCP.String())
 		if err != nil {
@@ -240,7 +240,7 @@ func TestEndedInTheMiddle(t *testing.T) {
 			if asking {
 				here, there = ctx, t.Context()
 			}
-			peer, ended := open(t, there, newHost(), secret, p)
+			peer, ended := open(there, t, newHost(), secret, p)
 			var at time.Time
 			_, err := Measure(here, newHost(), secret, p, peer, func(pr Progress) {
 				if pr.Step == step+1 && at.IsZero() && pr.Done == nil {
@@ -270,7 +270,7 @@ func TestEndedInTheMiddle(t *testing.T) {
 func TestNobodyComes(t *testing.T) {
 	t.Parallel()
 	begin := time.Now()
-	peer, ended := open(t, t.Context(), newHost(), newSecret(t), quick)
+	peer, ended := open(t.Context(), t, newHost(), newSecret(t), quick)
 	err := <-ended
 	if want := "the asking node did not connect within 5s"; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

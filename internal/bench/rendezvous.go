@@ -102,7 +102,7 @@ type Message struct {
 func (m Message) Encode() ([]byte, error) {
 	m.Version = version
 	m.Text, m.BusyWith = printable(m.Text), printable(m.BusyWith)
-	b, err := json.Marshal(m)
+	b, err := json.Marshal(m) //nolint:gosec // the secret is meant for the other node, and goes by a sealed connection
 	if err != nil {
 		return nil, fmt.Errorf("encoding a measurement message: %w", err)
 	}
@@ -145,7 +145,9 @@ func DecodeMessage(b []byte) (Message, error) {
 	return m, nil
 }
 
-func usable(a netip.AddrPort) bool { return a.Addr().IsValid() && a.Addr().Zone() == "" && a.Port() != 0 }
+func usable(a netip.AddrPort) bool {
+	return a.Addr().IsValid() && a.Addr().Zone() == "" && a.Port() != 0
+}
 
 // printable makes a text of another node fit for a terminal and a log.
 func printable(s string) string {

@@ -74,9 +74,7 @@ func (s *session) takeStreams(p Phase, conns []net.Conn) (bytes int64, elapsed t
 				if total := s.taken.Add(int64(n)); total >= p.Bytes {
 					err = io.EOF
 				}
-				at := int64(time.Since(begin))
-				for was := last.Load(); at > was && !last.CompareAndSwap(was, at); was = last.Load() {
-				}
+				raise(&last, int64(time.Since(begin)))
 			}
 			switch {
 			case errors.Is(err, io.EOF):
@@ -93,6 +91,16 @@ func (s *session) takeStreams(p Phase, conns []net.Conn) (bytes int64, elapsed t
 		}
 	})
 	return s.taken.Load(), max(time.Duration(last.Load()), time.Microsecond), err
+}
+
+// raise makes v at least n.
+func raise(v *atomic.Int64, n int64) {
+	for {
+		was := v.Load()
+		if n <= was || v.CompareAndSwap(was, n) {
+			return
+		}
+	}
 }
 
 // each runs f for all connections at once and returns the first error.

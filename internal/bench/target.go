@@ -65,7 +65,9 @@ func Open(ctx context.Context, h Host, secret Secret, p Params, from netip.Addr)
 }
 
 // Ports returns where the sockets are.
-func (t *Target) Ports() Peer { return Peer{TCP: addrPort(t.ln.Addr()), UDP: addrPort(t.pc.LocalAddr())} }
+func (t *Target) Ports() Peer {
+	return Peer{TCP: addrPort(t.ln.Addr()), UDP: addrPort(t.pc.LocalAddr())}
+}
 
 // Run does the session's other half until its end, which is an error if it is
 // not that of the last phase, or until ctx of Open ends. strangers is how many

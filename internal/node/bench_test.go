@@ -295,4 +295,3 @@ func TestFindNode(t *testing.T) {
 		t.Errorf("alone: %v", err)
 	}
 }
-
