@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +29,7 @@ type Target struct {
 	limit  time.Duration
 	cancel context.CancelFunc
 
+	met     atomic.Bool   // control has had its connection
 	control chan net.Conn // capacity 1
 	streams chan stream
 	letIn   chan struct{} // a token for each connection that has not said yet who it is
@@ -140,11 +142,11 @@ func (t *Target) welcome(c net.Conn) {
 		return
 	}
 	if g.purpose == forControl {
-		select {
-		case t.control <- c:
-		default: // there is one
+		if t.met.Swap(true) { // there is one
 			t.turnAway(c)
+			return
 		}
+		t.control <- c
 		return
 	}
 	select {
