@@ -15,6 +15,8 @@ PKG       ?= ./...
 RUN       ?=
 FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
+# ROUNDS is how often each contender of `make bench` has its turn
+ROUNDS    ?= 3
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
@@ -52,7 +54,7 @@ bench: build ## Run all benchmarks, then compare Weft with wireguard-go, VXLAN a
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 	$(BUILD) -o $(BIN)/bench ./integration/bench
-	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go
+	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go -rounds $(ROUNDS)
 
 image: ## Build the container image (docker; IMAGE=name:tag)
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .

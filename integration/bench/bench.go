@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,9 +20,12 @@ import (
 )
 
 const (
-	hosts   = 2
-	streams = 4 // of the measurement with several
-	within  = 15 * time.Second
+	hosts      = 2
+	streams    = 4    // of the measurement with several
+	shortBytes = 64   // payload of a short datagram
+	longBytes  = 1300 // and of a long one
+	within     = 15 * time.Second
+	idle       = 2 * time.Second // from a contender's start until its memory counts
 )
 
 // bench is one run.
@@ -31,83 +35,141 @@ type bench struct {
 	ctx    context.Context
 	hosts  [hosts]*lab.Host
 	answer io.Writer // of -json
-	suite  string    // of Weft's nodes
-}
-
-// measurement is what one turn of a contender saw.
-type measurement struct {
-	one, many float64 // Gb/s
-	p50, p99  time.Duration
-	cpu       float64 // seconds per Gbit, of both stream measurements
-	rss       float64 // MiB
+	mesh   *mesh     // Weft's nodes and workloads
+	notes  []string  // what the reader must know
 }
 
 func (b *bench) run() {
 	var all []*contender
-	b.Step("build two hosts and five ways between them", func() (result string, err error) {
+	b.Step("build two hosts and the ways between them", func() (result string, err error) {
 		l := lab.New(b.Show, lab.Binary(b.weftBinary))
 		lan := l.Switch("switch")
 		for i := range b.hosts {
 			b.hosts[i] = l.Host(fmt.Sprintf("host%d", i+1), lan)
 		}
 		all, err = b.contenders()
-		return "Weft negotiated " + b.suite, err
+		return fmt.Sprintf("%d contenders", len(all)), err
 	})
 	for round := range b.rounds {
 		for i := range all {
 			c := all[(round+i)%len(all)] // nobody is always the first
 			b.Step(fmt.Sprintf("round %d of %d: %s", round+1, b.rounds, c.name), func() (string, error) {
-				m, err := b.measure(c)
-				c.samples = append(c.samples, m)
-				return fmt.Sprintf("%.2f Gb/s, %d streams %.2f Gb/s, %v", m.one, streams, m.many, m.p50), err
+				err := b.turn(c)
+				return c.summary(), err
 			})
 		}
 	}
 	b.report(results(all))
 }
 
-// measure gives a contender its turn.
-func (b *bench) measure(c *contender) (m measurement, err error) {
+// turn gives a contender its turn.
+func (b *bench) turn(c *contender) error {
 	if err := c.start(); err != nil {
-		return m, err
+		return err
 	}
 	defer c.stop()
 	if _, err := c.from.Reach(c.addr, within); err != nil {
-		return m, err
+		return err
 	}
+	if err := c.check(); err != nil {
+		return err
+	}
+	most := 0.0
+	load := func() error { // after each measurement
+		rss, err := largestRSS(c.pids())
+		most = max(most, rss)
+		return err
+	}
+	if b.wants(memoryKind) && len(c.pids()) > 0 {
+		if err := sleep(b.ctx, idle); err != nil {
+			return err
+		}
+		rss, err := largestRSS(c.pids())
+		if err != nil {
+			return err
+		}
+		c.samples.add(idleRSS, rss)
+	}
+	for _, m := range []struct {
+		kind kind
+		run  func(*contender) error
+	}{{tcpKind, b.tcp}, {udpKind, b.udp}, {latencyKind, b.latency}} {
+		if !b.wants(m.kind) {
+			continue
+		}
+		if err := m.run(c); err != nil {
+			return fmt.Errorf("%s: %w", m.kind, err)
+		}
+		if err := load(); err != nil {
+			return err
+		}
+	}
+	if b.wants(memoryKind) && len(c.pids()) > 0 {
+		c.samples.add(loadedRSS, most)
+	}
+	return nil
+}
+
+func (b *bench) wants(k kind) bool { return slices.Contains(b.measure, k) }
+
+func (b *bench) tcp(c *contender) error {
 	one, err := stream(b.ctx, c, 1, b.length)
 	if err != nil {
-		return m, err
+		return err
 	}
 	many, err := stream(b.ctx, c, streams, b.length)
 	if err != nil {
-		return m, err
+		return err
 	}
-	m = measurement{one: one.rate, many: many.rate, cpu: (one.cpu + many.cpu) / (one.gbit + many.gbit)}
-	if m.rss, err = largestRSS(c.pids()); err != nil {
-		return m, err
+	c.samples.add(oneStream, one.rate)
+	c.samples.add(manyStreams, many.rate)
+	if len(c.pids()) > 0 {
+		c.samples.add(cpuPerGbit, (one.cpu+many.cpu)/(one.gbit+many.gbit))
 	}
+	return nil
+}
+
+func (b *bench) udp(c *contender) error {
+	for _, m := range []struct {
+		bytes          int
+		rate, offering string
+	}{{shortBytes, udpShort, udpShortOff}, {longBytes, udpLong, udpLongOff}} {
+		d, err := udp(b.ctx, c, m.bytes, 0, b.length)
+		if err != nil {
+			return err
+		}
+		c.samples.add(m.rate, d.rate/1000)
+		c.samples.add(m.offering, d.offered/1000)
+	}
+	return nil
+}
+
+func (b *bench) latency(c *contender) error {
 	times, err := pingPong(b.ctx, c)
 	if err != nil {
-		return m, err
+		return err
 	}
-	m.p50, m.p99 = percentile(times, 50), percentile(times, 99)
-	return m, nil
+	c.samples.add(idleP50, micros(percentile(times, 50)))
+	c.samples.add(idleP99, micros(percentile(times, 99)))
+	return nil
 }
 
 func (b *bench) report(rows []result) {
 	if !b.json {
-		b.Title("%s\n%s\nWeft: %s. %d rounds, %v a measurement; median (min-max). All in %.0f s.",
-			table(rows), machine(), b.suite, b.rounds, b.length, b.Elapsed().Seconds())
+		for _, s := range sheets(rows) {
+			b.Title("%s", s.terminal())
+		}
+		b.Title("%s\n%s\n%d rounds, %v a measurement; median (min-max). All in %.0f s.",
+			machine(), strings.Join(b.notes, "\n"), b.rounds, b.length, b.Elapsed().Seconds())
 		return
 	}
 	out, err := json.MarshalIndent(struct {
 		Machine string   `json:"machine"`
-		Suite   string   `json:"suite"`
+		Notes   []string `json:"notes"`
 		Rounds  int      `json:"rounds"`
 		Seconds float64  `json:"seconds"`
 		Results []result `json:"results"`
-	}{machine(), b.suite, b.rounds, b.length.Seconds(), rows}, "", "  ")
+	}{machine(), b.notes, b.rounds, b.length.Seconds(), rows}, "", "  ")
 	if err != nil {
 		b.Fatalf("%v", err)
 	}

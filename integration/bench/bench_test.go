@@ -4,9 +4,9 @@ package main
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestSummarize(t *testing.T) {
@@ -56,18 +56,26 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestTable(t *testing.T) {
-	pids := func() []int { return []int{1, 2} }
+func TestSheets(t *testing.T) {
 	rows := results([]*contender{
-		{name: wgName, pids: pids, samples: []measurement{{one: 2, many: 4, p50: 100 * time.Microsecond, cpu: 0.5, rss: 20}}},
-		{name: "other", pids: noPIDs, samples: []measurement{{one: 3, many: 4, p50: 50 * time.Microsecond}}},
+		{name: wgName, samples: samples{oneStream: {2, 3, 1}, cpuPerGbit: {0.5}, udpShort: {100}}},
+		{name: "other", samples: samples{oneStream: {3, 3, 4}}},
 	})
-	if r := rows[1]; r.OneRatio != 1.5 || r.ManyRatio != 1 || r.LatencyRatio != 0.5 {
-		t.Errorf("ratios: %+v", r)
+	if r := rows[1]; r.Ratios[oneStream] != 1.5 || r.Metrics[oneStream] != (spread{3, 3, 4}) {
+		t.Errorf("other: %+v", r)
 	}
-	lines := strings.Split(table(rows), "\n")
-	if got := strings.Fields(lines[2]); strings.Join(got, " ") != "other 3.00 (3.00-3.00) 4.00 (4.00-4.00) 50 0 - - 1.50 1.00 0.50" {
-		t.Errorf("line: %v", got)
+	var got []string
+	for _, s := range sheets(rows) {
+		got = append(got, s.markdown())
+	}
+	want := []string{
+		"|  | 1 stream, Gb/s | / wg-go | CPU s/Gbit |\n|---|---|---|---|\n" +
+			"| wireguard-go | 2.00 (1.00-3.00) | 1.00 | 0.500 (0.500-0.500) |\n" +
+			"| other | 3.00 (3.00-4.00) | 1.50 | - |\n",
+		"|  | 64 B, kpps | / wg-go |\n|---|---|---|\n| wireguard-go | 100 (100-100) | 1.00 |\n",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
 	}
 }
 
@@ -79,6 +87,8 @@ func TestUsage(t *testing.T) {
 	}{
 		{[]string{"-no-such-flag"}, 2, "flag provided but not defined"},
 		{[]string{"-rounds", "0"}, 2, "-rounds and -seconds must be positive"},
+		{[]string{"-measure", "tcp,weight"}, 2, `there is no "weight", but tcp,udp`},
+		{[]string{"-contenders", "pigeons"}, 2, `there is no "pigeons", but veth,`},
 		{[]string{"-weft", "/nonexistent/weft"}, 1, "stat /nonexistent/weft: no such file or directory; build it with: make bench"},
 	} {
 		var out, errs bytes.Buffer

@@ -12,6 +12,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -24,7 +26,10 @@ const (
 	vxlanPort = 4789
 	wgPort    = 51820
 	wgSockets = "/var/run/wireguard" // wireguard-go knows no other place
-	wgName    = "wireguard-go"       // what the others are compared with
+
+	plainName = "veth"
+	vxlanName = "vxlan"
+	wgName    = "wireguard-go" // what the others are compared with
 )
 
 // contender is one way from one host to the other.
@@ -32,33 +37,70 @@ type contender struct {
 	name     string
 	from, to *lab.Namespace
 	addr     netip.Addr
-	start    func() error  // before each turn
-	stop     func()        // after it
-	pids     func() []int  // of the forwarding processes, both hosts'
-	samples  []measurement // one per round
+	start    func() error // before each turn
+	check    func() error // once it has carried a packet: is it what its name says
+	stop     func()       // after it
+	pids     func() []int // of the forwarding processes, both hosts'
+	samples  samples
 }
 
 func nothing() error { return nil }
 func noPIDs() []int  { return nil }
 
-// contenders sets all of them up.
+// summary tells what the last turn saw.
+func (c *contender) summary() string {
+	var out []string
+	for _, m := range metrics() {
+		if s := c.samples.last(m); s != "" && m.ratio {
+			out = append(out, s)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+// names are all who can take part.
+func names() []string { return append([]string{plainName, vxlanName, wgName}, weftNames()...) }
+
+// contenders sets up those that are asked for.
 func (b *bench) contenders() ([]*contender, error) {
-	one, two := b.hosts[0], b.hosts[1]
-	plain := &contender{
-		name: "veth, no encryption", from: one.Namespace, to: two.Namespace, addr: two.Link().V4(),
-		start: nothing, stop: func() {}, pids: noPIDs,
+	var all []*contender
+	for _, set := range []struct {
+		name string
+		up   func() (*contender, error)
+	}{{plainName, b.plain}, {vxlanName, b.vxlan}, {wgName, b.wireguard}} {
+		if !b.competes(set.name) {
+			continue
+		}
+		c, err := set.up()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", set.name, err)
+		}
+		all = append(all, c)
 	}
-	vxlan, err := b.vxlan()
-	if err != nil {
-		return nil, fmt.Errorf("vxlan: %w", err)
+	if !slices.ContainsFunc(weftNames(), b.competes) {
+		return all, nil
 	}
-	wg, err := b.wireguard()
-	if err != nil {
-		return nil, fmt.Errorf("wireguard-go: %w", err)
+	if err := b.weft(); err != nil {
+		return nil, err
 	}
-	all := []*contender{plain, vxlan, wg}
-	weft, err := b.weft()
-	return append(all, weft...), err
+	for _, c := range b.mesh.contenders() {
+		if b.competes(c.name) {
+			all = append(all, c)
+		}
+	}
+	return all, nil
+}
+
+// competes reports whether the contender is asked for.
+func (b *bench) competes(name string) bool {
+	return len(b.only) == 0 || slices.Contains(b.only, name)
+}
+
+func (b *bench) plain() (*contender, error) {
+	return &contender{
+		name: plainName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: b.hosts[1].Link().V4(),
+		start: nothing, check: nothing, stop: func() {}, pids: noPIDs, samples: samples{},
+	}, nil
 }
 
 // own returns the address of the i-th host in a network of a contender.
@@ -94,8 +136,8 @@ func (b *bench) vxlan() (*contender, error) {
 		}
 	}
 	return &contender{
-		name: "kernel VXLAN", from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(1, 1).Addr(),
-		start: nothing, stop: func() {}, pids: noPIDs,
+		name: vxlanName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(1, 1).Addr(),
+		start: nothing, check: nothing, stop: func() {}, samples: samples{}, pids: noPIDs,
 	}, nil
 }
 
@@ -142,7 +184,7 @@ func (b *bench) wireguard() (*contender, error) {
 	}
 	return &contender{
 		name: wgName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(2, 1).Addr(),
-		start: nothing, stop: func() {}, pids: func() []int { return pids },
+		start: nothing, check: nothing, stop: func() {}, samples: samples{}, pids: func() []int { return pids },
 	}, nil
 }
 
@@ -173,59 +215,4 @@ func configure(socket, request string) error {
 		return fmt.Errorf("wireguard-go refuses its configuration: errno %d", code)
 	}
 	return nil
-}
-
-// weft founds the mesh. Both contenders are the same nodes and workloads, launched with different flags.
-func (b *bench) weft() ([]*contender, error) {
-	one, two := b.hosts[0], b.hosts[1]
-	one.Launch("--range", lab.DefaultRange)
-	if err := one.WaitReady(within); err != nil {
-		return nil, err
-	}
-	two.Join(one.Token(), []*lab.Host{one}, "--range", lab.DefaultRange)
-	if err := two.WaitReady(within); err != nil {
-		return nil, err
-	}
-	from, to := one.Workload("a"), two.Workload("b")
-	from.Attach()
-	to.Attach()
-	if _, err := from.Reach(to.V4, within); err != nil {
-		return nil, err
-	}
-	var peers []struct {
-		Suite string `json:"suite"`
-	}
-	if err := one.Query(&peers, "peers"); err != nil {
-		return nil, err
-	}
-	if len(peers) != 1 {
-		return nil, fmt.Errorf("weft peers lists %d nodes", len(peers))
-	}
-	b.suite = peers[0].Suite
-	stop := func() {
-		for _, h := range b.hosts {
-			if h.Running() {
-				h.Terminate()
-			}
-		}
-	}
-	stop()
-	launched := func(name string, flags ...string) *contender {
-		return &contender{
-			name: name, from: from.Namespace, to: to.Namespace, addr: to.V4, stop: stop,
-			start: func() error {
-				for _, h := range b.hosts {
-					h.Launch(append([]string{"--range", lab.DefaultRange}, flags...)...)
-				}
-				for _, h := range b.hosts {
-					if err := h.WaitReady(within); err != nil {
-						return err
-					}
-				}
-				return nil
-			},
-			pids: func() []int { return []int{one.Daemon().Pid(), two.Daemon().Pid()} },
-		}
-	}
-	return []*contender{launched("Weft"), launched("Weft --no-offload", "--no-offload")}, nil
 }

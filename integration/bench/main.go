@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,9 +31,16 @@ type options struct {
 	rounds               int
 	length               time.Duration // of one stream measurement
 	json                 bool
+	measure              []kind
+	only                 []string // contenders; all if empty
 }
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == floodCommand {
+		os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 // run runs the benchmark and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
@@ -43,12 +52,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&o.rounds, "rounds", 5, "how often each contender has its turn")
 	seconds := flags.Float64("seconds", 2, "how long one stream measurement takes")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON, and the progress to stderr")
+	measure := flags.String("measure", join(kinds()), "what to measure, separated by commas")
+	only := flags.String("contenders", "", "who takes part, separated by commas (default: all)")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
 	o.length = time.Duration(*seconds * float64(time.Second))
 	if o.rounds <= 0 || o.length <= 0 {
 		fmt.Fprintln(stderr, "bench: -rounds and -seconds must be positive")
+		return 2
+	}
+	if err := o.choose(*measure, *only); err != nil {
+		fmt.Fprintf(stderr, "bench: %v\n", err)
 		return 2
 	}
 	for _, path := range []*string{&o.weftBinary, &o.wgBinary} {
@@ -84,4 +99,32 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return 0
+}
+
+// choose notes what is to be measured, and of whom.
+func (o *options) choose(measure, only string) error {
+	for s := range strings.SplitSeq(measure, ",") {
+		if !slices.Contains(kinds(), kind(s)) {
+			return fmt.Errorf("-measure: there is no %q, but %s", s, join(kinds()))
+		}
+		o.measure = append(o.measure, kind(s))
+	}
+	if only == "" {
+		return nil
+	}
+	for s := range strings.SplitSeq(only, ",") {
+		if !slices.Contains(names(), s) {
+			return fmt.Errorf("-contenders: there is no %q, but %s", s, join(names()))
+		}
+		o.only = append(o.only, s)
+	}
+	return nil
+}
+
+func join[T ~string](list []T) string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = string(s)
+	}
+	return strings.Join(out, ",")
 }

@@ -62,6 +62,8 @@ func connect(ctx context.Context, from, to *lab.Namespace, addr netip.Addr, n in
 	return clients, servers, nil
 }
 
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+
 func closeAll(lists ...[]net.Conn) {
 	for _, l := range lists {
 		for _, c := range l {

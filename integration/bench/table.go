@@ -3,120 +3,117 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 )
 
-// spread is the middle and the ends of a series.
-type spread struct {
-	Median float64 `json:"median"`
-	Min    float64 `json:"min"`
-	Max    float64 `json:"max"`
-}
-
-// result is one contender's line of the table.
+// result is one contender's line of the tables.
 type result struct {
-	Name      string  `json:"name"`
-	One       spread  `json:"one_stream_gbps"`
-	Many      spread  `json:"four_streams_gbps"`
-	P50       float64 `json:"latency_p50_us"`
-	P99       float64 `json:"latency_p99_us"`
-	Processes bool    `json:"has_processes"` // the next two mean something
-	CPU       float64 `json:"cpu_seconds_per_gbit"`
-	RSS       float64 `json:"rss_mib"`
-	// Ratios to wireguard-go, of the medians; 0 if it was not measured.
-	OneRatio     float64 `json:"one_stream_ratio"`
-	ManyRatio    float64 `json:"four_streams_ratio"`
-	LatencyRatio float64 `json:"latency_p50_ratio"`
+	Name    string             `json:"name"`
+	Metrics map[string]spread  `json:"metrics"`
+	Ratios  map[string]float64 `json:"ratios,omitempty"` // of the medians to wireguard-go's, where it was measured
 }
 
 // results sums the samples up.
 func results(all []*contender) []result {
-	var rows []result
+	var base samples
 	for _, c := range all {
-		series := func(of func(measurement) float64) spread {
-			var v []float64
-			for _, m := range c.samples {
-				v = append(v, of(m))
-			}
-			return summarize(v)
+		if c.name == wgName {
+			base = c.samples
 		}
-		rows = append(rows, result{
-			Name:      c.name,
-			One:       series(func(m measurement) float64 { return m.one }),
-			Many:      series(func(m measurement) float64 { return m.many }),
-			P50:       series(func(m measurement) float64 { return micros(m.p50) }).Median,
-			P99:       series(func(m measurement) float64 { return micros(m.p99) }).Median,
-			Processes: len(c.pids()) > 0,
-			CPU:       series(func(m measurement) float64 { return m.cpu }).Median,
-			RSS:       series(func(m measurement) float64 { return m.rss }).Max,
-		})
 	}
-	compare(rows)
+	rows := make([]result, 0, len(all))
+	for _, c := range all {
+		r := result{Name: c.name, Metrics: map[string]spread{}, Ratios: map[string]float64{}}
+		for _, m := range metrics() {
+			if len(c.samples[m.key]) == 0 {
+				continue
+			}
+			r.Metrics[m.key] = summarize(c.samples[m.key])
+			if b := summarize(base[m.key]); m.ratio && b.Median != 0 {
+				r.Ratios[m.key] = ratio(r.Metrics[m.key].Median, b.Median)
+			}
+		}
+		rows = append(rows, r)
+	}
 	return rows
 }
 
-// compare fills in the ratios to wireguard-go.
-func compare(rows []result) {
-	i := slices.IndexFunc(rows, func(r result) bool { return r.Name == wgName })
-	if i < 0 {
-		return
-	}
-	base := rows[i]
-	for i := range rows {
-		r := &rows[i]
-		r.OneRatio = ratio(r.One.Median, base.One.Median)
-		r.ManyRatio = ratio(r.Many.Median, base.Many.Median)
-		r.LatencyRatio = ratio(r.P50, base.P50)
-	}
+// sheet is a table: its columns, and a line for each contender that has something to say in it.
+type sheet struct {
+	kind  kind
+	head  []string
+	lines [][]string
 }
 
-func ratio(a, b float64) float64 {
-	if b == 0 {
-		return 0
+// sheets lays the results out, one sheet for each kind that was measured.
+func sheets(rows []result) []sheet {
+	var out []sheet
+	for _, k := range kinds() {
+		s := sheet{kind: k, head: []string{""}}
+		lines := make([][]string, len(rows))
+		some := make([]bool, len(rows))
+		column := func(title string, cell func(result) (string, bool)) {
+			cells, any := make([]string, len(rows)), false
+			for i, r := range rows {
+				var ok bool
+				cells[i], ok = cell(r)
+				some[i], any = some[i] || ok, any || ok
+			}
+			if !any {
+				return
+			}
+			s.head = append(s.head, title)
+			for i := range rows {
+				lines[i] = append(lines[i], cells[i])
+			}
+		}
+		for _, m := range metrics() {
+			if m.kind != k {
+				continue
+			}
+			column(m.title, func(r result) (string, bool) {
+				v, ok := r.Metrics[m.key]
+				return orDash(v.text(m.digits), ok), ok
+			})
+			if m.ratio {
+				column("/ wg-go", func(r result) (string, bool) {
+					v, ok := r.Ratios[m.key]
+					return orDash(fmt.Sprintf("%.2f", v), ok), ok
+				})
+			}
+		}
+		for i, r := range rows {
+			if some[i] {
+				s.lines = append(s.lines, append([]string{r.Name}, lines[i]...))
+			}
+		}
+		if len(s.lines) > 0 {
+			out = append(out, s)
+		}
 	}
-	return a / b
+	return out
 }
 
-func summarize(v []float64) spread {
-	if len(v) == 0 {
-		return spread{}
-	}
-	v = slices.Sorted(slices.Values(v))
-	mid := len(v) / 2
-	s := spread{Median: v[mid], Min: v[0], Max: v[len(v)-1]}
-	if len(v)%2 == 0 {
-		s.Median = (v[mid-1] + v[mid]) / 2
+func orDash(s string, ok bool) string {
+	if !ok {
+		return "-"
 	}
 	return s
 }
 
-// percentile returns the smallest of the sorted values that p percent of them do not exceed; zero if there are none.
-func percentile[T cmp.Ordered](sorted []T, p int) T {
-	if len(sorted) == 0 {
-		var zero T
-		return zero
-	}
-	return sorted[max(0, (len(sorted)*p+99)/100-1)]
+// text returns the spread as the tables show it.
+func (s spread) text(digits int) string {
+	return fmt.Sprintf("%.*f (%.*f-%.*f)", digits, s.Median, digits, s.Min, digits, s.Max)
 }
 
-// table lays the results out in columns.
-func table(rows []result) string {
+// terminal returns the sheet with its columns aligned.
+func (s sheet) terminal() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "contender\t1 stream Gb/s\t%d streams Gb/s\tp50 µs\tp99 µs\tCPU s/Gbit\tRSS MiB\t"+
-		"1 stream / wg-go\t%d / wg-go\tp50 / wg-go\t\n", streams, streams)
-	for _, r := range rows {
-		cpu, rss := "-", "-"
-		if r.Processes {
-			cpu, rss = fmt.Sprintf("%.3f", r.CPU), fmt.Sprintf("%.1f", r.RSS)
-		}
-		fmt.Fprintf(w, "%s\t%v\t%v\t%.0f\t%.0f\t%s\t%s\t%.2f\t%.2f\t%.2f\t\n",
-			r.Name, r.One, r.Many, r.P50, r.P99, cpu, rss, r.OneRatio, r.ManyRatio, r.LatencyRatio)
+	for _, line := range append([][]string{s.head}, s.lines...) {
+		fmt.Fprintf(w, "%s\t\n", strings.Join(line, "\t"))
 	}
 	if err := w.Flush(); err != nil { // a strings.Builder takes everything
 		return err.Error()
@@ -124,7 +121,12 @@ func table(rows []result) string {
 	return b.String()
 }
 
-// String returns the spread as the table shows it.
-func (s spread) String() string { return fmt.Sprintf("%.2f (%.2f-%.2f)", s.Median, s.Min, s.Max) }
-
-func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
+// markdown returns the sheet as a table of Markdown.
+func (s sheet) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(s.head, " | "), strings.Repeat("---|", len(s.head)))
+	for _, line := range s.lines {
+		fmt.Fprintf(&b, "| %s |\n", strings.Join(line, " | "))
+	}
+	return b.String()
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// kind is a measurement that can be asked for by -measure.
+type kind string
+
+const (
+	tcpKind     kind = "tcp"     // one stream and several, CPU
+	udpKind     kind = "udp"     // floods of short and of long datagrams
+	latencyKind kind = "latency" // request and response, idle and beside a stream
+	memoryKind  kind = "memory"  // resident memory, before and under what else is measured
+)
+
+// kinds are all of them, in the order in which they are measured.
+func kinds() []kind { return []kind{tcpKind, udpKind, latencyKind, memoryKind} }
+
+// metric is one column of the tables.
+type metric struct {
+	kind   kind
+	key    string // in JSON
+	title  string
+	digits int  // behind the point
+	ratio  bool // to the others is worth a column
+}
+
+// The keys of all metrics.
+const (
+	oneStream   = "one_stream_gbps"
+	manyStreams = "four_streams_gbps"
+	cpuPerGbit  = "cpu_seconds_per_gbit"
+	udpShort    = "udp_64_kpps"
+	udpShortOff = "udp_64_offered_kpps"
+	udpLong     = "udp_1300_kpps"
+	udpLongOff  = "udp_1300_offered_kpps"
+	idleP50     = "idle_p50_us"
+	idleP99     = "idle_p99_us"
+	loadedP50   = "loaded_p50_us"
+	loadedP99   = "loaded_p99_us"
+	idleRSS     = "idle_rss_mib"
+	loadedRSS   = "loaded_rss_mib"
+)
+
+// metrics are the columns in their order.
+func metrics() []metric {
+	return []metric{
+		{tcpKind, oneStream, "1 stream, Gb/s", 2, true},
+		{tcpKind, manyStreams, "4 streams, Gb/s", 2, true},
+		{tcpKind, cpuPerGbit, "CPU s/Gbit", 3, false},
+		{udpKind, udpShort, "64 B, kpps", 0, true},
+		{udpKind, udpShortOff, "64 B offered", 0, false},
+		{udpKind, udpLong, "1300 B, kpps", 0, true},
+		{udpKind, udpLongOff, "1300 B offered", 0, false},
+		{latencyKind, idleP50, "idle p50, µs", 0, true},
+		{latencyKind, idleP99, "idle p99, µs", 0, true},
+		{latencyKind, loadedP50, "loaded p50, µs", 0, true},
+		{latencyKind, loadedP99, "loaded p99, µs", 0, false},
+		{memoryKind, idleRSS, "idle RSS, MiB", 1, false},
+		{memoryKind, loadedRSS, "loaded RSS, MiB", 1, false},
+	}
+}
+
+// samples are the values of a contender's metrics, one for each round.
+type samples map[string][]float64
+
+// add notes a value.
+func (s samples) add(key string, value float64) { s[key] = append(s[key], value) }
+
+// last tells the newest value of a metric in the table's words, "" if there is none.
+func (s samples) last(m metric) string {
+	v := s[m.key]
+	if len(v) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s %.*f", m.title, m.digits, v[len(v)-1])
+}
+
+// spread is the middle and the ends of a series.
+type spread struct {
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+func summarize(v []float64) spread {
+	if len(v) == 0 {
+		return spread{}
+	}
+	v = slices.Sorted(slices.Values(v))
+	mid := len(v) / 2
+	s := spread{Median: v[mid], Min: v[0], Max: v[len(v)-1]}
+	if len(v)%2 == 0 {
+		s.Median = (v[mid-1] + v[mid]) / 2
+	}
+	return s
+}
+
+// percentile returns the smallest of the sorted values that p percent of them do not exceed; zero if there are none.
+func percentile[T cmp.Ordered](sorted []T, p int) T {
+	if len(sorted) == 0 {
+		var zero T
+		return zero
+	}
+	return sorted[max(0, (len(sorted)*p+99)/100-1)]
+}
+
+func ratio(a, b float64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return a / b
+}
