@@ -34,6 +34,7 @@ type bench struct {
 	options
 	ctx    context.Context
 	hosts  [hosts]*lab.Host
+	third  *lab.Host // of the measurement fair
 	answer io.Writer // of -json
 	mesh   *mesh     // Weft's nodes and workloads
 	notes  []string  // what the reader must know
@@ -47,6 +48,7 @@ func (b *bench) run() {
 		for i := range b.hosts {
 			b.hosts[i] = l.Host(fmt.Sprintf("host%d", i+1), lan)
 		}
+		b.third = l.Host("host3", lan)
 		all, err = b.contenders()
 		return fmt.Sprintf("%d contenders", len(all)), err
 	})
@@ -74,13 +76,8 @@ func (b *bench) turn(c *contender) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	most := 0.0
-	load := func() error { // after each measurement
-		rss, err := largestRSS(c.pids())
-		most = max(most, rss)
-		return err
-	}
-	if b.wants(memoryKind) && len(c.pids()) > 0 {
+	memory := b.wants(memoryKind, c) && len(c.pids()) > 0
+	if memory {
 		if err := sleep(b.ctx, idle); err != nil {
 			return err
 		}
@@ -90,27 +87,35 @@ func (b *bench) turn(c *contender) error {
 		}
 		c.samples.add(idleRSS, rss)
 	}
+	loaded := 0.0
 	for _, m := range []struct {
 		kind kind
 		run  func(*contender) error
-	}{{tcpKind, b.tcp}, {udpKind, b.udp}, {latencyKind, b.latency}} {
-		if !b.wants(m.kind) {
+	}{
+		{tcpKind, b.tcp}, {udpKind, b.udp}, {pacedKind, b.paced}, {latencyKind, b.latency}, {lossKind, b.loss}, {fairKind, b.fair},
+	} {
+		if !b.wants(m.kind, c) {
 			continue
 		}
 		if err := m.run(c); err != nil {
 			return fmt.Errorf("%s: %w", m.kind, err)
 		}
-		if err := load(); err != nil {
+		rss, err := largestRSS(c.pids())
+		if err != nil {
 			return err
 		}
+		loaded = max(loaded, rss)
 	}
-	if b.wants(memoryKind) && len(c.pids()) > 0 {
-		c.samples.add(loadedRSS, most)
+	if memory && loaded > 0 {
+		c.samples.add(loadedRSS, loaded)
 	}
 	return nil
 }
 
-func (b *bench) wants(k kind) bool { return slices.Contains(b.measure, k) }
+// wants reports whether the measurement is asked for, and the contender takes part in it.
+func (b *bench) wants(k kind, c *contender) bool {
+	return slices.Contains(b.measure, k) && slices.Contains(c.kinds, k)
+}
 
 func (b *bench) tcp(c *contender) error {
 	one, err := stream(b.ctx, c, 1, b.length)
@@ -151,6 +156,16 @@ func (b *bench) latency(c *contender) error {
 	}
 	c.samples.add(idleP50, micros(percentile(times, 50)))
 	c.samples.add(idleP99, micros(percentile(times, 99)))
+	bulk, err := startStreams(b.ctx, c, 1)
+	if err != nil {
+		return err
+	}
+	defer bulk.stop()
+	if times, err = pingPong(b.ctx, c); err != nil {
+		return err
+	}
+	c.samples.add(loadedP50, micros(percentile(times, 50)))
+	c.samples.add(loadedP99, micros(percentile(times, 99)))
 	return nil
 }
 

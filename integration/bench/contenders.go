@@ -3,18 +3,12 @@
 package main
 
 import (
-	"crypto/ecdh"
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -24,12 +18,12 @@ import (
 const (
 	vxlanMTU  = 1450
 	vxlanPort = 4789
-	wgPort    = 51820
-	wgSockets = "/var/run/wireguard" // wireguard-go knows no other place
 
 	plainName = "veth"
 	vxlanName = "vxlan"
 	wgName    = "wireguard-go" // what the others are compared with
+
+	nebulaName = "nebula"
 )
 
 // contender is one way from one host to the other.
@@ -41,11 +35,18 @@ type contender struct {
 	check    func() error // once it has carried a packet: is it what its name says
 	stop     func()       // after it
 	pids     func() []int // of the forwarding processes, both hosts'
+	kinds    []kind       // in which it takes part
+	third    *third       // of the measurement fair
 	samples  samples
 }
 
 func nothing() error { return nil }
 func noPIDs() []int  { return nil }
+
+// without returns the list but for one.
+func without(list []kind, k kind) []kind {
+	return slices.DeleteFunc(slices.Clone(list), func(l kind) bool { return l == k })
+}
 
 // summary tells what the last turn saw.
 func (c *contender) summary() string {
@@ -59,7 +60,9 @@ func (c *contender) summary() string {
 }
 
 // names are all who can take part.
-func names() []string { return append([]string{plainName, vxlanName, wgName}, weftNames()...) }
+func names() []string {
+	return append([]string{plainName, vxlanName, wgName, nebulaName}, weftNames()...)
+}
 
 // contenders sets up those that are asked for.
 func (b *bench) contenders() ([]*contender, error) {
@@ -67,8 +70,15 @@ func (b *bench) contenders() ([]*contender, error) {
 	for _, set := range []struct {
 		name string
 		up   func() (*contender, error)
-	}{{plainName, b.plain}, {vxlanName, b.vxlan}, {wgName, b.wireguard}} {
+	}{{plainName, b.plain}, {vxlanName, b.vxlan}, {wgName, b.wireguard}, {nebulaName, b.nebula}} {
 		if !b.competes(set.name) {
+			continue
+		}
+		if _, err := os.Stat(b.nebulaBinary); set.name == nebulaName && err != nil {
+			if len(b.only) > 0 {
+				return nil, fmt.Errorf("nebula: %w", err)
+			}
+			b.notes = append(b.notes, "Nebula takes no part: there is no "+b.nebulaBinary+".")
 			continue
 		}
 		c, err := set.up()
@@ -100,6 +110,8 @@ func (b *bench) plain() (*contender, error) {
 	return &contender{
 		name: plainName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: b.hosts[1].Link().V4(),
 		start: nothing, check: nothing, stop: func() {}, pids: noPIDs, samples: samples{},
+		kinds: kinds(),
+		third: &third{from: b.hosts[0].Namespace, to: b.third.Namespace, addr: b.third.Link().V4(), start: nothing},
 	}, nil
 }
 
@@ -137,82 +149,6 @@ func (b *bench) vxlan() (*contender, error) {
 	}
 	return &contender{
 		name: vxlanName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(1, 1).Addr(),
-		start: nothing, check: nothing, stop: func() {}, samples: samples{}, pids: noPIDs,
+		start: nothing, check: nothing, stop: func() {}, samples: samples{}, kinds: []kind{tcpKind, udpKind, latencyKind}, pids: noPIDs,
 	}, nil
-}
-
-// wgInterface returns the name of the i-th host's interface, and so of its socket. It is this process's alone.
-func wgInterface(i int) string { return fmt.Sprintf("wb%d%c", os.Getpid(), 'a'+i) }
-
-func wgSocket(i int) string { return filepath.Join(wgSockets, wgInterface(i)+".sock") }
-
-// removeSockets removes what killed wireguard-go processes leave behind. Running ones end when their socket is removed.
-func removeSockets() {
-	for i := range hosts {
-		_ = os.Remove(wgSocket(i))
-	}
-	_ = os.Remove(wgSockets) // fails if somebody else has a socket in it
-}
-
-func (b *bench) wireguard() (*contender, error) {
-	b.Cleanup(removeSockets)
-	var keys [hosts]*ecdh.PrivateKey
-	var pids []int
-	for i, h := range b.hosts {
-		var err error
-		if keys[i], err = ecdh.X25519().GenerateKey(rand.Reader); err != nil {
-			return nil, err
-		}
-		p, err := h.Start(lab.Command{Path: b.wgBinary, Args: []string{"-f", wgInterface(i)}})
-		if err != nil {
-			return nil, err
-		}
-		pids = append(pids, p.Pid())
-	}
-	for i, h := range b.hosts {
-		peer := 1 - i
-		err := configure(wgSocket(i), fmt.Sprintf(
-			"set=1\nprivate_key=%s\nlisten_port=%d\npublic_key=%s\nendpoint=%v\nallowed_ip=%v/32\n\n",
-			hex.EncodeToString(keys[i].Bytes()), wgPort, hex.EncodeToString(keys[peer].PublicKey().Bytes()),
-			netip.AddrPortFrom(b.hosts[peer].Link().V4(), wgPort), own(2, peer).Addr()))
-		if err != nil {
-			return nil, err
-		}
-		if err := raise(h, wgInterface(i), own(2, i)); err != nil {
-			return nil, err
-		}
-	}
-	return &contender{
-		name: wgName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(2, 1).Addr(),
-		start: nothing, check: nothing, stop: func() {}, samples: samples{}, pids: func() []int { return pids },
-	}, nil
-}
-
-// configure tells wireguard-go what to do, as soon as its socket is there.
-func configure(socket, request string) error {
-	var conn net.Conn
-	var err error
-	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
-		if conn, err = net.Dial("unix", socket); err == nil || time.Now().After(deadline) {
-			break
-		}
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
-		return err
-	}
-	if _, err := io.WriteString(conn, request); err != nil {
-		return err
-	}
-	var code int
-	if _, err := fmt.Fscanf(conn, "errno=%d\n", &code); err != nil {
-		return fmt.Errorf("answer of wireguard-go: %w", err)
-	}
-	if code != 0 {
-		return fmt.Errorf("wireguard-go refuses its configuration: errno %d", code)
-	}
-	return nil
 }

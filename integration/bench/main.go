@@ -28,6 +28,7 @@ const exitInterrupted = 130
 // options is what the flags say.
 type options struct {
 	weftBinary, wgBinary string
+	nebulaBinary         string // may be missing
 	rounds               int
 	length               time.Duration // of one stream measurement
 	json                 bool
@@ -49,6 +50,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	flags.StringVar(&o.weftBinary, "weft", "bin/weft", "the weft binary")
 	flags.StringVar(&o.wgBinary, "wireguard-go", "bin/wireguard-go", "the wireguard-go binary")
+	flags.StringVar(&o.nebulaBinary, "nebula", "bin/nebula", "the nebula binary, with nebula-cert beside it; it may be missing")
 	flags.IntVar(&o.rounds, "rounds", 5, "how often each contender has its turn")
 	seconds := flags.Float64("seconds", 2, "how long one stream measurement takes")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON, and the progress to stderr")
@@ -66,9 +68,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "bench: %v\n", err)
 		return 2
 	}
-	for _, path := range []*string{&o.weftBinary, &o.wgBinary} {
+	for _, path := range []*string{&o.weftBinary, &o.wgBinary, &o.nebulaBinary} {
 		var err error
-		if *path, err = filepath.Abs(*path); err == nil {
+		if *path, err = filepath.Abs(*path); err == nil && path != &o.nebulaBinary {
 			_, err = os.Stat(*path)
 		}
 		if err != nil {

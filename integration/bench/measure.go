@@ -79,48 +79,68 @@ type flow struct {
 	cpu  float64 // seconds of the forwarding processes in the same time
 }
 
-// stream sends over n connections as fast as they take it, and counts what arrives.
-func stream(ctx context.Context, c *contender, n int, length time.Duration) (flow, error) {
+// streaming is TCP connections over which as much is sent as they take.
+type streaming struct {
+	clients, servers []net.Conn
+	received         atomic.Int64
+	running          sync.WaitGroup
+}
+
+// startStreams starts n of them, and returns when they are warm. The caller stops them.
+func startStreams(ctx context.Context, c *contender, n int) (*streaming, error) {
 	clients, servers, err := connect(ctx, c.from, c.to, c.addr, n)
 	if err != nil {
-		return flow{}, err
+		return nil, err
 	}
-	var received atomic.Int64
-	var wg sync.WaitGroup
+	s := &streaming{clients: clients, servers: servers}
 	for i := range n {
-		wg.Go(func() {
+		s.running.Go(func() {
 			buf := make([]byte, block)
 			for {
 				if _, err := clients[i].Write(buf); err != nil {
-					return // closed below
+					return // closed by stop
 				}
 			}
 		})
-		wg.Go(func() {
+		s.running.Go(func() {
 			buf := make([]byte, block)
 			for {
 				got, err := servers[i].Read(buf)
-				received.Add(int64(got))
+				s.received.Add(int64(got))
 				if err != nil {
 					return
 				}
 			}
 		})
 	}
-	defer wg.Wait()
-	defer closeAll(clients, servers)
 	if err := sleep(ctx, warmUp); err != nil {
+		s.stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *streaming) stop() {
+	closeAll(s.clients, s.servers)
+	s.running.Wait()
+}
+
+// stream sends over n connections as fast as they take it, and counts what arrives.
+func stream(ctx context.Context, c *contender, n int, length time.Duration) (flow, error) {
+	s, err := startStreams(ctx, c, n)
+	if err != nil {
 		return flow{}, err
 	}
+	defer s.stop()
 	cpu, err := cpuSeconds(c.pids())
 	if err != nil {
 		return flow{}, err
 	}
-	start, before := time.Now(), received.Load()
+	start, before := time.Now(), s.received.Load()
 	if err := sleep(ctx, length); err != nil {
 		return flow{}, err
 	}
-	f := flow{gbit: float64(received.Load()-before) * 8 / 1e9}
+	f := flow{gbit: float64(s.received.Load()-before) * 8 / 1e9}
 	f.rate = f.gbit / time.Since(start).Seconds()
 	after, err := cpuSeconds(c.pids())
 	f.cpu = after - cpu

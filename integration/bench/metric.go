@@ -15,11 +15,16 @@ const (
 	tcpKind     kind = "tcp"     // one stream and several, CPU
 	udpKind     kind = "udp"     // floods of short and of long datagrams
 	latencyKind kind = "latency" // request and response, idle and beside a stream
-	memoryKind  kind = "memory"  // resident memory, before and under what else is measured
+	lossKind    kind = "loss"    // a stream while the network loses packets
+	pacedKind   kind = "paced"   // the most datagrams a second of which hardly any is lost
+	fairKind    kind = "fair"    // what one workload's flood leaves to others
+	memoryKind  kind = "memory"  // resident memory, before and under the streams and floods
 )
 
 // kinds are all of them, in the order in which they are measured.
-func kinds() []kind { return []kind{tcpKind, udpKind, latencyKind, memoryKind} }
+func kinds() []kind {
+	return []kind{tcpKind, udpKind, pacedKind, latencyKind, lossKind, fairKind, memoryKind}
+}
 
 // metric is one column of the tables.
 type metric struct {
@@ -43,8 +48,21 @@ const (
 	idleP99     = "idle_p99_us"
 	loadedP50   = "loaded_p50_us"
 	loadedP99   = "loaded_p99_us"
+	pacedShort  = "paced_64_kpps"
+	pacedLong   = "paced_1300_kpps"
+	loss0       = "loss_0_gbps"
+	loss1       = "loss_1_gbps"
+	loss1Rel    = "loss_1_percent"
+	loss5       = "loss_5_gbps"
+	loss5Rel    = "loss_5_percent"
 	idleRSS     = "idle_rss_mib"
 	loadedRSS   = "loaded_rss_mib"
+
+	fairAlone     = "fair_alone_gbps"
+	fairFlood     = "fair_flood_gbps"
+	fairAloneP50  = "fair_alone_p50_us"
+	fairFloodP50  = "fair_flood_p50_us"
+	fairFloodKpps = "fair_flood_kpps"
 )
 
 // metrics are the columns in their order.
@@ -57,10 +75,22 @@ func metrics() []metric {
 		{udpKind, udpShortOff, "64 B offered", 0, false},
 		{udpKind, udpLong, "1300 B, kpps", 0, true},
 		{udpKind, udpLongOff, "1300 B offered", 0, false},
+		{pacedKind, pacedShort, "64 B, kpps", 0, true},
+		{pacedKind, pacedLong, "1300 B, kpps", 0, true},
 		{latencyKind, idleP50, "idle p50, µs", 0, true},
 		{latencyKind, idleP99, "idle p99, µs", 0, true},
 		{latencyKind, loadedP50, "loaded p50, µs", 0, true},
 		{latencyKind, loadedP99, "loaded p99, µs", 0, false},
+		{lossKind, loss0, "no loss, Gb/s", 2, false},
+		{lossKind, loss1, "1%, Gb/s", 2, true},
+		{lossKind, loss1Rel, "1%, % of its own", 0, false},
+		{lossKind, loss5, "5%, Gb/s", 2, true},
+		{lossKind, loss5Rel, "5%, % of its own", 0, false},
+		{fairKind, fairAlone, "alone, Gb/s", 2, false},
+		{fairKind, fairFlood, "beside a flood, Gb/s", 2, false},
+		{fairKind, fairAloneP50, "alone p50, µs", 0, false},
+		{fairKind, fairFloodP50, "beside a flood p50, µs", 0, false},
+		{fairKind, fairFloodKpps, "the flood, kpps", 0, false},
 		{memoryKind, idleRSS, "idle RSS, MiB", 1, false},
 		{memoryKind, loadedRSS, "loaded RSS, MiB", 1, false},
 	}

@@ -22,10 +22,12 @@ import (
 
 const (
 	udpBuffer  = 8 << 20                // bytes that the receiver's socket holds, so that it is not what loses
-	udpSettle  = 200 * time.Millisecond // without a datagram: nothing more comes
+	udpSettle  = 100 * time.Millisecond // without a datagram: nothing more comes
 	udpTimeout = 50 * time.Millisecond  // of one recvmmsg(2)
 	maxPayload = 2048                   // bytes that the receiver makes room for
 )
+
+var errNothing = errors.New("no datagram arrived")
 
 // datagrams is what one measurement of UDP saw.
 type datagrams struct {
@@ -181,7 +183,7 @@ func udp(ctx context.Context, c *contender, size int, rate float64, length time.
 		return d, err
 	}
 	if total == 0 || answer.Datagrams == 0 {
-		return d, errors.New("no datagram arrived")
+		return d, errNothing
 	}
 	d.offered = float64(answer.Datagrams) / answer.Seconds
 	d.loss = max(0, 1-float64(total)/float64(answer.Datagrams))
@@ -192,7 +194,7 @@ func udp(ctx context.Context, c *contender, size int, rate float64, length time.
 func (s *sink) first(ctx context.Context) error {
 	for deadline := time.Now().Add(within); s.count.Load() == 0; {
 		if time.Now().After(deadline) {
-			return errors.New("no datagram arrived")
+			return errNothing
 		}
 		if err := sleep(ctx, time.Millisecond); err != nil {
 			return err

@@ -253,9 +253,23 @@ func (l *Link) SetMTU(mtu int) {
 // offloaded packets of up to 64 KiB otherwise), so that loss and captures see what a wire would.
 func (l *Link) Segmented() {
 	l.ns.lab.tb.Helper()
+	l.setMaxSegments(1)
+}
+
+// Whole ends what [Link.Segmented] began.
+func (l *Link) Whole() {
+	l.ns.lab.tb.Helper()
+	l.setMaxSegments(gsoMaxSegments)
+}
+
+// gsoMaxSegments is the kernel's own limit of segments that an offloaded packet may hold (GSO_MAX_SEGS).
+const gsoMaxSegments = 65535
+
+func (l *Link) setMaxSegments(n int) {
+	l.ns.lab.tb.Helper()
 	dev, err := l.ns.nl.LinkByName(l.device)
 	if err == nil {
-		err = l.ns.nl.LinkSetGSOMaxSegs(dev, 1)
+		err = l.ns.nl.LinkSetGSOMaxSegs(dev, n)
 	}
 	if err != nil {
 		l.ns.lab.tb.Fatalf("lab: segmentation on %s of %s: %v", l.device, l.ns.name, err)
