@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"debug/buildinfo"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -136,15 +137,15 @@ func (b *bench) tcp(c *contender) error {
 
 func (b *bench) udp(c *contender) error {
 	for _, m := range []struct {
-		bytes          int
-		rate, offering string
-	}{{shortBytes, udpShort, udpShortOff}, {longBytes, udpLong, udpLongOff}} {
+		bytes      int
+		rate, lost string
+	}{{shortBytes, udpShort, udpShortOut}, {longBytes, udpLong, udpLongOut}} {
 		d, err := udp(b.ctx, c, m.bytes, 0, b.length)
 		if err != nil {
 			return err
 		}
 		c.samples.add(m.rate, d.rate/1000)
-		c.samples.add(m.offering, d.offered/1000)
+		c.samples.add(m.lost, d.loss*100)
 	}
 	return nil
 }
@@ -170,25 +171,53 @@ func (b *bench) latency(c *contender) error {
 }
 
 func (b *bench) report(rows []result) {
-	if !b.json {
-		for _, s := range sheets(rows) {
-			b.Title("%s", s.terminal())
+	d := document{
+		date: time.Now(), machine: machine(), notes: b.notes, rounds: b.rounds, length: b.length, took: b.Elapsed(), rows: rows,
+		versions: b.versions(),
+	}
+	if b.file != "" {
+		if err := os.WriteFile(b.file, []byte(d.markdown()), 0o644); err != nil { //nolint:gosec // for everybody to read
+			b.Fatalf("%v", err)
 		}
-		b.Title("%s\n%s\n%d rounds, %v a measurement; median (min-max). All in %.0f s.",
-			machine(), strings.Join(b.notes, "\n"), b.rounds, b.length, b.Elapsed().Seconds())
+	}
+	if !b.json {
+		b.Title("%s", d.terminal())
 		return
 	}
 	out, err := json.MarshalIndent(struct {
-		Machine string   `json:"machine"`
-		Notes   []string `json:"notes"`
-		Rounds  int      `json:"rounds"`
-		Seconds float64  `json:"seconds"`
-		Results []result `json:"results"`
-	}{machine(), b.notes, b.rounds, b.length.Seconds(), rows}, "", "  ")
+		Date     time.Time `json:"date"`
+		Machine  string    `json:"machine"`
+		Versions []string  `json:"versions"`
+		Notes    []string  `json:"notes,omitempty"`
+		Rounds   int       `json:"rounds"`
+		Seconds  float64   `json:"seconds"`
+		Results  []result  `json:"results"`
+	}{d.date, d.machine, d.versions, d.notes, d.rounds, d.length.Seconds(), rows}, "", "  ")
 	if err != nil {
 		b.Fatalf("%v", err)
 	}
 	fmt.Fprintf(b.answer, "%s\n", out)
+}
+
+// versions tells the versions of the programs that took part.
+func (b *bench) versions() []string {
+	var out []string
+	if slices.ContainsFunc(weftNames(), b.competes) {
+		if r := b.hosts[0].Weft("version"); r.Code == 0 {
+			out = append(out, strings.TrimSpace(r.Stdout))
+		}
+	}
+	if b.competes(wgName) {
+		if info, err := buildinfo.ReadFile(b.wgBinary); err == nil {
+			out = append(out, wgName+" "+info.Main.Version)
+		}
+	}
+	if b.competes(nebulaName) {
+		if v, err := b.version(b.nebulaBinary, "-version"); err == nil {
+			out = append(out, nebulaName+" "+strings.TrimPrefix(v, "Version: "))
+		}
+	}
+	return out
 }
 
 // machine describes what the numbers were measured on.

@@ -69,10 +69,10 @@ func TestSheets(t *testing.T) {
 		got = append(got, s.markdown())
 	}
 	want := []string{
-		"|  | 1 stream, Gb/s | / wg-go | CPU s/Gbit |\n|---|---|---|---|\n" +
+		"|  | 1 stream, Gb/s | / wg-go | CPU s/Gbit |\n|---|---:|---:|---:|\n" +
 			"| wireguard-go | 2.00 (1.00-3.00) | 1.00 | 0.500 (0.500-0.500) |\n" +
 			"| other | 3.00 (3.00-4.00) | 1.50 | - |\n",
-		"|  | 64 B, kpps | / wg-go |\n|---|---|---|\n| wireguard-go | 100 (100-100) | 1.00 |\n",
+		"|  | 64 B, kpps | / wg-go |\n|---|---:|---:|\n| wireguard-go | 100 (100-100) | 1.00 |\n",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench compares Weft with what else connects two hosts: the bare network, kernel VXLAN and wireguard-go. All of them
-// run between the same two hosts, network namespaces of this machine, and take turns, so that what else the machine does
-// disturbs all alike. It removes all that it made, also when it is interrupted. It needs root and the built binaries of weft
-// and wireguard-go; `make bench` runs it.
+// Command bench compares Weft with what else connects two hosts: the bare network, kernel VXLAN, wireguard-go and Nebula. All
+// of them run between the same two hosts, network namespaces of this machine, and take turns, so that what else the machine
+// does disturbs all alike. It removes all that it made, also when it is interrupted. It needs root and the built binaries of
+// weft and wireguard-go, and goes without Nebula where there is no binary; `make bench` runs it. Called as `bench flood` it is
+// the sender of its own UDP measurements.
 package main
 
 import (
@@ -32,6 +33,7 @@ type options struct {
 	rounds               int
 	length               time.Duration // of one stream measurement
 	json                 bool
+	file                 string // for the document, none if empty
 	measure              []kind
 	only                 []string // contenders; all if empty
 }
@@ -54,6 +56,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&o.rounds, "rounds", 5, "how often each contender has its turn")
 	seconds := flags.Float64("seconds", 2, "how long one stream measurement takes")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON, and the progress to stderr")
+	flags.StringVar(&o.file, "o", "", "write the results to this `file`, as a document in Markdown")
 	measure := flags.String("measure", join(kinds()), "what to measure, separated by commas")
 	only := flags.String("contenders", "", "who takes part, separated by commas (default: all)")
 	if err := flags.Parse(args); err != nil {

@@ -41,9 +41,9 @@ const (
 	manyStreams = "four_streams_gbps"
 	cpuPerGbit  = "cpu_seconds_per_gbit"
 	udpShort    = "udp_64_kpps"
-	udpShortOff = "udp_64_offered_kpps"
+	udpShortOut = "udp_64_lost_percent"
 	udpLong     = "udp_1300_kpps"
-	udpLongOff  = "udp_1300_offered_kpps"
+	udpLongOut  = "udp_1300_lost_percent"
 	idleP50     = "idle_p50_us"
 	idleP99     = "idle_p99_us"
 	loadedP50   = "loaded_p50_us"
@@ -72,9 +72,9 @@ func metrics() []metric {
 		{tcpKind, manyStreams, "4 streams, Gb/s", 2, true},
 		{tcpKind, cpuPerGbit, "CPU s/Gbit", 3, false},
 		{udpKind, udpShort, "64 B, kpps", 0, true},
-		{udpKind, udpShortOff, "64 B offered", 0, false},
+		{udpKind, udpShortOut, "64 B lost, %", 0, false},
 		{udpKind, udpLong, "1300 B, kpps", 0, true},
-		{udpKind, udpLongOff, "1300 B offered", 0, false},
+		{udpKind, udpLongOut, "1300 B lost, %", 0, false},
 		{pacedKind, pacedShort, "64 B, kpps", 0, true},
 		{pacedKind, pacedLong, "1300 B, kpps", 0, true},
 		{latencyKind, idleP50, "idle p50, µs", 0, true},

@@ -42,7 +42,7 @@ func results(all []*contender) []result {
 
 // sheet is a table: its columns, and a line for each contender that has something to say in it.
 type sheet struct {
-	kind  kind
+	title string
 	head  []string
 	lines [][]string
 }
@@ -51,17 +51,17 @@ type sheet struct {
 func sheets(rows []result) []sheet {
 	var out []sheet
 	for _, k := range kinds() {
-		s := sheet{kind: k, head: []string{""}}
+		s := sheet{title: k.about(), head: []string{""}}
 		lines := make([][]string, len(rows))
 		some := make([]bool, len(rows))
 		column := func(title string, cell func(result) (string, bool)) {
-			cells, any := make([]string, len(rows)), false
+			cells, used := make([]string, len(rows)), false
 			for i, r := range rows {
 				var ok bool
 				cells[i], ok = cell(r)
-				some[i], any = some[i] || ok, any || ok
+				some[i], used = some[i] || ok, used || ok
 			}
-			if !any {
+			if !used {
 				return
 			}
 			s.head = append(s.head, title)
@@ -124,7 +124,7 @@ func (s sheet) terminal() string {
 // markdown returns the sheet as a table of Markdown.
 func (s sheet) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(s.head, " | "), strings.Repeat("---|", len(s.head)))
+	fmt.Fprintf(&b, "| %s |\n|---|%s\n", strings.Join(s.head, " | "), strings.Repeat("---:|", len(s.head)-1))
 	for _, line := range s.lines {
 		fmt.Fprintf(&b, "| %s |\n", strings.Join(line, " | "))
 	}

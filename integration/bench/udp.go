@@ -34,7 +34,6 @@ type datagrams struct {
 	offered float64 // a second
 	rate    float64 // delivered a second, while all of it ran
 	loss    float64 // share of those sent that never arrived
-	cpu     float64 // seconds of the forwarding processes for each delivered datagram
 }
 
 // sink counts datagrams in a thread of its own.
@@ -150,23 +149,11 @@ func udp(ctx context.Context, c *contender, size int, rate float64, length time.
 	if err := sleep(ctx, warmUp/2); err != nil {
 		return d, err
 	}
-	cpu, err := cpuSeconds(c.pids())
-	if err != nil {
-		return d, err
-	}
 	start, before := time.Now(), s.count.Load()
 	if err := sleep(ctx, length); err != nil {
 		return d, err
 	}
-	got := float64(s.count.Load() - before)
-	d.rate = got / time.Since(start).Seconds()
-	after, err := cpuSeconds(c.pids())
-	if err != nil {
-		return d, err
-	}
-	if got > 0 {
-		d.cpu = (after - cpu) / got
-	}
+	d.rate = float64(s.count.Load()-before) / time.Since(start).Seconds()
 	code, err := p.Wait(within)
 	if err != nil {
 		return d, err

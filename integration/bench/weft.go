@@ -11,6 +11,7 @@ import (
 
 const (
 	weftName = "weft"
+	weftWG   = weftName + "-wireguard"
 	ownSuite = "aes-256-gcm"
 	wgSuite  = "chacha20-poly1305"
 	// noAES makes a node believe that its processor has no AES, so that it uses WireGuard's suite.
@@ -117,7 +118,7 @@ type way struct {
 func ways() []way {
 	all := []way{
 		{name: weftName, suite: ownSuite, kinds: kinds()},
-		{name: weftName + "-wireguard", suite: wgSuite, env: []string{noAES}, kinds: without(without(kinds(), lossKind), fairKind)},
+		{name: weftWG, suite: wgSuite, env: []string{noAES}, kinds: without(without(kinds(), lossKind), fairKind)},
 		{name: weftName + "-2-shards", suite: ownSuite, flags: []string{"--shards", "2"}, kinds: kinds()},
 	}
 	for _, off := range []string{"no-tso", "no-uso", "no-gso", "no-gro", "no-offload"} {

@@ -250,28 +250,22 @@ func (l *Link) SetMTU(mtu int) {
 }
 
 // Segmented makes the host cut its packets to the MTU before they enter the link (they travel through this machine as
-// offloaded packets of up to 64 KiB otherwise), so that loss and captures see what a wire would.
+// offloaded packets of up to 64 KiB otherwise), as for a network card that cannot, so that loss and captures see what a wire
+// would.
 func (l *Link) Segmented() {
 	l.ns.lab.tb.Helper()
-	l.setMaxSegments(1)
+	l.setSegmentation(false)
 }
 
 // Whole ends what [Link.Segmented] began.
 func (l *Link) Whole() {
 	l.ns.lab.tb.Helper()
-	l.setMaxSegments(gsoMaxSegments)
+	l.setSegmentation(true)
 }
 
-// gsoMaxSegments is the kernel's own limit of segments that an offloaded packet may hold (GSO_MAX_SEGS).
-const gsoMaxSegments = 65535
-
-func (l *Link) setMaxSegments(n int) {
+func (l *Link) setSegmentation(on bool) {
 	l.ns.lab.tb.Helper()
-	dev, err := l.ns.nl.LinkByName(l.device)
-	if err == nil {
-		err = l.ns.nl.LinkSetGSOMaxSegs(dev, n)
-	}
-	if err != nil {
+	if err := l.ns.setSegmentation(l.device, on); err != nil {
 		l.ns.lab.tb.Fatalf("lab: segmentation on %s of %s: %v", l.device, l.ns.name, err)
 	}
 }
