@@ -35,7 +35,7 @@ const method = `## Method
   for this machine only.
 * The contenders: the bare link (` + "`veth`" + `); kernel VXLAN, not encrypted; wireguard-go and Nebula, each with one process on
   each host and their defaults, from host to host; Weft, from workload to workload, so through one veth pair more on each
-  side. ` + "`weft`" + ` uses AES-256-GCM; ` + "`weft-wireguard`" + ` WireGuard's own suite (the nodes are told that their processors
+  side and the hosts' forwarding, and in ` + "`weft-host`" + ` from host to host as they do. ` + "`weft`" + ` uses AES-256-GCM; ` + "`weft-wireguard`" + ` WireGuard's own suite (the nodes are told that their processors
   have no AES); the others are launched with the flags in their names.
 * Every round gives each contender one turn, beginning with another one each time. Processes are started for the turn and
   ended after it. Each cell is the median of the rounds, and the least and the most in parentheses.
@@ -112,7 +112,7 @@ func against(rows []result) (sheet, bool) {
 	type pair struct{ ours, theirs string }
 	var pairs []pair
 	for _, p := range []pair{
-		{weftName, wgName}, {weftWG, wgName}, {weftName, nebulaName}, {weftName, vxlanName}, {weftName, plainName},
+		{weftName, wgName}, {weftWG, wgName}, {weftHost, wgName}, {weftName, nebulaName}, {weftHost, nebulaName}, {weftName, vxlanName}, {weftName, plainName},
 	} {
 		if at[p.ours].Name != "" && at[p.theirs].Name != "" {
 			pairs = append(pairs, p)

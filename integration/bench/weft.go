@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weftnet/weft/integration/lab"
@@ -11,6 +12,7 @@ import (
 
 const (
 	weftName = "weft"
+	weftHost = weftName + "-host"
 	weftWG   = weftName + "-wireguard"
 	ownSuite = "aes-256-gcm"
 	wgSuite  = "chacha20-poly1305"
@@ -23,6 +25,7 @@ type mesh struct {
 	hosts    [hosts]*lab.Host
 	third    *lab.Host
 	from, to *lab.Workload
+	host     netip.Addr // the second host's own address in the mesh
 	// A second workload of the first host, and one of the third host, for the measurement fair.
 	beside, beyond *lab.Workload
 }
@@ -51,8 +54,33 @@ func (b *bench) weft() error {
 		w.Attach()
 	}
 	defer b.mesh.stop()
-	_, err := lab.AllReach(within, all...)
-	return err
+	if _, err := lab.AllReach(within, all...); err != nil {
+		return err
+	}
+	status, err := statusOf(two)
+	if err != nil {
+		return err
+	}
+	b.mesh.host = status.Addresses[0]
+	return nil
+}
+
+// status is what a node tells of itself.
+type status struct {
+	Addresses []netip.Addr
+	Shards    int
+	Offloads  []string
+}
+
+func statusOf(h *lab.Host) (status, error) {
+	var s status
+	if err := h.Query(&s, "status"); err != nil {
+		return s, err
+	}
+	if len(s.Addresses) == 0 || !s.Addresses[0].Is4() {
+		return s, fmt.Errorf("%s has no v4 address in the mesh", h.Name())
+	}
+	return s, nil
 }
 
 func (m *mesh) stop() {
@@ -63,18 +91,23 @@ func (m *mesh) stop() {
 	}
 }
 
+// launched is the contender that goes this way.
 func (m *mesh) launched(w way) *contender {
-	return &contender{
-		name: w.name, from: m.from.Namespace, to: m.to.Namespace, addr: m.to.V4, stop: m.stop, samples: samples{},
+	c := &contender{
+		name: w.name, from: m.from.Namespace, to: m.to.Namespace, addr: m.to.V4, kinds: w.kinds, samples: samples{},
 		start: func() error { return w.launch(m.hosts[:]...) },
-		kinds: w.kinds,
+		check: func() error { return m.goes(w) },
+		stop:  m.stop,
+		pids:  func() []int { return []int{m.hosts[0].Daemon().Pid(), m.hosts[1].Daemon().Pid()} },
 		third: &third{
 			from: m.beside.Namespace, to: m.beyond.Namespace, addr: m.beyond.V4,
 			start: func() error { return w.launch(m.third) },
 		},
-		check: func() error { return m.uses(w.suite) },
-		pids:  func() []int { return []int{m.hosts[0].Daemon().Pid(), m.hosts[1].Daemon().Pid()} },
 	}
+	if w.fromHost {
+		c.from, c.to, c.addr = m.hosts[0].Namespace, m.hosts[1].Namespace, m.host
+	}
+	return c
 }
 
 // launch starts the hosts' nodes, and returns when they are ready.
@@ -91,39 +124,58 @@ func (w way) launch(nodes ...*lab.Host) error {
 	return nil
 }
 
-// uses returns an error unless the two nodes use the suite with each other.
-func (m *mesh) uses(suite string) error {
+// goes returns an error unless the two nodes run as the way says: with the suite between them, the shards and the offloads.
+func (m *mesh) goes(w way) error {
 	for i, h := range m.hosts {
 		type peer struct{ Name, Suite string }
 		var peers []peer
 		if err := h.Query(&peers, "peers"); err != nil {
 			return err
 		}
-		want := peer{m.hosts[1-i].Name(), suite}
+		want := peer{m.hosts[1-i].Name(), w.suite}
 		if !slices.Contains(peers, want) {
 			return fmt.Errorf("%s lists the peers %+v, none of which is %+v", h.Name(), peers, want)
+		}
+		s, err := statusOf(h)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(w.off, func(o string) bool { return slices.Contains(s.Offloads, o) }) || s.Shards != max(1, w.shards) {
+			return fmt.Errorf("%s uses the offloads %v and %d shards, not as %s should", h.Name(), s.Offloads, s.Shards, w.name)
 		}
 	}
 	return nil
 }
 
-// way is how Weft's nodes are launched.
+// way is how Weft's nodes are launched, and which way packets go.
 type way struct {
 	name, suite string
 	env, flags  []string
+	fromHost    bool // to host, instead of workload to workload
+	shards      int
+	off         []string // offloads that must not be in use
 	kinds       []kind
 }
 
 // ways are those in which Weft takes part.
 func ways() []way {
+	pair := without(kinds(), fairKind)
 	all := []way{
 		{name: weftName, suite: ownSuite, kinds: kinds()},
-		{name: weftWG, suite: wgSuite, env: []string{noAES}, kinds: without(without(kinds(), lossKind), fairKind)},
-		{name: weftName + "-2-shards", suite: ownSuite, flags: []string{"--shards", "2"}, kinds: kinds()},
+		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
+		{name: weftWG, suite: wgSuite, kinds: without(pair, lossKind), env: []string{noAES}},
+		{name: weftName + "-2-shards", suite: ownSuite, kinds: kinds(), flags: []string{"--shards", "2"}, shards: 2},
 	}
-	for _, off := range []string{"no-tso", "no-uso", "no-gso", "no-gro", "no-offload"} {
-		all = append(all, way{name: weftName + "-" + off, suite: ownSuite, flags: []string{"--" + off}, kinds: []kind{tcpKind, udpKind}})
+	offloads := []string{"tso", "uso", "gso", "gro"}
+	switchedOff := func(flag string, off ...string) {
+		all = append(all, way{
+			name: weftName + "-" + flag, suite: ownSuite, kinds: []kind{tcpKind, udpKind}, flags: []string{"--" + flag}, off: off,
+		})
 	}
+	for _, o := range offloads {
+		switchedOff("no-"+o, o)
+	}
+	switchedOff("no-offload", offloads...)
 	return all
 }
 
