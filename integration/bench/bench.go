@@ -151,7 +151,7 @@ func (b *bench) udp(c *contender) error {
 }
 
 func (b *bench) latency(c *contender) error {
-	times, err := pingPong(b.ctx, c)
+	times, err := pingPong(b.ctx, c, b.length/2)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (b *bench) latency(c *contender) error {
 		return err
 	}
 	defer bulk.stop()
-	if times, err = pingPong(b.ctx, c); err != nil {
+	if times, err = pingPong(b.ctx, c, b.length/2); err != nil {
 		return err
 	}
 	c.samples.add(loadedP50, micros(percentile(times, 50)))

@@ -62,7 +62,7 @@ func (b *bench) beside(c, way *contender, rate, p50 string) error {
 	if err != nil {
 		return err
 	}
-	times, err := pingPong(b.ctx, way)
+	times, err := pingPong(b.ctx, way, b.length/2)
 	if err != nil {
 		return err
 	}

@@ -21,10 +21,9 @@ import (
 )
 
 const (
-	warmUp   = 300 * time.Millisecond // of each stream measurement; it does not count
-	pingTime = time.Second            // how long one measurement of latency takes
-	block    = 128 << 10              // bytes per read and write of a stream
-	tick     = 100                    // USER_HZ, the unit of CPU times in /proc, is 100 on all platforms that Go knows
+	warmUp = 300 * time.Millisecond // of each stream measurement; it does not count
+	block  = 128 << 10              // bytes per read and write of a stream
+	tick   = 100                    // USER_HZ, the unit of CPU times in /proc, is 100 on all platforms that Go knows
 )
 
 // connect opens n TCP connections from one namespace to an address in another one. The caller closes them.
@@ -71,6 +70,9 @@ func closeAll(lists ...[]net.Conn) {
 		}
 	}
 }
+
+// errSilent says that a stream stood still all the time.
+var errSilent = errors.New("nothing arrived")
 
 // flow is what one stream measurement saw.
 type flow struct {
@@ -145,13 +147,13 @@ func stream(ctx context.Context, c *contender, n int, length time.Duration) (flo
 	after, err := cpuSeconds(c.pids())
 	f.cpu = after - cpu
 	if err == nil && f.gbit == 0 {
-		err = errors.New("nothing arrived")
+		err = errSilent
 	}
 	return f, err
 }
 
-// pingPong sends one byte to and fro and returns how long each round trip took, sorted.
-func pingPong(ctx context.Context, c *contender) ([]time.Duration, error) {
+// pingPong sends one byte to and fro for some time and returns how long each round trip took, sorted.
+func pingPong(ctx context.Context, c *contender, length time.Duration) ([]time.Duration, error) {
 	clients, servers, err := connect(ctx, c.from, c.to, c.addr, 1)
 	if err != nil {
 		return nil, err
@@ -162,12 +164,12 @@ func pingPong(ctx context.Context, c *contender) ([]time.Duration, error) {
 	})
 	defer echo.Wait()
 	defer closeAll(clients, servers)
-	if err := clients[0].SetDeadline(time.Now().Add(pingTime + within)); err != nil {
+	if err := clients[0].SetDeadline(time.Now().Add(length + within)); err != nil {
 		return nil, err
 	}
 	var times []time.Duration
 	buf := make([]byte, 1)
-	for start := time.Now(); time.Since(start) < pingTime && ctx.Err() == nil; {
+	for start := time.Now(); time.Since(start) < length && ctx.Err() == nil; {
 		sent := time.Now()
 		if _, err := clients[0].Write(buf); err != nil {
 			return nil, err

@@ -22,8 +22,9 @@ import (
 
 const (
 	udpBuffer  = 8 << 20                // bytes that the receiver's socket holds, so that it is not what loses
-	udpSettle  = 100 * time.Millisecond // without a datagram: nothing more comes
-	udpTimeout = 50 * time.Millisecond  // of one recvmmsg(2)
+	udpWarmUp  = 50 * time.Millisecond  // from the first datagram on; it does not count
+	udpSettle  = 60 * time.Millisecond // without a datagram: nothing more comes
+	udpTimeout = 20 * time.Millisecond  // of one recvmmsg(2)
 	maxPayload = 2048                   // bytes that the receiver makes room for
 )
 
@@ -138,7 +139,7 @@ func udp(ctx context.Context, c *contender, size int, rate float64, length time.
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	var out, errs strings.Builder
-	p, err := startFlood(c.from, s.addr, size, rate, length+warmUp, &out, &errs)
+	p, err := startFlood(c.from, s.addr, size, rate, length+2*udpWarmUp, &out, &errs)
 	if err != nil {
 		return d, err
 	}
@@ -146,7 +147,7 @@ func udp(ctx context.Context, c *contender, size int, rate float64, length time.
 	if err := s.first(ctx); err != nil {
 		return d, err
 	}
-	if err := sleep(ctx, warmUp/2); err != nil {
+	if err := sleep(ctx, udpWarmUp); err != nil {
 		return d, err
 	}
 	start, before := time.Now(), s.count.Load()

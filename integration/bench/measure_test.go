@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weftnet/weft/integration/lab"
+)
+
+// The measurements of UDP start this program anew as the sender.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == floodCommand {
+		os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// bareLink is a benchmark that has no contender but the bare link.
+func bareLink(t *testing.T) (*bench, *contender) {
+	t.Helper()
+	b := &bench{ctx: t.Context(), options: options{length: 200 * time.Millisecond}}
+	l := lab.New(t)
+	lan := l.Switch("switch")
+	b.hosts = [hosts]*lab.Host{l.Host("host1", lan), l.Host("host2", lan)}
+	b.third = l.Host("host3", lan)
+	c, err := b.plain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, c
+}
+
+func TestUDP(t *testing.T) {
+	b, c := bareLink(t)
+	const rate = 5000
+	for _, lost := range []float64{0, 0.5} {
+		b.hosts[1].Link().Lose(lost)
+		d, err := udp(b.ctx, c, shortBytes, rate, b.length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Each of some 2,000 datagrams is lost by chance: 0.1 is 9 times the deviation.
+		if d.loss < lost-0.1 || d.loss > lost+0.1 || lost == 0 && d.loss != 0 {
+			t.Errorf("loses %.2f of them, the link %.2f", d.loss, lost)
+		}
+		if d.offered > rate*1.01 || d.rate == 0 {
+			t.Errorf("offers %.0f a second of %d, %.0f arrive", d.offered, rate, d.rate)
+		}
+	}
+	if d, err := udp(b.ctx, c, longBytes, 0, b.length); err != nil || d.offered <= rate {
+		t.Errorf("without a limit: %+v, %v", d, err)
+	}
+}
+
+func TestTurn(t *testing.T) {
+	b, c := bareLink(t)
+	b.measure = without(kinds(), pacedKind)
+	if err := b.turn(c); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range metrics() {
+		want := 1
+		if m.kind == pacedKind || m.kind == memoryKind || m.key == cpuPerGbit { // not asked for; the bare link has no process
+			want = 0
+		}
+		if got := len(c.samples[m.key]); got != want {
+			t.Errorf("%s has %d values, not %d", m.key, got, want)
+		}
+	}
+	if c.samples[loss5][0] >= c.samples[loss0][0] {
+		t.Errorf("loss costs nothing: %v", c.samples)
+	}
+}
+
+// The search finds a rate where nothing is lost, and none where every tenth datagram is.
+func TestSearch(t *testing.T) {
+	b, c := bareLink(t)
+	rate, err := b.search(c, shortBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rate == 0 {
+		t.Error("the bare link loses some at every rate")
+	}
+	b.hosts[1].Link().Lose(0.1)
+	if rate, err = b.search(c, shortBytes); err != nil || rate != 0 {
+		t.Errorf("a link that loses 10%%: %.0f a second, %v", rate, err)
+	}
+}
+
+// What loss relies on: hosts send single frames when told so, and the measurement would notice if they did not.
+func TestFrames(t *testing.T) {
+	b, c := bareLink(t)
+	send := func() float64 {
+		before, err := b.sentFrames()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream(b.ctx, c, 1, b.length); err != nil {
+			t.Fatal(err)
+		}
+		after, err := b.sentFrames()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return after.sub(before).mean()
+	}
+	if mean := send(); mean <= wireFrame {
+		t.Errorf("offloaded: %.0f bytes on average", mean)
+	}
+	b.hosts[0].Link().Segmented()
+	if mean := send(); mean > wireFrame || mean < wireFrame/2 {
+		t.Errorf("segmented: %.0f bytes on average", mean)
+	}
+	b.hosts[0].Link().Whole()
+	if mean := send(); mean <= wireFrame {
+		t.Errorf("whole again: %.0f bytes on average", mean)
+	}
+}
+
+func TestFloodUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"-speed", "1"}, 2, "flag provided but not defined"},
+		{[]string{"-to", "here"}, 1, "bench flood: not an ip:port"},
+		{[]string{"-to", "127.0.0.1:9", "-size", "0"}, 1, "bench flood: size must be positive and rate not negative"},
+	} {
+		var out, errs strings.Builder
+		if code := flood(tt.args, &out, &errs); code != tt.code || !strings.Contains(errs.String(), tt.want) {
+			t.Errorf("flood %v: code %d, %s", tt.args, code, errs.String())
+		}
+	}
+}
+
+func TestDocument(t *testing.T) {
+	d := document{
+		date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), machine: "a machine", versions: []string{"weft 1"}, notes: []string{"a note"},
+		rounds: 3, length: 2 * time.Second, took: time.Minute,
+		rows: results([]*contender{
+			{name: weftName, samples: samples{oneStream: {8}, idleP50: {90}}},
+			{name: wgName, samples: samples{oneStream: {4}}},
+		}),
+	}
+	text := d.markdown()
+	for _, want := range []string{
+		"# Benchmarks\n", "* 2 January 2026\n* a machine\n* weft 1\n* a note\n* 3 rounds, 2s a measurement, 1m0s in all\n",
+		"|  | weft / wireguard-go |\n|---|---:|\n| TCP streams: 1 stream, Gb/s | 2.00 |\n\n",
+		"## TCP streams\n\n|  | 1 stream, Gb/s | / wg-go |\n", "## Latency of request and response\n\n|  | idle p50, µs |\n", "## Method\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("lacks %q:\n%s", want, text)
+		}
+	}
+}
