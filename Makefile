@@ -15,9 +15,12 @@ PKG       ?= ./...
 RUN       ?=
 FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
-# ROUNDS is how often each contender of `make bench` has its turn. NEBULA is the version to compare with, the newest that Go 1.26
-# and the module proxy can build; empty: take $(BIN)/nebula and $(BIN)/nebula-cert as they are, if they are there
+# ROUNDS is how often each contender of `make bench` has its turn, COMPARE narrows what is compared, without writing the document:
+# make bench ROUNDS=1 COMPARE='-measure udp -contenders weft,nebula'
 ROUNDS    ?= 3
+COMPARE   ?=
+# NEBULA is the release to compare with (1.12, the first with offloads, needs a newer Go than Weft); empty: bin/nebula and
+# bin/nebula-cert as they are, if they are there
 NEBULA    ?= v1.11.1
 TIMEOUT   ?= 20m
 
@@ -52,14 +55,15 @@ fmt: ## Format the source
 fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
 
-bench: build ## Run all benchmarks, then compare Weft with its like on two hosts and write docs/benchmarks.md (root; ROUNDS=3)
+bench: build ## Run all benchmarks, then compare Weft with its like on two hosts and write docs/benchmarks.md (root)
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 	@if [ -n '$(NEBULA)' ]; then GOBIN='$(CURDIR)/$(BIN)' CGO_ENABLED=0 $(GO) install -trimpath \
 		github.com/slackhq/nebula/cmd/nebula@$(NEBULA) github.com/slackhq/nebula/cmd/nebula-cert@$(NEBULA) || \
 		echo 'make bench: Nebula $(NEBULA) cannot be built here: going on without' >&2; fi
 	$(BUILD) -o $(BIN)/bench ./integration/bench
-	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go -nebula $(BIN)/nebula -rounds $(ROUNDS) -o docs/benchmarks.md
+	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go -nebula $(BIN)/nebula -rounds $(ROUNDS) \
+		$(if $(COMPARE),$(COMPARE),-o docs/benchmarks.md)
 
 image: ## Build the container image (docker; IMAGE=name:tag)
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .

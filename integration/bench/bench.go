@@ -176,7 +176,7 @@ func (b *bench) report(rows []result) {
 		versions: b.versions(),
 	}
 	if b.file != "" {
-		if err := os.WriteFile(b.file, []byte(d.markdown()), 0o644); err != nil { //nolint:gosec // for everybody to read
+		if err := os.WriteFile(b.file, []byte(d.markdown()), 0o644); err != nil {
 			b.Fatalf("%v", err)
 		}
 	}

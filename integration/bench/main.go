@@ -53,7 +53,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.weftBinary, "weft", "bin/weft", "the weft binary")
 	flags.StringVar(&o.wgBinary, "wireguard-go", "bin/wireguard-go", "the wireguard-go binary")
 	flags.StringVar(&o.nebulaBinary, "nebula", "bin/nebula", "the nebula binary, with nebula-cert beside it; it may be missing")
-	flags.IntVar(&o.rounds, "rounds", 5, "how often each contender has its turn")
+	flags.IntVar(&o.rounds, "rounds", 3, "how often each contender has its turn")
 	seconds := flags.Float64("seconds", 2, "how long one stream measurement takes")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON, and the progress to stderr")
 	flags.StringVar(&o.file, "o", "", "write the results to this `file`, as a document in Markdown")

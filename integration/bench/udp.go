@@ -23,7 +23,7 @@ import (
 const (
 	udpBuffer  = 8 << 20                // bytes that the receiver's socket holds, so that it is not what loses
 	udpWarmUp  = 50 * time.Millisecond  // from the first datagram on; it does not count
-	udpSettle  = 60 * time.Millisecond // without a datagram: nothing more comes
+	udpSettle  = 100 * time.Millisecond // without a datagram: nothing more comes
 	udpTimeout = 20 * time.Millisecond  // of one recvmmsg(2)
 	maxPayload = 2048                   // bytes that the receiver makes room for
 )
@@ -73,7 +73,7 @@ func newSink(in *lab.Namespace, addr netip.Addr) (*sink, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	s := &sink{addr: netip.AddrPortFrom(addr, uint16(own.Port))} //nolint:gosec // a port fits
+	s := &sink{addr: netip.AddrPortFrom(addr, uint16(own.Port))}
 	s.done.Go(func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()

@@ -163,8 +163,8 @@ func ways() []way {
 	all := []way{
 		{name: weftName, suite: ownSuite, kinds: kinds()},
 		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
-		{name: weftWG, suite: wgSuite, kinds: without(pair, lossKind), env: []string{noAES}},
-		{name: weftName + "-2-shards", suite: ownSuite, kinds: kinds(), flags: []string{"--shards", "2"}, shards: 2},
+		{name: weftWG, suite: wgSuite, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind}, env: []string{noAES}},
+		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
 	}
 	offloads := []string{"tso", "uso", "gso", "gro"}
 	switchedOff := func(flag string, off ...string) {
