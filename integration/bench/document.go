@@ -34,7 +34,7 @@ const method = `## Method
   both daemons and the kernel share the processors: a figure is what all of that costs together, and comparisons hold
   for this machine only.
 * The contenders: the bare link (` + "`veth`" + `); kernel VXLAN, not encrypted; wireguard-go and Nebula, each with one process on
-  each host and their defaults, from host to host; Weft, from workload to workload, so through one veth pair more on each
+  each host, from host to host (with their defaults, but for Nebula's socket buffers, 10 MiB, which speed it up); Weft, from workload to workload, so through one veth pair more on each
   side and the hosts' forwarding, and in ` + "`weft-host`" + ` from host to host as they do. ` + "`weft`" + ` uses AES-256-GCM; ` + "`weft-wireguard`" + ` WireGuard's own suite (the nodes are told that their processors
   have no AES); the others are launched with the flags in their names.
 * Every round gives each contender one turn, beginning with another one each time. Processes are started for the turn and

@@ -19,12 +19,13 @@ const (
 	nebulaMTU  = 1440 // what 1500 leaves: IPv4 20, UDP 8, its header 16, its tag 16
 )
 
-// nebulaConfig is Nebula's configuration with its defaults for everything that costs time: AES, offloads where it has them,
-// one routine, 64 packets a batch. There is no lighthouse: both hosts know each other.
+// nebulaConfig is Nebula's configuration with its defaults for what costs time: AES, offloads where it has them, one routine
+// (two are not faster on two cores), 64 packets a batch; but with the socket buffers that its manual proposes, which speed it
+// up greatly, and which the others ask for by themselves. There is no lighthouse: both hosts know each other.
 const nebulaConfig = `pki: {ca: %[1]s/ca.crt, cert: %[1]s/host%[2]d.crt, key: %[1]s/host%[2]d.key}
 static_host_map: {"%[3]v": ["%[4]v"]}
 lighthouse: {am_lighthouse: false, hosts: []}
-listen: {host: 0.0.0.0, port: %[5]d}
+listen: {host: 0.0.0.0, port: %[5]d, read_buffer: 10485760, write_buffer: 10485760}
 tun: {dev: nebula1, mtu: %[6]d}
 logging: {level: warning}
 firewall:
