@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,9 @@ type bench struct {
 
 func (b *bench) run() {
 	var all []*contender
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		b.notes = append(b.notes, busy(string(load), runtime.NumCPU())...)
+	}
 	b.Step("build two hosts and the ways between them", func() (result string, err error) {
 		l := lab.New(b.Show, lab.Binary(b.weftBinary))
 		lan := l.Switch("switch")
@@ -218,6 +222,17 @@ func (b *bench) versions() []string {
 		}
 	}
 	return out
+}
+
+// busy returns a note if the text of /proc/loadavg says that others use much of the processors.
+func busy(loadavg string, cores int) []string {
+	first, _, _ := strings.Cut(loadavg, " ")
+	load, err := strconv.ParseFloat(first, 64)
+	if err != nil || load < float64(cores)/2 {
+		return nil
+	}
+	return []string{fmt.Sprintf("The machine was busy with something else: a load of %.1f on %d cores at the start. Rates are too low, and ratios uncertain.",
+		load, cores)}
 }
 
 // machine describes what the numbers were measured on.

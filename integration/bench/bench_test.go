@@ -56,6 +56,17 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestBusy(t *testing.T) {
+	for _, quiet := range []string{"", "0.99 8 9 1/200 77", "x"} {
+		if got := busy(quiet, 2); got != nil {
+			t.Errorf("%q: %q", quiet, got)
+		}
+	}
+	if got := busy("3.14 2.00 1.00 1/200 77", 2); len(got) != 1 || !strings.Contains(got[0], "a load of 3.1 on 2 cores") {
+		t.Errorf("busy: %q", got)
+	}
+}
+
 func TestSheets(t *testing.T) {
 	rows := results([]*contender{
 		{name: wgName, samples: samples{oneStream: {2, 3, 1}, cpuPerGbit: {0.5}, udpShort: {100}}},
