@@ -144,13 +144,16 @@ func (s *shard) accept(known *snapshot, from *peer, plain []byte, p *packet.Pack
 			return false
 		}
 	}
-	if owner, ok := known.routes.Lookup(p.Src); !ok || owner != from {
-		s.stats.drop(DropSource)
-		return false
-	}
-	if owner, ok := known.routes.Lookup(p.Dst); owner != self && (!ok || !transits(from, owner)) {
-		s.stats.drop(DropTransit)
-		return false
+	if p.Src != s.rxRun.src || p.Dst != s.rxRun.dst {
+		if owner, ok := known.routes.Lookup(p.Src); !ok || owner != from {
+			s.stats.drop(DropSource)
+			return false
+		}
+		if owner, ok := known.routes.Lookup(p.Dst); owner != self && (!ok || !transits(from, owner)) {
+			s.stats.drop(DropTransit)
+			return false
+		}
+		s.rxRun.src, s.rxRun.dst = p.Src, p.Dst
 	}
 	if (s.rxTOS^p.TOS)&packet.ECNMask != 0 && !s.decapsulate(from, plain, p) {
 		s.stats.drop(DropECN)

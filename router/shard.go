@@ -5,6 +5,7 @@ package router
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync/atomic"
@@ -167,7 +168,8 @@ type run struct {
 	peer           *peer
 	key            *session.Keypair
 	packets, bytes uint64
-	data           bool // not only keepalives
+	data           bool       // not only keepalives
+	src, dst       netip.Addr // of the last packet that came in, which the peer may send, and to there
 }
 
 // limiter is a token bucket. The zero value, without a rate, lets nothing pass.
