@@ -129,7 +129,12 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.ended = cancel, make(chan error, 1)
 	go func() { n.ended <- n.Run(ctx) }()
-	t.Cleanup(n.stop)
+	t.Cleanup(func() {
+		n.stop()
+		if t.Failed() {
+			t.Logf("host %d: %+v", i, n.Stats())
+		}
+	})
 	return n
 }
 
