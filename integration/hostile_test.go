@@ -76,12 +76,12 @@ func (a *attacked) unharmed(lines int) {
 	if now := resident(a.t, a.started); now > a.memory+64<<20 {
 		a.t.Errorf("the daemon takes %d MiB of memory, before it took %d", now>>20, a.memory>>20)
 	}
-	endpoint := netip.AddrPortFrom(a.peer.Link().V4(), weftPort).String()
+	endpoints := []string{netip.AddrPortFrom(a.peer.Link().V4(), weftPort).String(), netip.AddrPortFrom(a.peer.Link().V6(), weftPort).String()}
 	peers := ask[[]struct {
 		Endpoint string `json:"endpoint"`
 	}](a.t, a.target, "peers")
-	if len(peers) != 1 || peers[0].Endpoint != endpoint {
-		a.t.Errorf("peers: %+v, want one at %s", peers, endpoint)
+	if len(peers) != 1 || !slices.Contains(endpoints, peers[0].Endpoint) {
+		a.t.Errorf("peers: %+v, want one at one of %v", peers, endpoints)
 	}
 	allReach(a.t, patience, a.Workloads...)
 }
@@ -315,17 +315,20 @@ func TestFlood(t *testing.T) {
 		time.Sleep(time.Second)
 		a.peer.Kill()
 		a.peer.Relaunch()
-		took, err := lab.AllReach(patience, a.Workloads...)
+		took, err := lab.AllReach(2*patience, a.Workloads...)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("reachable again after %v", took)
 	})
-	after := a.throughput(64 << 20)
-	t.Logf("%.2f Gb/s after, %.2f before", after/1e9, before/1e9)
-	if after < before/4 {
-		t.Errorf("%.2f Gb/s after the floods, %.2f before", after/1e9, before/1e9)
-	}
+	eventually(t, patience, func() error {
+		after := a.throughput(64 << 20)
+		t.Logf("%.2f Gb/s after, %.2f before", after/1e9, before/1e9)
+		if after < before/2 {
+			return fmt.Errorf("%.2f Gb/s after the floods, %.2f before", after/1e9, before/1e9)
+		}
+		return nil
+	})
 	a.unharmed(1300)
 }
 
