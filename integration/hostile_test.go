@@ -293,7 +293,7 @@ func TestFlood(t *testing.T) {
 			count, used := counted(), processor(t, a.started)
 			flood := a.from.flood(sent, perSecond)
 			time.Sleep(time.Second)
-			during := b.throughput(8 << 20)
+			during := b.throughput(1 << 20)
 			flood.end(t)
 			cpu := processor(t, a.started) - used
 			got := counted() - count
