@@ -11,6 +11,9 @@
 // A run of datagrams of one size to one peer crosses the system call and the stack below as one (UDP_SEGMENT,
 // UDP_GRO), where the kernel and the device can.
 //
+// Every datagram is sent with the type of service, or traffic class, that its Message names, and arrives with the one that it had
+// last on the way: that is how congestion marks (ECN) come through.
+//
 // Nothing on the packet path blocks, allocates or takes a contended lock. There is no
 // goroutine. Linux only. Imported by package router and by the composition root.
 package underlay
