@@ -213,7 +213,7 @@ func TestBenchNode(t *testing.T) {
 	}
 	for _, want := range []string{
 		"host3 (", ") to host2 (", "path udp, ", "request/response, 64 bytes ", "1 TCP stream there ", "1 TCP stream back ",
-		" Gbit/s", "ended by --max-bytes", "UDP packets of 64 bytes there ", "UDP packets of 64 bytes back ", "packets/s", "% lost", "CPU S/GBIT host2",
+		"bit/s  ", "ended by --max-bytes", "UDP packets of 64 bytes there ", "UDP packets of 64 bytes back ", "packets/s", "% lost", "CPU S/GBIT host2",
 	} {
 		if !strings.Contains(res.Stdout, want) {
 			t.Errorf("the table lacks %q:\n%s", want, res.Stdout)
@@ -252,7 +252,7 @@ func TestBenchV6(t *testing.T) {
 		}
 	}
 	for _, p := range r.Packets {
-		if p.Sent != 16<<20/7/64 || p.Delivered <= 0 {
+		if p.Sent <= 0 || p.Sent > 16<<20/7/64 || p.Delivered <= 0 {
 			t.Errorf("%+v", p)
 		}
 	}
@@ -305,10 +305,10 @@ func TestBenchEndsAndStrangers(t *testing.T) {
 	if err := run.Signal(unix.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	if code, err := run.Wait(2 * time.Second); code != 1 || err != nil || !strings.HasSuffix(run.err.String(), "weft: interrupted: the measurement ends on both nodes\n") {
+	if code, err := run.Wait(5 * time.Second); code != 1 || err != nil || !strings.HasSuffix(run.err.String(), "weft: interrupted: the measurement ends on both nodes\n") {
 		t.Errorf("after Ctrl-C: exit code %d, %v, %s", code, err, run.err)
 	}
-	quiet(t, 3*time.Second, a, b)
+	quiet(t, 5*time.Second, a, b)
 	if !strings.Contains(b.Log(), "the other node ended the measurement: interrupted") {
 		t.Errorf("the log of host2 does not say that it was interrupted")
 	}
@@ -316,10 +316,10 @@ func TestBenchEndsAndStrangers(t *testing.T) {
 	// The other node dies.
 	run = startBench(t, a, b, "--time", "1s")
 	b.Kill()
-	if code, err := run.Wait(10 * time.Second); code != 1 || err != nil || !strings.HasSuffix(run.err.String(), "no sign of life from the other node for 5s\n") {
+	if code, err := run.Wait(15 * time.Second); code != 1 || err != nil || !strings.HasSuffix(run.err.String(), "no sign of life from the other node for 5s\n") {
 		t.Errorf("after the death of the other node: exit code %d, %v, %s", code, err, run.err)
 	}
-	quiet(t, 3*time.Second, a)
+	quiet(t, 5*time.Second, a)
 
 	// So does the asking one; and who does not want to be measured is not.
 	b.Relaunch()

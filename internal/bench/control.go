@@ -175,17 +175,17 @@ func (s *session) converse(ctl net.Conn) {
 func (s *session) watch() {
 	tick := time.NewTicker(beatInterval)
 	defer tick.Stop()
-	last := time.Now()
+	silent := time.Duration(0) // counted in looks: a process that got no processor for a while has not listened meanwhile
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
 		}
-		now := time.Now()
+		silent += beatInterval
 		if s.alive.Swap(false) {
-			last = now
-		} else if now.Sub(last) > Silence {
+			silent = 0
+		} else if silent > Silence {
 			s.fail(errSilent)
 			return
 		}
