@@ -20,10 +20,11 @@ import (
 	"github.com/weftnet/weft/integration/lab"
 )
 
-// way is an underlay: two hosts on links of one MTU, and routers with another one between them; 0 is a switch instead.
+// way is an underlay: two hosts on links of one MTU, and routers with another one between them; without hop it is a switch instead, on
+// which the other host may have a link of its own MTU.
 type way struct {
-	link, hop int
-	v6        bool
+	link, hop, other int
+	v6               bool
 }
 
 func (w way) String() string {
@@ -31,7 +32,10 @@ func (w way) String() string {
 	if w.v6 {
 		family = "v6"
 	}
-	if w.hop == 0 {
+	switch {
+	case w.other != 0:
+		return fmt.Sprintf("%d and %d, %s", w.link, w.other, family)
+	case w.hop == 0:
 		return fmt.Sprintf("%d, %s", w.link, family)
 	}
 	return fmt.Sprintf("%d by a hop of %d, %s", w.link, w.hop, family)
@@ -45,16 +49,25 @@ func inner(mtu int, v6 bool) int {
 	return (mtu - 20 - 8 - 32) &^ 15
 }
 
-// configured is the MTU of the workloads: what an IPv6 underlay leaves, but what IPv6 needs at least.
-func (w way) configured() int { return max(inner(w.link, true), 1280) }
+// links returns the MTUs of both hosts' links.
+func (w way) links() [2]int {
+	if w.other != 0 {
+		return [2]int{w.link, w.other}
+	}
+	return [2]int{w.link, w.link}
+}
+
+// configured is the MTU of the workloads over a link: what an IPv6 underlay leaves, but what IPv6 needs at least.
+func configured(link int) int { return max(inner(link, true), 1280) }
 
 // path is what of that arrives.
 func (w way) path() int {
-	mtu := w.link
+	least := min(w.links()[0], w.links()[1])
+	mtu := least
 	if w.hop != 0 {
 		mtu = w.hop
 	}
-	return min(w.configured(), inner(mtu, w.v6))
+	return min(configured(least), inner(mtu, w.v6))
 }
 
 // pathLab is two hosts at the ends of a way, with a workload each.
@@ -69,9 +82,9 @@ type pathLab struct {
 func newPathLab(t *testing.T, w way) *pathLab {
 	t.Helper()
 	l := &pathLab{Lab: lab.New(t)}
-	options := []lab.HostOption{lab.MTU(w.link), lab.OnlyV4}
+	family := lab.OnlyV4
 	if w.v6 {
-		options[1] = lab.OnlyV6
+		family = lab.OnlyV6
 	}
 	left := l.Switch("left")
 	right := left
@@ -86,7 +99,7 @@ func newPathLab(t *testing.T, w way) *pathLab {
 		l.routes = []*lab.Router{r1, r2}
 		l.setHop(w.hop)
 	}
-	l.a, l.b = l.Host("a", left, options...), l.Host("b", right, options...)
+	l.a, l.b = l.Host("a", left, family, lab.MTU(w.links()[0])), l.Host("b", right, family, lab.MTU(w.links()[1]))
 	l.a.Launch("--range", lab.DefaultRange)
 	if err := l.a.WaitReady(patience); err != nil {
 		t.Fatal(err)
@@ -141,6 +154,7 @@ func TestPathMTU(t *testing.T) {
 		{link: 9000, hop: 1500},
 		{link: 9000, hop: 1400},
 		{link: 1500, hop: 1280},
+		{link: 9000, other: 1500},
 		{link: 1280, v6: true},
 		{link: 1400, v6: true},
 		{link: 1500, v6: true},
@@ -152,16 +166,17 @@ func TestPathMTU(t *testing.T) {
 		t.Run(w.String(), func(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			l := newPathLab(t, w)
-			for _, h := range []*lab.Host{l.a, l.b} {
-				if s := ask[status](t, h, "status"); s.MTU != w.configured() {
-					t.Errorf("%s has MTU %d, want %d", h.Name(), s.MTU, w.configured())
+			for i, h := range []*lab.Host{l.a, l.b} {
+				if s := ask[status](t, h, "status"); s.MTU != configured(w.links()[i]) {
+					t.Errorf("%s has MTU %d, want %d", h.Name(), s.MTU, configured(w.links()[i]))
 				}
 				wantPathMTU(t, h, patience, w.path())
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			for _, x := range [][2]*lab.Workload{{l.w1, l.w2}, {l.w2, l.w1}} {
+			for i, x := range [][2]*lab.Workload{{l.w1, l.w2}, {l.w2, l.w1}} {
 				from, to := x[0], x[1]
+				mtu := configured(w.links()[i])
 				for _, addr := range to.Addrs() {
 					fits := w.path()
 					if addr.Is6() {
@@ -178,9 +193,9 @@ func TestPathMTU(t *testing.T) {
 						})
 					}
 					for _, fragment := range []bool{false, true} {
-						exchangeUDP(t, from, to, addr, fits, w.configured(), fragment)
+						exchangeUDP(t, from, to, addr, fits, mtu, fragment)
 					}
-					if fits == w.configured() {
+					if fits == mtu {
 						continue
 					}
 					eventually(t, patience, func() error {
@@ -194,7 +209,7 @@ func TestPathMTU(t *testing.T) {
 			}
 			for _, h := range []*lab.Host{l.a, l.b} {
 				wantPathMTU(t, h, patience, w.path())
-				if n := strings.Count(h.Log(), "reach a peer"); w.path() == w.configured() && n > 0 || n > 3 {
+				if n := strings.Count(h.Log(), "reach a peer"); w.path() == configured(w.link) && n > 0 || n > 3 {
 					t.Errorf("%s says %d times that the path MTU changed", h.Name(), n)
 				}
 			}
