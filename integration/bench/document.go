@@ -43,7 +43,7 @@ const method = `## Method
   a warm-up of 0.3 s. CPU is what the daemons of both hosts use, system calls included, not what the kernel does elsewhere.
 * UDP: a process on the first host hands datagrams to a connected socket, 32 a call (sendmmsg), as many as the kernel takes,
   none joined (no UDP_SEGMENT); what a thread on the second host gets counts by the second. The loss is the share that never
-  arrives. The paced figures are the most a second of which less than 1% is lost, found by halving six times, the sender
+  arrives. The paced figures are the most a second of which less than 1% is lost, found by halving seven times, the sender
   waking up every 100 µs.
 * Latency: one byte to and fro over TCP, first alone, then beside one stream in the same direction.
 * Loss: the switch drops single frames at random, in both directions; the hosts cut what they send to frames of 1500

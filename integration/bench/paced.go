@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	pacedProbes = 6    // of one search
+	pacedProbes = 7    // of one search
 	pacedLoss   = 0.01 // share that may be lost
 	pacedOffer  = 0.95 // share of the rate that a sender must manage
 )
@@ -21,7 +21,8 @@ func (b *bench) paced(c *contender) error {
 		bytes int
 		key   string
 	}{{shortBytes, pacedShort}, {longBytes, pacedLong}} {
-		rate, err := b.search(c, m.bytes)
+		length := max(b.length/5, 100*time.Millisecond)
+		rate, err := search(func(rate float64) (datagrams, error) { return udp(b.ctx, c, m.bytes, rate, length) })
 		if err != nil {
 			return err
 		}
@@ -30,17 +31,16 @@ func (b *bench) paced(c *contender) error {
 	return nil
 }
 
-// search returns the highest rate of datagrams a second that passed; 0 if none did.
-func (b *bench) search(c *contender, size int) (float64, error) {
-	length := max(b.length/5, 100*time.Millisecond)
-	open, err := udp(b.ctx, c, size, 0, length)
+// search returns the highest rate of datagrams a second that passed when it was tried; 0 if none did.
+func search(try func(rate float64) (datagrams, error)) (float64, error) {
+	open, err := try(0)
 	if err != nil {
 		return 0, err
 	}
-	low, high, best := open.rate/8, max(open.offered, 2*open.rate), 0.0
+	low, high, best := open.rate/8, open.rate*4, 0.0 // 32 times: seven halvings leave 3%
 	for range pacedProbes {
 		rate := math.Sqrt(low * high)
-		d, err := udp(b.ctx, c, size, rate, length)
+		d, err := try(rate)
 		switch {
 		case errors.Is(err, errNothing):
 			high = rate

@@ -32,6 +32,7 @@ var errNothing = errors.New("no datagram arrived")
 
 // datagrams is what one measurement of UDP saw.
 type datagrams struct {
+	sent    int64
 	offered float64 // a second
 	rate    float64 // delivered a second, while all of it ran
 	loss    float64 // share of those sent that never arrived
@@ -173,6 +174,7 @@ func udp(ctx context.Context, c *contender, size int, rate float64, length time.
 	if total == 0 || answer.Datagrams == 0 {
 		return d, errNothing
 	}
+	d.sent = answer.Datagrams
 	d.offered = float64(answer.Datagrams) / answer.Seconds
 	d.loss = max(0, 1-float64(total)/float64(answer.Datagrams))
 	return d, nil
