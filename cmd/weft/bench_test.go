@@ -144,7 +144,7 @@ func TestParseBytes(t *testing.T) {
 func TestCompleteNodes(t *testing.T) {
 	dir := apitest.Serve(t, daemon())
 	for args, want := range map[string]string{
-		"bench n":    "n2\n:4\n", // node-three has failed
+		"bench n":    "n2\nn4\n:4\n", // node-three has failed
 		"bench x":    ":4\n",
 		"bench n2 n": ":4\n",
 	} {

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 
 	"github.com/weftnet/weft/integration/lab"
@@ -124,6 +126,9 @@ func (w way) launch(nodes ...*lab.Host) error {
 	return nil
 }
 
+// maxShards is how many shards Weft starts by itself at most.
+const maxShards = 8
+
 // goes returns an error unless the two nodes run as the way says: with the suite between them, the shards and the offloads.
 func (m *mesh) goes(w way) error {
 	for i, h := range m.hosts {
@@ -140,7 +145,7 @@ func (m *mesh) goes(w way) error {
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(w.off, func(o string) bool { return slices.Contains(s.Offloads, o) }) || s.Shards != max(1, w.shards) {
+		if slices.ContainsFunc(w.off, func(o string) bool { return slices.Contains(s.Offloads, o) }) || s.Shards != cmp.Or(w.shards, min(runtime.GOMAXPROCS(0), maxShards)) {
 			return fmt.Errorf("%s uses the offloads %v and %d shards, not as %s should", h.Name(), s.Offloads, s.Shards, w.name)
 		}
 	}
@@ -151,8 +156,8 @@ func (m *mesh) goes(w way) error {
 type way struct {
 	name, suite string
 	env, flags  []string
-	fromHost    bool // to host, instead of workload to workload
-	shards      int
+	fromHost    bool     // to host, instead of workload to workload
+	shards      int      // 0: what Weft chooses
 	off         []string // offloads that must not be in use
 	kinds       []kind
 }
@@ -164,7 +169,7 @@ func ways() []way {
 		{name: weftName, suite: ownSuite, kinds: kinds()},
 		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
 		{name: weftWG, suite: wgSuite, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind}, env: []string{noAES}},
-		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
+		{name: weftName + "-1-shard", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "1"}, shards: 1},
 	}
 	offloads := []string{"tso", "uso", "gso", "gro"}
 	switchedOff := func(flag string, off ...string) {
