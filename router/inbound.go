@@ -16,7 +16,8 @@ import (
 
 // receive handles one batch of datagrams. more tells that there may be others. An error ends the shard.
 func (s *shard) receive(now time.Time) (more bool, err error) {
-	n, err := s.conn.Recv(s.in)
+	want := s.want
+	n, err := s.conn.Recv(s.in[:want])
 	if err != nil {
 		return false, s.failed(err, DropReceive)
 	}
@@ -24,8 +25,10 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 		s.failures = 0
 	}
 	known := s.r.current.Load()
+	size := 0
 	for i := range s.in[:n] {
 		m := &s.in[i]
+		size += m.N
 		s.rxTOS = m.TOS
 		if m.N > len(m.Buf) {
 			s.stats.drop(DropLong)
@@ -46,7 +49,10 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 	if err := s.settleRx(now); err != nil {
 		return false, err
 	}
-	return n == len(s.in), s.flush()
+	if size > 0 {
+		s.want = min(max(turnBytes*n/size, leastBatch), receiveBatch)
+	}
+	return n == want, s.flush()
 }
 
 // datagram handles one datagram, by its first byte.

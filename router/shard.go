@@ -21,15 +21,18 @@ import (
 )
 
 const (
-	// receiveBatch is how many datagrams, or runs of them, are received at once, and receiveBuffer what each may have.
+	// receiveBatch is how many datagrams, or runs of them, are received at once at most, leastBatch how many at least however long
+	// they are, and receiveBuffer what each may have.
 	receiveBatch  = 32
+	leastBatch    = 4
 	receiveBuffer = 64 << 10
 	// maxFrame is the largest read from a TUN queue.
 	maxFrame = packet.VNetHdrLen + 64<<10
 	// turnPackets and turnBytes bound what is read from the TUN queue before it is
-	// the datagrams' turn again.
+	// the datagrams' turn again; about turnBytes of those it is, too. The shorter the turns, the sooner a packet passes that came
+	// in beside a stream of superpackets.
 	turnPackets = 64
-	turnBytes   = 256 << 10
+	turnBytes   = 128 << 10
 	// idleWait is how long a shard sleeps at most. It then looks at both descriptors, so that a closed
 	// one, of which the kernel tells nobody, is noticed.
 	idleWait = time.Second
@@ -53,6 +56,7 @@ type shard struct {
 	failures int          // in a row
 
 	in    []underlay.Message // datagrams received
+	want  int                // how many of in to receive next
 	rxRun run                // datagrams of one session, not accounted for yet
 	rxTOS uint8              // of the datagram at hand
 	join  packet.Coalescer   // packets to be written to the queue
@@ -77,6 +81,7 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		r: r, number: number, queue: q, conn: c,
 		offloads:    q.Offloads(),
 		in:          make([]underlay.Message, receiveBatch),
+		want:        receiveBatch,
 		frame:       make([]byte, maxFrame, maxFrame+session.Padding),
 		icmpLimit:   limiter{rate: 100, burst: 50},
 		tooBigLimit: limiter{rate: 1000, burst: 200},

@@ -43,7 +43,7 @@ func openTUN(open func(tun.Config) (*tun.Device, error), c tun.Config, kind TUN,
 		return nil, err
 	}
 	if n := len(dev.Queues()); n < c.Queues {
-		log.Warn("there are fewer shards than wanted: this kernel has no multi-queue TUN devices",
+		log.Warn("there are fewer shards than wanted: this kernel allows the TUN device no more queues",
 			zap.Int("wanted", c.Queues), zap.Int("shards", n))
 	}
 	return dev, nil

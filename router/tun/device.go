@@ -13,9 +13,8 @@ import (
 
 const clonePath = "/dev/net/tun"
 
-// MaxQueues is how many queues a device may have: half of what the kernel allows it (MAX_TAP_QUEUES of
-// linux/if_tap.h, since Linux 4.8), because each has a second file for writing.
-const MaxQueues = 128
+// MaxQueues is how many queues a device may have. Each takes several of the files that the kernel allows a device; see lanes.go.
+const MaxQueues = 64
 
 // Config says what Open shall make.
 type Config struct {
@@ -71,14 +70,14 @@ func Open(c Config) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !o.multiQueue {
-		n = 1
-	}
-	d := &Device{name: c.Name, portable: c.Portable}
-	for range n {
-		if err := d.add(o, n > 1); err != nil {
-			return nil, errors.Join(err, d.Close())
+	var d *Device
+	for _, l := range layouts(n, o.multiQueue) {
+		if d, err = openAs(o, l); !errors.Is(err, unix.E2BIG) {
+			break
 		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	// Persistence comes last: if anything failed before, a new device is gone
 	// with its queues.
@@ -86,8 +85,19 @@ func Open(c Config) (*Device, error) {
 	if c.Persist {
 		persist = 1
 	}
-	if err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETPERSIST, persist); err != nil {
+	if err := unix.IoctlSetInt(d.queues[0].lanes[0], unix.TUNSETPERSIST, persist); err != nil {
 		return nil, errors.Join(newError(c.Name, nil, err, "making %s persistent: %v", c.Name, err), d.Close())
+	}
+	return d, nil
+}
+
+// openAs opens the device with so many queues and lanes.
+func openAs(o *opener, l layout) (*Device, error) {
+	d := &Device{name: o.Name, portable: o.Portable}
+	for range l.queues {
+		if err := d.add(o, l.lanes); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
 	}
 	return d, nil
 }
@@ -126,24 +136,36 @@ func asTUN(link netlink.Link) (t *netlink.Tuntap, ok bool) {
 	return t, ok && t.Mode != netlink.TUNTAP_MODE_TAP
 }
 
-// add adds a queue, with a second file for writing if it is not to be the only one.
-func (d *Device) add(o *opener, several bool) error {
-	fd, err := o.attach()
-	if err != nil {
-		return err
-	}
-	q := &Queue{name: d.name, fd: fd, out: fd}
+// add adds a queue of some lanes, with a file of its own for writing if there are several.
+func (d *Device) add(o *opener, lanes int) error {
+	q := &Queue{name: d.name, fd: -1, out: -1}
 	d.queues = append(d.queues, q)
-	if len(d.queues) == 1 {
-		if d.offloads, err = o.negotiate(fd); err != nil {
+	for i := range lanes {
+		fd, err := o.attach()
+		if err != nil {
 			return err
+		}
+		q.lanes = append(q.lanes, fd)
+		if len(d.queues) == 1 && i == 0 {
+			if d.offloads, err = o.negotiate(fd); err != nil {
+				return err
+			}
+		}
+		// The kernel says of what is written to a file which queue it was when it was attached. The lane that comes after this one will be
+		// that, so it is one that exists.
+		if lanes > 1 && i == 0 {
+			if q.out, err = o.writer(); err != nil {
+				return err
+			}
 		}
 	}
 	q.offloads = d.offloads
-	if several {
-		q.out, err = o.writer()
+	q.fd = q.lanes[0]
+	if lanes > 1 {
+		return q.bundle()
 	}
-	return err
+	q.out = q.lanes[0]
+	return nil
 }
 
 // Name returns the name under which the device was opened.

@@ -3,7 +3,6 @@
 package tun
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -15,16 +14,20 @@ import (
 // vnetHdrLen is sizeof(struct virtio_net_hdr) of linux/virtio_net.h.
 const vnetHdrLen = 10
 
-// Queue is one of the queues of a device. Read and Write may be used by one
-// goroutine each; nothing here blocks.
+// Queue is one of the queues of a device, which may be several in the eyes of the kernel; see lanes.go. Read and Write may be
+// used by one goroutine each; nothing here blocks.
 type Queue struct {
 	name     string
 	offloads Offloads
 
-	mu     sync.RWMutex // held for reading during a system call, so that the descriptor cannot become another file's
-	fd     int
-	out    int // for writing; the same where there is only one queue
+	mu     sync.RWMutex // held for reading during a system call, so that the descriptors cannot become other files'
+	fd     int          // to wait for: the only lane, or an epoll instance over all
+	lanes  []int        // for reading
+	out    int          // for writing; the same where there is only one lane in all
 	closed bool
+
+	turns  turns // used by Read, as is what follows
+	events [maxLanes]unix.EpollEvent
 }
 
 // FD returns the descriptor, to wait for it to become readable. It belongs to
@@ -36,13 +39,16 @@ func (q *Queue) Offloads() Offloads { return q.offloads }
 
 // Read reads one packet into b, which should have room for 64 KiB and the header if
 // VNetHdr, for the device's MTU otherwise; what does not fit is cut off. It returns 0 and no error
-// if there is none now. An error that matches os.ErrClosed is final: the queue was closed or the
+// if there is none now; then the descriptor tells when there is one. An error that matches os.ErrClosed is final: the queue was closed or the
 // device deleted. It does not allocate unless it returns an error.
 func (q *Queue) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
-	n, errno := q.call(unix.SYS_READ, q.fd, b)
+	if len(q.lanes) > 1 {
+		return q.readLanes(b)
+	}
+	n, errno := q.call(unix.SYS_READ, q.lanes[0], b)
 	switch errno {
 	case 0:
 		return n, nil
@@ -102,11 +108,7 @@ func (q *Queue) close() error {
 		return nil
 	}
 	q.closed = true
-	err := unix.Close(q.fd)
-	if q.out >= 0 && q.out != q.fd {
-		err = errors.Join(err, unix.Close(q.out))
-	}
-	if err != nil {
+	if err := q.closeLanes(); err != nil {
 		return fmt.Errorf("closing %s: %w", q.name, err)
 	}
 	return nil

@@ -307,7 +307,7 @@ func TestOpenErrors(t *testing.T) {
 		{tun.Config{Name: "a/b"}, tun.ErrName, `"a/b" cannot be the name of a device: use 1 to 15 letters or digits`},
 		{tun.Config{Name: strings.Repeat("x", 16)}, tun.ErrName, `"xxxxxxxxxxxxxxxx" cannot be the name of a device: use 1 to 15 letters or digits`},
 		{tun.Config{Name: "weft%d"}, tun.ErrName, `"weft%d" cannot be the name of a device: use 1 to 15 letters or digits`},
-		{tun.Config{Name: "weft0", Queues: 129}, nil, "weft0 cannot have 129 queues: choose at most 128"},
+		{tun.Config{Name: "weft0", Queues: 129}, nil, "weft0 cannot have 129 queues: choose at most 64"},
 		{tun.Config{Name: "held"}, tun.ErrBusy, "held is in use by another process: stop that one or choose another device name"},
 		{tun.Config{Name: "single"}, tun.ErrKind, "single exists but is not a multi-queue TUN device: if nobody needs it, remove it (ip link delete single)"},
 		{tun.Config{Name: "tap"}, tun.ErrKind, "tap exists but is not a multi-queue TUN device: if nobody needs it, remove it (ip link delete tap)"},
