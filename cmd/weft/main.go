@@ -19,7 +19,7 @@ import (
 var version = "dev"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := untilSignal(context.Background())
 	code := execute(ctx, os.Args[1:], env{
 		out:    os.Stdout,
 		err:    os.Stderr,
@@ -27,4 +27,14 @@ func main() {
 	})
 	stop()
 	os.Exit(code)
+}
+
+// untilSignal returns a context that ends when this process shall end: by Ctrl-C, by kill, or as its terminal goes, unless it
+// was started to outlive that (nohup). What a command has begun it undoes then.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signal.NotifyContext(ctx, signals...)
 }

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -192,24 +193,38 @@ func (c *cli) addWGClient(ctx context.Context, a wgAdd) (err error) {
 	// Who has left the pipe must not end this process before it has undone what it did.
 	signal.Ignore(syscall.SIGPIPE)
 	defer signal.Reset(syscall.SIGPIPE)
-	forget := func() error {
-		later, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_, err := c.client().WGRemove(later, api.WGRemoveRequest{Name: a.name, PublicKey: r.PublicKey})
-		return err
-	}
 	added, err := c.client().WGAdd(ctx, r)
 	if err != nil {
-		if ctx.Err() != nil && private != "" { // it may be there all the same
-			_ = forget()
+		var refusal *api.Refusal
+		if private == "" || errors.As(err, &refusal) || errors.Is(err, api.ErrNotRunning) {
+			return err
 		}
-		return err
+		// It may be there all the same, and its private key is nowhere but here.
+		if ferr := c.forgetWGClient(ctx, a.name, r.PublicKey); ferr != nil {
+			return fmt.Errorf("%w; the client may have been added all the same: %w; remove it by: weft wg remove %s", err, ferr, a.name)
+		}
+		return fmt.Errorf("%w; the client was not added", err)
 	}
 	if err = c.handOut(to, a, private, r.PublicKey, added); err != nil {
-		if ferr := forget(); ferr != nil {
+		if ferr := c.forgetWGClient(ctx, a.name, r.PublicKey); ferr != nil {
 			return fmt.Errorf("%w; and the client remains: %w; remove it by: weft wg remove %s", err, ferr, a.name)
 		}
 		return fmt.Errorf("%w; the client was not added", err)
+	}
+	return nil
+}
+
+// forgetWGClient removes the client with the key, which may not be there, also when ctx has ended.
+func (c *cli) forgetWGClient(ctx context.Context, name, key string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_, err := c.client().WGRemove(ctx, api.WGRemoveRequest{Name: name, PublicKey: key})
+	if err == nil {
+		return nil
+	}
+	list, lerr := c.client().WGClients(ctx)
+	if lerr != nil || slices.ContainsFunc(list, func(l api.WGClient) bool { return l.PublicKey == key }) {
+		return err
 	}
 	return nil
 }

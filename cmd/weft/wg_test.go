@@ -3,15 +3,19 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,6 +154,96 @@ func TestWGAddIsUndone(t *testing.T) {
 				t.Errorf("the file is there: %v", err)
 			}
 		}
+	}
+}
+
+// Whatever comes between, no client stays whose private key nobody has.
+func TestWGAddUnanswered(t *testing.T) {
+	added := make(chan struct{}, 1)
+	for _, tt := range []struct {
+		name      string
+		adding    func(d *apitest.Daemon) func(ctx context.Context)
+		interrupt bool
+		want      string // at the error's end
+		remains   int
+	}{
+		{name: "interrupted", interrupt: true, want: "context canceled; the client was not added\n", adding: func(*apitest.Daemon) func(context.Context) {
+			return func(ctx context.Context) {
+				added <- struct{}{}
+				<-ctx.Done()
+			}
+		}},
+		{name: "broken off", want: "EOF; the client was not added\n", adding: func(*apitest.Daemon) func(context.Context) {
+			return func(context.Context) { panic(http.ErrAbortHandler) }
+		}},
+		{
+			name: "broken off for good", remains: 1,
+			want: "EOF; the client may have been added all the same: gone mad; remove it by: weft wg remove lost\n",
+			adding: func(d *apitest.Daemon) func(context.Context) {
+				return func(context.Context) {
+					d.Refuse = "gone mad"
+					panic(http.ErrAbortHandler)
+				}
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := daemon()
+			dir := apitest.Serve(t, d)
+			d.Adding = tt.adding(d)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if tt.interrupt {
+				go func() {
+					<-added
+					cancel()
+				}()
+			}
+			var out, errs strings.Builder
+			code := execute(ctx, []string{"wg", "add", "lost"}, env{out: &out, err: &errs, getenv: func(string) string { return dir }})
+			if code != exitFailed || out.Len() > 0 || !strings.HasSuffix(errs.String(), tt.want) {
+				t.Errorf("exit %d, %q, got\n%swant\n%s", code, out.String(), errs.String(), tt.want)
+			}
+			if list := serviceOf(t, dir); len(list) != tt.remains {
+				t.Errorf("the daemon has %+v", list)
+			}
+		})
+	}
+	// What was refused was not done: nothing is taken back, and nothing doubted.
+	d := daemon()
+	d.Refuse = "not ready"
+	if code, out, errs := run(t, apitest.Serve(t, d), "wg", "add", "a"); code != exitFailed || out != "" || errs != "weft: not ready\n" {
+		t.Errorf("exit %d, %q, %q", code, out, errs)
+	}
+}
+
+// A terminal that goes ends a command in order, but for one that was started to outlive it.
+func TestUntilSignal(t *testing.T) {
+	hangUp := func(ctx context.Context) error {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+		return ctx.Err()
+	}
+	seen := make(chan os.Signal, 1) // keeps the process alive if nobody else takes the signal
+	signal.Notify(seen, syscall.SIGHUP)
+	defer signal.Stop(seen)
+	ctx, stop := untilSignal(t.Context())
+	err := hangUp(ctx)
+	stop()
+	if err == nil {
+		t.Error("the context goes on after SIGHUP")
+	}
+	signal.Ignore(syscall.SIGHUP)
+	defer signal.Reset(syscall.SIGHUP)
+	ctx, stop = untilSignal(t.Context())
+	defer stop()
+	if err := hangUp(ctx); err != nil {
+		t.Errorf("an ignored SIGHUP is heard: %v", err)
 	}
 }
 

@@ -23,6 +23,13 @@ const maxAnswer = 64 << 20
 // ErrNotRunning says that no daemon answers on the socket.
 var ErrNotRunning = errors.New("no weft daemon is running")
 
+// Refusal is the error that the daemon gave as its answer: it has not done what it was asked for.
+type Refusal struct {
+	Text string // one line, which says why, and what to do
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
 // Client talks to the daemon whose run directory it was made for. It is safe
 // for concurrent use.
 type Client struct {
@@ -172,7 +179,7 @@ func (c *Client) brokeOff(err error) error {
 func (c *Client) refusal(res *http.Response, body []byte) error {
 	var f failure
 	if json.Unmarshal(body, &f) == nil && f.Error != "" {
-		return errors.New(f.Error)
+		return &Refusal{Text: f.Error}
 	}
 	return fmt.Errorf("the daemon on %s answered %s; are weft and its daemon of the same version?", c.path, res.Status)
 }

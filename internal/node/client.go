@@ -56,11 +56,18 @@ type clients struct {
 
 	mu   sync.Mutex
 	all  map[string]client
-	busy map[string]client // being added or removed, by name: their addresses are nobody else's business
+	busy map[string]pending // by name: their addresses are nobody else's business
+}
+
+// pending is a client that is being added or removed.
+type pending struct {
+	client
+	cancel context.CancelCauseFunc // makes whoever adds it undo that; nil: it is being removed
+	done   chan struct{}           // closed when it is there as a whole, or not at all; nil: it is being removed
 }
 
 func loadClients(st *store.Store, alloc *ipam.Allocator, rand io.Reader) (*clients, error) {
-	cs := &clients{st: st, alloc: alloc, rand: rand, all: map[string]client{}, busy: map[string]client{}}
+	cs := &clients{st: st, alloc: alloc, rand: rand, all: map[string]client{}, busy: map[string]pending{}}
 	err := st.View(func(tx *store.Tx) error {
 		return tx.Each(store.Clients, func(name string, v []byte) error {
 			var c client
@@ -80,7 +87,8 @@ func loadClients(st *store.Store, alloc *ipam.Allocator, rand io.Reader) (*clien
 	return cs, nil
 }
 
-// add makes a client. connect is to give it to the router. On any error nothing of it is left.
+// add makes a client. connect is to give it to the router. On any error nothing of it is left, and so it is if ctx ends before
+// add does: who asked is gone then, and with it the private key.
 func (cs *clients) add(ctx context.Context, name string, key session.PublicKey, connect func() error) (client, ipam.Lease, error) {
 	if err := checkClientName(name); err != nil {
 		return client{}, ipam.Lease{}, err
@@ -89,78 +97,158 @@ func (cs *clients) add(ctx context.Context, name string, key session.PublicKey, 
 	if _, err := io.ReadFull(cs.rand, c.Preshared); err != nil {
 		return client{}, ipam.Lease{}, fmt.Errorf("making a pre-shared key: %w", err)
 	}
-	if err := cs.begin(c); err != nil {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p := pending{client: c, cancel: cancel, done: make(chan struct{})}
+	if err := cs.begin(p); err != nil {
 		return client{}, ipam.Lease{}, err
 	}
-	defer cs.end(name)
-	ctx, cancel := context.WithTimeout(ctx, attachPatience)
-	defer cancel()
-	lease, err := cs.alloc.Allocate(ctx, c.owner()) // may have to ask other nodes
-	if err != nil {
-		return client{}, ipam.Lease{}, err
-	}
+	defer close(p.done)
+	patient, stop := context.WithTimeout(ctx, attachPatience)
+	defer stop()
+	lease, err := cs.alloc.Allocate(patient, c.owner()) // may have to ask other nodes
 	cs.changing.Lock()
 	defer cs.changing.Unlock()
+	if err != nil {
+		cs.end(name)
+		return client{}, ipam.Lease{}, err
+	}
+	if err := cs.admit(ctx, c, connect); err != nil {
+		_, derr := cs.drop(c, connect)
+		return client{}, ipam.Lease{}, errors.Join(err, derr)
+	}
+	cs.end(name)
+	return c, lease, nil
+}
+
+// admit gives a client that has its addresses to the router and saves it. What it has done is the caller's to undo on an
+// error, but for what is saved. cs.changing must be held.
+func (cs *clients) admit(ctx context.Context, c client, connect func() error) error {
+	if ctx.Err() != nil {
+		return notAdded(ctx, c)
+	}
 	cs.set(c)
-	if err = connect(); err == nil {
-		err = cs.save(c)
+	if err := connect(); err != nil {
+		return err
 	}
-	if err == nil {
-		return c, lease, nil
+	if err := cs.save(c); err != nil {
+		return err
 	}
-	cs.unset(name)
-	return client{}, ipam.Lease{}, errors.Join(err, connect(), cs.alloc.Release(c.owner()))
+	if ctx.Err() != nil {
+		return errors.Join(notAdded(ctx, c), cs.erase(c.Name))
+	}
+	return nil
+}
+
+// errRemoved is why a client does not come to be that was removed too soon.
+var errRemoved = errors.New("it was removed meanwhile")
+
+func notAdded(ctx context.Context, c client) error {
+	return fmt.Errorf("the WireGuard client %s was not added: %w", c.Name, context.Cause(ctx))
 }
 
 // begin reserves the name and the key of a new client.
-func (cs *clients) begin(c client) error {
+func (cs *clients) begin(c pending) error {
 	cs.changing.Lock() // whoever goes has gone then
 	defer cs.changing.Unlock()
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	for _, m := range []map[string]client{cs.all, cs.busy} {
-		if _, ok := m[c.Name]; ok {
+	for _, other := range cs.known() {
+		switch {
+		case other.Name == c.Name:
 			return fmt.Errorf("there is a WireGuard client %s already; choose another name, or remove that one by: weft wg remove %s", c.Name, c.Name)
-		}
-		for _, other := range m {
-			if other.PublicKey == c.PublicKey {
-				return fmt.Errorf("public key %v is that of the WireGuard client %s already; every client needs a key of its own", c.PublicKey, other.Name)
-			}
+		case other.PublicKey == c.PublicKey:
+			return fmt.Errorf("public key %v is that of the WireGuard client %s already; every client needs a key of its own", c.PublicKey, other.Name)
 		}
 	}
 	cs.busy[c.Name] = c
 	return nil
 }
 
-// remove ends a client: connect takes it from the router, before its addresses are free. A key that is not zero must be the
-// client's. On an error it is as it was, but for its addresses' release, which reconcile makes up for.
+// known are all clients, also those that come or go. cs.mu must be held.
+func (cs *clients) known() []client {
+	known := slices.Collect(maps.Values(cs.all))
+	for name, p := range cs.busy {
+		if _, ok := cs.all[name]; !ok {
+			known = append(known, p.client)
+		}
+	}
+	slices.SortFunc(known, func(a, b client) int { return strings.Compare(a.Name, b.Name) })
+	return known
+}
+
+// remove ends a client, also one that is still being added: that is undone when remove returns. connect takes it from the
+// router, before its addresses are free. A key that is not zero must be the client's. If the store refuses it is as it was;
+// on any other error it is gone from the store, and settle does the rest.
 func (cs *clients) remove(name string, key session.PublicKey, connect func() error) (ipam.Lease, error) {
+	lease, comes, err := cs.removeNow(name, key, connect)
+	if comes != nil {
+		<-comes
+	}
+	return lease, err
+}
+
+// removeNow is remove; where it returns a channel the client is gone when that is closed.
+func (cs *clients) removeNow(name string, key session.PublicKey, connect func() error) (lease ipam.Lease, comes <-chan struct{}, err error) {
 	cs.changing.Lock()
 	defer cs.changing.Unlock()
 	cs.mu.Lock()
-	c, ok := cs.all[name]
+	c, here := cs.all[name]
+	p, busy := cs.busy[name]
 	cs.mu.Unlock()
+	if busy {
+		c = p.client
+	}
 	switch {
-	case !ok:
-		return ipam.Lease{}, fmt.Errorf("there is no WireGuard client %q on this node; see: weft wg list", name)
+	case !here && !busy:
+		return lease, nil, fmt.Errorf("there is no WireGuard client %q on this node; see: weft wg list", name)
 	case key != (session.PublicKey{}) && key != c.PublicKey:
-		return ipam.Lease{}, fmt.Errorf("the WireGuard client %s has another key; see: weft wg list", name)
+		return lease, nil, fmt.Errorf("the WireGuard client %s has another key; see: weft wg list", name)
+	case busy && p.cancel != nil:
+		p.cancel(errRemoved)
+		return lease, p.done, nil
 	}
+	if err := cs.erase(name); err != nil {
+		return lease, nil, err
+	}
+	lease, err = cs.drop(c, connect)
+	return lease, nil, err
+}
+
+// drop takes a client that is not in the store any more from the router, and then gives its addresses back. What cannot be
+// done is left to settle. cs.changing must be held.
+func (cs *clients) drop(c client, connect func() error) (ipam.Lease, error) {
 	cs.mu.Lock()
-	cs.busy[name] = c
-	delete(cs.all, name)
+	cs.busy[c.Name] = pending{client: c}
+	delete(cs.all, c.Name)
 	cs.mu.Unlock()
-	defer cs.end(name)
-	err := connect()
-	if err == nil {
-		err = cs.st.Update(func(tx *store.Tx) error { return tx.Delete(store.Clients, name) })
-	}
-	if err != nil {
-		cs.set(c)
-		return ipam.Lease{}, errors.Join(err, connect())
+	if err := connect(); err != nil {
+		return ipam.Lease{}, fmt.Errorf("the WireGuard client %s is removed, but not cut off yet: %w; that is tried again every second", c.Name, err)
 	}
 	lease, _ := cs.alloc.Lookup(c.owner())
-	return lease, cs.alloc.Release(c.owner())
+	err := cs.alloc.Release(c.owner()) // reconcile makes up for it
+	cs.end(c.Name)
+	return lease, err
+}
+
+// settle tries again what drop could not do.
+func (cs *clients) settle(connect func() error) error {
+	cs.changing.Lock()
+	defer cs.changing.Unlock()
+	var left []client
+	cs.mu.Lock()
+	for _, p := range cs.busy {
+		if p.cancel == nil {
+			left = append(left, p.client)
+		}
+	}
+	cs.mu.Unlock()
+	var errs []error
+	for _, c := range left {
+		_, err := cs.drop(c, connect)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (cs *clients) end(name string) {
@@ -175,10 +263,8 @@ func (cs *clients) set(c client) {
 	cs.all[c.Name] = c
 }
 
-func (cs *clients) unset(name string) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	delete(cs.all, name)
+func (cs *clients) erase(name string) error {
+	return cs.st.Update(func(tx *store.Tx) error { return tx.Delete(store.Clients, name) })
 }
 
 func (cs *clients) save(all ...client) error {
@@ -215,9 +301,12 @@ func (cs *clients) list() []client {
 	return slices.SortedFunc(maps.Values(cs.all), func(a, b client) int { return strings.Compare(a.Name, b.Name) })
 }
 
+// names are those of all clients that have addresses, or may get some.
 func (cs *clients) names() []string {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
 	var names []string
-	for _, c := range cs.list() {
+	for _, c := range cs.known() {
 		names = append(names, c.Name)
 	}
 	return names

@@ -104,6 +104,7 @@ type fakePlane struct {
 	local   router.Local
 	greeted bool
 	refuse  error              // what SetPeers does next
+	told    func()             // what SetPeers calls the next time
 	stats   []router.PeerStats // made up
 }
 
@@ -116,6 +117,10 @@ func (p *fakePlane) SetPeers(peers []router.Peer) error {
 		return p.refuse
 	}
 	p.peers = peers
+	if p.told != nil {
+		p.told()
+		p.told = nil
+	}
 	return nil
 }
 

@@ -145,6 +145,11 @@ func (n *Node) followClients(ctx context.Context, e *engines) {
 			more = false
 		case <-t.C:
 		}
+		text := ""
+		if err := e.clients.settle(func() error { return n.connectPeers(e) }); err != nil {
+			text = err.Error()
+		}
+		n.setWarning("clients-gone", text)
 		if len(e.clients.list()) == 0 {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/mesh/memnet"
 	"github.com/weftnet/weft/router"
 	"github.com/weftnet/weft/router/session"
 )
@@ -283,20 +285,49 @@ func TestWireGuardIsAtomic(t *testing.T) {
 		if _, err := n1.service().WGAdd(t.Context(), add); !errors.Is(err, full) {
 			t.Errorf("got %v", err)
 		}
-		if _, err := n1.service().WGRemove(api.WGRemoveRequest{Name: "phone"}); !errors.Is(err, full) {
-			t.Errorf("got %v", err)
-		}
 		refuse(nil)
-		same("after the data path's refusals")
-		gone, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := n1.service().WGAdd(gone, add); err == nil {
-			t.Log("it was added although the asker had gone")
-			if _, err := n1.service().WGRemove(api.WGRemoveRequest{Name: "laptop"}); err != nil {
-				t.Error(err)
-			}
+		same("after the data path's refusal")
+		gone, cancel := context.WithCancelCause(t.Context())
+		cancel(errors.New("hung up"))
+		if _, err := n1.service().WGAdd(gone, add); err == nil || err.Error() != "the WireGuard client laptop was not added: hung up" {
+			t.Errorf("the asker had gone: %v", err)
 		}
 		same("after the asker had gone")
+		asks, cancel := context.WithCancelCause(t.Context())
+		refuse(nil)
+		n1.carrier.mu.Lock()
+		n1.carrier.told = func() { cancel(errors.New("hung up")) }
+		n1.carrier.mu.Unlock()
+		if _, err := n1.service().WGAdd(asks, add); err == nil || err.Error() != "the WireGuard client laptop was not added: hung up" {
+			t.Errorf("the asker had gone: %v", err)
+		}
+		same("after the asker had gone at the last moment")
+
+		// A client is removed for good even if the data path is stubborn: it is cut off when that is possible, or by a restart.
+		addClient(t, n1, "tablet", 3)
+		refuse(full)
+		want := "the WireGuard client tablet is removed, but not cut off yet: no room; that is tried again every second"
+		for range 2 {
+			if _, err := n1.service().WGRemove(api.WGRemoveRequest{Name: "tablet", PublicKey: clientKey(3).String()}); err == nil || err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		}
+		time.Sleep(repairInterval + rememberInterval)
+		if got := owners(n1); !slices.Contains(got, "wg:tablet") {
+			t.Error("the address of a client that is not cut off is free")
+		}
+		if w := n1.service().Status().Warnings; !slices.Contains(w, want) {
+			t.Errorf("warnings: %q", w)
+		}
+		if _, err := n1.service().WGAdd(t.Context(), api.WGAddRequest{Name: "tablet", PublicKey: clientKey(4).String()}); err == nil {
+			t.Error("its name is free")
+		}
+		refuse(nil)
+		time.Sleep(2 * rememberInterval)
+		same("after the data path has come round")
+		if w := n1.service().Status().Warnings; slices.Contains(w, want) {
+			t.Errorf("warnings: %q", w)
+		}
 		// A crash between the address and the record.
 		n, ok := n1.service().(*Node)
 		if !ok {
@@ -329,6 +360,70 @@ func TestWireGuardIsAtomic(t *testing.T) {
 			t.Errorf("one name was given %d times: %v", good, owners(n1))
 		}
 	})
+}
+
+// A client that waits for its addresses is seen by who leaves, and removed by whom it is not for.
+func TestWireGuardRemovedWhileAdded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		n1, n2 := c.machines[0], c.machines[1]
+		c.start(n1, func(cfg *Config) { cfg.Range, cfg.RangeGiven = "10.32.0.0/28,fd00::/124", true })
+		c.start(n2, nil, "n1")
+		c.ready(n1)
+		c.ready(n2)
+		c.net.Partition([]*memnet.Host{n2.net})
+		n, ok := n2.service().(*Node)
+		if !ok {
+			t.Fatalf("%T", n2.service())
+		}
+		fillUp(t, n)
+		before := owners(n2)
+		for _, key := range []string{clientKey(1).String(), ""} {
+			result := make(chan error, 1)
+			go func() {
+				_, err := n.WGAdd(t.Context(), api.WGAddRequest{Name: "phone", PublicKey: clientKey(1).String()})
+				result <- err
+			}()
+			time.Sleep(time.Second)
+			select {
+			case err := <-result:
+				t.Fatalf("it does not wait: %v", err)
+			default:
+			}
+			if got := n.engines().clients.names(); !slices.Equal(got, []string{"phone"}) || len(n.WGClients()) != 0 {
+				t.Errorf("clients that are or come: %v", got)
+			}
+			if _, err := n.Leave(t.Context(), api.LeaveRequest{}); err == nil || !strings.HasPrefix(err.Error(), "1 WireGuard clients join by this node (phone); ") {
+				t.Errorf("leaving: %v", err)
+			}
+			if _, err := n.WGRemove(api.WGRemoveRequest{Name: "phone", PublicKey: clientKey(2).String()}); err == nil || err.Error() != "the WireGuard client phone has another key; see: weft wg list" {
+				t.Errorf("got %v", err)
+			}
+			if _, err := n.WGRemove(api.WGRemoveRequest{Name: "phone", PublicKey: key}); err != nil {
+				t.Error(err)
+			}
+			if err := <-result; !errors.Is(err, errRemoved) {
+				t.Errorf("got %v", err)
+			}
+			if got := owners(n2); !slices.Equal(got, before) || len(n.engines().clients.names()) != 0 {
+				t.Errorf("allocated to %v, want %v", got, before)
+			}
+		}
+	})
+}
+
+// fillUp takes all addresses of a node that cannot get more.
+func fillUp(t *testing.T, n *Node) {
+	t.Helper()
+	for i := range 100 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, err := n.engines().alloc.Allocate(ctx, fmt.Sprintf("w%d", i))
+		cancel()
+		if err != nil {
+			return
+		}
+	}
+	t.Fatal("the node does not run out of addresses")
 }
 
 func TestClientsAreNoNodes(t *testing.T) {

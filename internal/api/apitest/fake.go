@@ -33,6 +33,8 @@ type Daemon struct {
 	Broken   string
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
+	// Adding is called when a WireGuard client was added, before that is answered; nil: nothing is.
+	Adding func(ctx context.Context)
 
 	mu       sync.Mutex
 	attached map[string]api.Workload

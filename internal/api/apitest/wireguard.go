@@ -41,9 +41,12 @@ func (d *Daemon) SetWGClient(c api.WGClient) {
 }
 
 // WGAdd implements api.WireGuard.
-func (d *Daemon) WGAdd(_ context.Context, r api.WGAddRequest) (api.WGAdded, error) {
+func (d *Daemon) WGAdd(ctx context.Context, r api.WGAddRequest) (api.WGAdded, error) {
 	if err := d.refused(); err != nil {
 		return api.WGAdded{}, err
+	}
+	if d.Adding != nil {
+		defer d.Adding(ctx)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
