@@ -11,7 +11,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A TCP connection of a session begins with a greeting: magic, version, what
@@ -142,11 +145,11 @@ func (s *session) converse(ctl net.Conn) {
 		for {
 			n, err := readNote(ctl)
 			switch {
-			case err != nil:
-				if !errors.Is(err, errWire) {
-					err = errEnded
-				}
+			case errors.Is(err, errWire):
 				s.fail(err)
+				return
+			case err != nil:
+				s.fail(gone(err))
 				return
 			case n.Type == noteFailed:
 				s.told.Store(true)
@@ -213,12 +216,20 @@ func (s *session) say(n note, within time.Duration) error {
 	return err
 }
 
-// tell sends a note; where that fails, the other has hung up.
+// tell sends a note; where that fails, the other has hung up or is silent.
 func (s *session) tell(n note) error {
-	if s.say(n, Silence) != nil {
-		return errEnded
+	if err := s.say(n, patience); err != nil {
+		return gone(err)
 	}
 	return nil
+}
+
+// gone is what an error of the control connection says of the other node.
+func gone(err error) error {
+	if errors.Is(err, unix.ETIMEDOUT) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return errSilent
+	}
+	return errEnded
 }
 
 // hear waits for a note of the type, about the phase, at most for the time.

@@ -22,7 +22,7 @@ func (s *session) ask(p Phase, c net.Conn, f *Figures) error {
 	samples := make([]time.Duration, 0, 4096)
 	now := begin
 	for ; now.Sub(begin) < p.Time && int64(len(samples)) < most; s.taken.Add(1) {
-		if err := c.SetDeadline(now.Add(Silence)); err != nil {
+		if err := c.SetDeadline(now.Add(patience)); err != nil {
 			return err
 		}
 		if _, err := c.Write(b[:]); err != nil {

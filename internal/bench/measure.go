@@ -70,7 +70,7 @@ func Measure(ctx context.Context, h Host, secret Secret, p Params, peer Peer, pr
 		if err := s.tell(note{Type: noteEnd}); err != nil {
 			return err
 		}
-		n, err := s.hear(noteEnd, 0, Silence)
+		n, err := s.hear(noteEnd, 0, patience)
 		out.Strangers = n.Strangers + s.strangers.Load()
 		return err
 	})
@@ -128,7 +128,7 @@ func (s *session) lead(i int, peer Peer, progress func(Progress)) (Figures, erro
 	if err := s.tell(note{Type: notePhase, Phase: i}); err != nil {
 		return Figures{}, err
 	}
-	if _, err := s.hear(noteArmed, i, Silence); err != nil {
+	if _, err := s.hear(noteArmed, i, patience); err != nil {
 		return Figures{}, err
 	}
 	var conns []net.Conn

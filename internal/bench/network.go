@@ -77,11 +77,11 @@ func (SystemNetwork) Dial(ctx context.Context, from netip.Addr, to netip.AddrPor
 	return d.DialContext(ctx, "tcp", to.String())
 }
 
-// limitPatience makes the kernel give up a connection to a host that is gone as
-// soon as a session does, also after it was closed.
+// limitPatience makes the kernel give up a connection to a host that is gone
+// soon after a session does, also after it was closed.
 func limitPatience(_, _ string, c syscall.RawConn) (err error) {
 	cerr := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Silence/time.Millisecond))
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience/time.Millisecond))
 	})
 	return errors.Join(err, cerr)
 }

@@ -27,6 +27,9 @@ const (
 	PacketSize = 64
 	// Silence is how long a side waits for a sign of life of the other.
 	Silence = 5 * time.Second
+	// patience is how long anything else waits for what the other must do at
+	// once: when the other is silent, watch says so before.
+	patience = 2 * Silence
 	// overhead bounds what a phase takes beside its time: connections, the end.
 	overhead = 2 * Silence
 )

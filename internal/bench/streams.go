@@ -55,11 +55,13 @@ func (s *session) takeStreams(p Phase, conns []net.Conn) (bytes int64, elapsed t
 	var begin time.Time
 	var first sync.Once
 	var last atomic.Int64 // since begin
-	patience := time.Now().Add(Silence)
-	err = each(conns, func(c net.Conn) error {
-		if err := c.SetReadDeadline(patience); err != nil {
-			return err
+	until := time.Now().Add(patience)
+	for _, c := range conns { // before any of them begins: the first byte moves the deadlines of all
+		if err := c.SetReadDeadline(until); err != nil {
+			return 0, time.Microsecond, fmt.Errorf("the stream broke: %w", err)
 		}
+	}
+	err = each(conns, func(c net.Conn) error {
 		buf := make([]byte, streamBuffer)
 		for {
 			n, err := c.Read(buf)
@@ -81,9 +83,9 @@ func (s *session) takeStreams(p Phase, conns []net.Conn) (bytes int64, elapsed t
 				return nil
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				if s.taken.Load() == 0 {
-					return fmt.Errorf("nothing arrived within %v", Silence)
+					return fmt.Errorf("nothing arrived within %v", patience)
 				}
-				last.Store(int64(p.Time))
+				raise(&last, int64(p.Time))
 				return nil
 			case err != nil:
 				return fmt.Errorf("the stream broke: %w", err)

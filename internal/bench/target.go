@@ -87,7 +87,7 @@ func (t *Target) Run() (strangers int64, err error) {
 				return err
 			}
 		}
-		if _, err := s.hear(noteEnd, 0, Silence); err != nil {
+		if _, err := s.hear(noteEnd, 0, patience); err != nil {
 			return err
 		}
 		return s.tell(note{Type: noteEnd, Strangers: s.strangers.Load()})
@@ -206,7 +206,7 @@ func (t *Target) follow(i int) error {
 	if err := s.tell(note{Type: noteReady, Phase: i}); err != nil {
 		return err
 	}
-	if _, err := s.hear(noteStart, i, Silence); err != nil {
+	if _, err := s.hear(noteStart, i, patience); err != nil {
 		return err
 	}
 	_, err = s.part(i, false, conns)
