@@ -48,7 +48,7 @@ type Node struct {
 	keys      token.Keys
 	syncing   sync.Mutex // one syncPeers at a time; guards the two below
 	records   *recordSaver
-	peers     []router.Peer // as the router has them
+	peers     []router.Peer // as the router has them, and those whose keys it would refuse
 	mtu       int           // of workloads and TUN device; set before the engines
 	changed   signal        // records or ring did
 	quit      context.CancelCauseFunc

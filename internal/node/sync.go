@@ -4,7 +4,9 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -105,7 +107,9 @@ func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) 
 	if reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
 		return nil
 	}
-	if err := e.plane.SetPeers(peers); err != nil {
+	usable, warning := withUsableKeys(peers)
+	n.setWarning("node-key", warning)
+	if err := e.plane.SetPeers(usable); err != nil {
 		return err
 	}
 	n.peers = peers
@@ -176,6 +180,18 @@ func peersOf(nodes []mesh.Node, holdings []ipam.Holding, mtu int) []router.Peer 
 	}
 	slices.SortFunc(peers, func(a, b router.Peer) int { return bytes.Compare(a.Key[:], b.Key[:]) })
 	return peers
+}
+
+// withUsableKeys leaves out nodes with keys that are none, which the router refuses, and with them all others.
+func withUsableKeys(nodes []router.Peer) (usable []router.Peer, warning string) {
+	for _, p := range nodes {
+		if !p.Key.Usable() {
+			warning = fmt.Sprintf("node %s claims a key that nobody can own, and is not connected; reset that node", cmp.Or(p.Name, p.Key.String()))
+			continue
+		}
+		usable = append(usable, p)
+	}
+	return usable, warning
 }
 
 // suites are the suites that this node offers, best first.
