@@ -204,6 +204,7 @@ func TestWGAddUnanswered(t *testing.T) {
 			if code != exitFailed || out.Len() > 0 || !strings.HasSuffix(errs.String(), tt.want) {
 				t.Errorf("exit %d, %q, got\n%swant\n%s", code, out.String(), errs.String(), tt.want)
 			}
+			d.Refuse = ""
 			if list := serviceOf(t, dir); len(list) != tt.remains {
 				t.Errorf("the daemon has %+v", list)
 			}

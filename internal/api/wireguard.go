@@ -11,7 +11,7 @@ import (
 
 // WireGuard is the part of [Service] that lets stock WireGuard clients join by this node.
 type WireGuard interface {
-	WGClients() []WGClient
+	WGClients() ([]WGClient, error)
 	WGAdd(ctx context.Context, r WGAddRequest) (WGAdded, error)
 	WGRemove(r WGRemoveRequest) (WGRemoved, error)
 }
@@ -78,7 +78,7 @@ func (c *Client) WGRemove(ctx context.Context, r WGRemoveRequest) (w WGRemoved, 
 }
 
 func serveWireGuard(mux *http.ServeMux, svc WireGuard) {
-	get(mux, "wg", func(context.Context) ([]WGClient, error) { return svc.WGClients(), nil })
+	get(mux, "wg", func(context.Context) ([]WGClient, error) { return svc.WGClients() })
 	post(mux, "wg/add", svc.WGAdd)
 	post(mux, "wg/remove", func(_ context.Context, r WGRemoveRequest) (WGRemoved, error) { return svc.WGRemove(r) })
 }

@@ -24,11 +24,11 @@ import (
 const rememberInterval = time.Second
 
 // WGClients implements [api.WireGuard].
-func (n *Node) WGClients() []api.WGClient {
+func (n *Node) WGClients() ([]api.WGClient, error) {
 	list := []api.WGClient{}
 	e := n.engines()
-	if e == nil {
-		return list
+	if e == nil { // whatever there is has not been read yet
+		return nil, n.errNotReady()
 	}
 	stats := map[session.PublicKey]router.PeerStats{}
 	for _, p := range e.plane.PeerStats() {
@@ -51,7 +51,7 @@ func (n *Node) WGClients() []api.WGClient {
 		}
 		list = append(list, w)
 	}
-	return list
+	return list, nil
 }
 
 // WGAdd implements [api.WireGuard].

@@ -49,6 +49,15 @@ func (m *machine) externals() (list []router.Peer) {
 	return list
 }
 
+// listed are the clients that m tells of.
+func listed(m *machine) []api.WGClient {
+	list, err := m.service().WGClients()
+	if err != nil {
+		m.t.Error(err)
+	}
+	return list
+}
+
 func owners(m *machine) (list []string) {
 	for _, a := range m.service().IPAM().Allocations {
 		list = append(list, a.Owner)
@@ -100,9 +109,9 @@ func TestWireGuardClients(t *testing.T) {
 			}
 		}
 		check("added", phone, laptop)
-		list := n2.service().WGClients()
+		list := listed(n2)
 		if len(list) != 2 || list[0].Name != "laptop" || list[1].PublicKey != clientKey(1).String() || !slices.Equal(list[1].Addresses, phone.Addresses) ||
-			list[1].State != "idle" || len(n1.service().WGClients()) != 0 || len(n2.service().Peers()) != 1 {
+			list[1].State != "idle" || len(listed(n1)) != 0 || len(n2.service().Peers()) != 1 {
 			t.Errorf("listed: %+v", list)
 		}
 		time.Sleep(2 * repairInterval)
@@ -116,7 +125,7 @@ func TestWireGuardClients(t *testing.T) {
 		n2.carrier.stats = []router.PeerStats{{Key: clientKey(1), Endpoint: heard, Heard: true, State: router.Established, RxBytes: 7}}
 		n2.carrier.mu.Unlock()
 		time.Sleep(2 * rememberInterval)
-		if l := n2.service().WGClients()[1]; l.State != "established" || l.Endpoint != heard.String() || l.RxBytes != 7 {
+		if l := listed(n2)[1]; l.State != "established" || l.Endpoint != heard.String() || l.RxBytes != 7 {
 			t.Errorf("listed: %+v", l)
 		}
 		if err := n2.stop(); err != nil {
@@ -175,8 +184,8 @@ func TestWireGuardRefusals(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), "this node is not ready yet (starting") {
 			t.Errorf("before it is ready: %v", err)
 		}
-		if l := n1.service().WGClients(); l == nil || len(l) != 0 {
-			t.Errorf("before it is ready: %v", l)
+		if l, err := n1.service().WGClients(); l != nil || err == nil || !strings.HasPrefix(err.Error(), "this node is not ready yet (starting") {
+			t.Errorf("before it is ready: %v, %v", l, err)
 		}
 		n1.mu.Lock()
 		n1.unplugged, n1.nowhere = false, true
@@ -251,7 +260,7 @@ func TestWireGuardRefusals(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, r.want)
 			}
 		}
-		if got := owners(n1); !slices.Equal(got, before) || len(n1.service().WGClients()) != 1 || len(n1.externals()) != 1 {
+		if got := owners(n1); !slices.Equal(got, before) || len(listed(n1)) != 1 || len(n1.externals()) != 1 {
 			t.Errorf("what was refused has left %v", got)
 		}
 	})
@@ -270,7 +279,7 @@ func TestWireGuardIsAtomic(t *testing.T) {
 			if got, want := owners(n1), []string{hostOwner, "wg:phone"}; !slices.Equal(got, want) {
 				t.Errorf("%s: allocated to %v, want %v", when, got, want)
 			}
-			if l, x := n1.service().WGClients(), n1.externals(); len(l) != 1 || len(x) != 1 || x[0].Name != "phone" {
+			if l, x := listed(n1), n1.externals(); len(l) != 1 || len(x) != 1 || x[0].Name != "phone" {
 				t.Errorf("%s: clients %+v, in the data path %+v", when, l, x)
 			}
 		}
@@ -356,7 +365,7 @@ func TestWireGuardIsAtomic(t *testing.T) {
 				good++
 			}
 		}
-		if good != 1 || len(n1.service().WGClients()) != 2 || len(n1.externals()) != 2 {
+		if good != 1 || len(listed(n1)) != 2 || len(n1.externals()) != 2 {
 			t.Errorf("one name was given %d times: %v", good, owners(n1))
 		}
 	})
@@ -390,7 +399,7 @@ func TestWireGuardRemovedWhileAdded(t *testing.T) {
 				t.Fatalf("it does not wait: %v", err)
 			default:
 			}
-			if got := n.engines().clients.names(); !slices.Equal(got, []string{"phone"}) || len(n.WGClients()) != 0 {
+			if got := n.engines().clients.names(); !slices.Equal(got, []string{"phone"}) || len(listed(n2)) != 0 {
 				t.Errorf("clients that are or come: %v", got)
 			}
 			if _, err := n.Leave(t.Context(), api.LeaveRequest{}); err == nil || !strings.HasPrefix(err.Error(), "1 WireGuard clients join by this node (phone); ") {

@@ -22,7 +22,10 @@ const (
 )
 
 // WGClients implements api.WireGuard.
-func (d *Daemon) WGClients() []api.WGClient {
+func (d *Daemon) WGClients() ([]api.WGClient, error) {
+	if err := d.refused(); err != nil {
+		return nil, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	list := []api.WGClient{}
@@ -30,7 +33,7 @@ func (d *Daemon) WGClients() []api.WGClient {
 		list = append(list, c)
 	}
 	slices.SortFunc(list, func(a, b api.WGClient) int { return strings.Compare(a.Name, b.Name) })
-	return list
+	return list, nil
 }
 
 // SetWGClient changes what is listed of a client.
