@@ -254,6 +254,7 @@ func TestRogueMember(t *testing.T) {
 func TestFlood(t *testing.T) {
 	a := underAttack(t)
 	const perSecond, many = 100_000, 4096
+	const leastDuring = 20e6 // bits a second of a peer's traffic, with a large margin
 	peer := netip.AddrPortFrom(a.peer.Link().V4(), weftPort)
 	var spoofed []netip.AddrPort
 	for i := range many {
@@ -301,6 +302,12 @@ func TestFlood(t *testing.T) {
 				flood.sent, flood.took.Round(time.Millisecond), float64(flood.sent)/flood.took.Seconds(), got, during/1e9, before/1e9, cpu)
 			if got < uint64(flood.sent)/20 {
 				t.Errorf("%d of %d datagrams are counted: %v", got, flood.sent, packets(t, a.target))
+			}
+			if c.valid && cpu > flood.took*3/4 {
+				t.Errorf("the daemon used %v of a processor in %v", cpu, flood.took)
+			}
+			if during < leastDuring {
+				t.Errorf("the peer's traffic went on with %.1f Mb/s", during/1e6)
 			}
 			b.unharmed(1200)
 		})
