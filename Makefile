@@ -55,8 +55,7 @@ fmt: ## Format the source
 fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
 
-bench: build ## Run all benchmarks, then compare Weft with its like on two hosts and write docs/benchmarks.md (root)
-	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
+bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 	@if [ -n '$(NEBULA)' ]; then GOBIN='$(CURDIR)/$(BIN)' CGO_ENABLED=0 $(GO) install -trimpath \
 		github.com/slackhq/nebula/cmd/nebula@$(NEBULA) github.com/slackhq/nebula/cmd/nebula-cert@$(NEBULA) || \
@@ -64,6 +63,7 @@ bench: build ## Run all benchmarks, then compare Weft with its like on two hosts
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go -nebula $(BIN)/nebula -rounds $(ROUNDS) \
 		$(if $(COMPARE),$(COMPARE),-o docs/benchmarks.md)
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
 
 image: ## Build the container image (docker; IMAGE=name:tag)
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .

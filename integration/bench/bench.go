@@ -11,7 +11,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -44,9 +43,7 @@ type bench struct {
 
 func (b *bench) run() {
 	var all []*contender
-	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
-		b.notes = append(b.notes, busy(string(load), runtime.NumCPU())...)
-	}
+	var looks []float64
 	b.Step("build two hosts and the ways between them", func() (result string, err error) {
 		l := lab.New(b.Show, lab.Binary(b.weftBinary))
 		lan := l.Switch("switch")
@@ -58,6 +55,11 @@ func (b *bench) run() {
 		return fmt.Sprintf("%d contenders", len(all)), err
 	})
 	for round := range b.rounds {
+		b.Step(fmt.Sprintf("round %d of %d: is the machine idle", round+1, b.rounds), func() (string, error) {
+			used, err := look(b.ctx, lookTime)
+			looks = append(looks, used)
+			return fmt.Sprintf("others use %.0f%% of the processors", used*100), err
+		})
 		for i := range all {
 			c := all[(round+i)%len(all)] // nobody is always the first
 			b.Step(fmt.Sprintf("round %d of %d: %s", round+1, b.rounds, c.name), func() (string, error) {
@@ -66,6 +68,7 @@ func (b *bench) run() {
 			})
 		}
 	}
+	b.notes = append(b.notes, busy(looks)...)
 	b.report(results(all))
 }
 
@@ -222,17 +225,6 @@ func (b *bench) versions() []string {
 		}
 	}
 	return out
-}
-
-// busy returns a note if the text of /proc/loadavg says that others use much of the processors.
-func busy(loadavg string, cores int) []string {
-	first, _, _ := strings.Cut(loadavg, " ")
-	load, err := strconv.ParseFloat(first, 64)
-	if err != nil || load < float64(cores)/2 {
-		return nil
-	}
-	return []string{fmt.Sprintf("The machine was busy with something else: a load of %.1f on %d cores at the start. Rates are too low, and ratios uncertain.",
-		load, cores)}
 }
 
 // machine describes what the numbers were measured on.

@@ -4,9 +4,11 @@ package main
 
 import (
 	"bytes"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestSummarize(t *testing.T) {
@@ -57,13 +59,41 @@ func TestParse(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
-	for _, quiet := range []string{"", "0.99 8 9 1/200 77", "x"} {
-		if got := busy(quiet, 2); got != nil {
-			t.Errorf("%q: %q", quiet, got)
+	if got := busy([]float64{0, 0.09}); got != nil {
+		t.Errorf("idle: %q", got)
+	}
+	want := "The machine was busy with something else before 2 of the 3 rounds: up to 75% of its processors' time. Rates are too low, and ratios uncertain."
+	if got := busy([]float64{0.5, 0, 0.75}); !slices.Equal(got, []string{want}) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	before, err := parseProcessors("cpu  100 0 50 800 40 5 5 0 7 0\ncpu0 1 2 3\n")
+	if err != nil || before != (processors{idle: 840, all: 1000}) {
+		t.Errorf("%+v, %v", before, err)
+	}
+	for after, want := range map[processors]float64{{940, 1100}: 0, {890, 1100}: 0.5, {840, 1100}: 1, before: 0} {
+		if got := after.used(before); got != want {
+			t.Errorf("%+v: %v, want %v", after, got, want)
 		}
 	}
-	if got := busy("3.14 2.00 1.00 1/200 77", 2); len(got) != 1 || !strings.Contains(got[0], "a load of 3.1 on 2 cores") {
-		t.Errorf("busy: %q", got)
+	for _, bad := range []string{"", "intr 1 2 3 4 5 6 7 8 9", "cpu 1 2 3", "cpu 1 2 3 x 5 6 7 8"} {
+		if p, err := parseProcessors(bad); err == nil {
+			t.Errorf("%q: %+v", bad, p)
+		}
+	}
+	// What runs is seen.
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	if used, err := look(t.Context(), 300*time.Millisecond); err != nil || used < 0.5/float64(runtime.NumCPU()) {
+		t.Errorf("with one processor busy: %v, %v", used, err)
 	}
 }
 

@@ -39,6 +39,8 @@ const method = `## Method
   have no AES); the others are launched with the flags in their names.
 * Every round gives each contender one turn, beginning with another one each time. Processes are started for the turn and
   ended after it. Each cell is the median of the rounds, and the least and the most in parentheses.
+* Before each round the processors are watched for 2 s while nothing of this runs; the head of this document says so if others
+  used a tenth of them or more.
 * TCP: blocks of 128 KiB written to the connections as fast as they take them; what is read on the other side counts, after
   a warm-up of 0.3 s. CPU is what the daemons of both hosts use, system calls included, not what the kernel does elsewhere.
 * UDP: a process on the first host hands datagrams to a connected socket, 32 a call (sendmmsg), as many as the kernel takes,
