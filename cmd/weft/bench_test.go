@@ -68,6 +68,10 @@ was more than the way carries; where next to nothing is, the sender could not ma
 	if err := json.Unmarshal([]byte(out), &res); code != exitDone || err != nil || !reflect.DeepEqual(res, d.Measured) {
 		t.Errorf("exit %d, %v, %s", code, err, out)
 	}
+	d.Measured.PathMTU = 1376
+	if _, out, _ = run(t, dir, "bench", "n2"); !strings.Contains(out, "path udp, aes-256-gcm, overlay MTU 1408, path MTU 1376\n") {
+		t.Errorf("printed\n%s", out)
+	}
 	d.Measured.Strangers = 3
 	if _, out, _ = run(t, dir, "bench", "n2"); !strings.HasSuffix(out, "3 connections or datagrams that were not of this measurement were turned away.\n") {
 		t.Errorf("printed\n%s", out)

@@ -47,7 +47,8 @@ type BenchResult struct {
 	To      BenchNode    `json:"to"`
 	Path    string       `json:"path"`
 	Suite   string       `json:"suite,omitempty"`
-	MTU     int          `json:"overlay_mtu_bytes"` // the smaller one of the two nodes'
+	MTU     int          `json:"overlay_mtu_bytes"`        // the smaller one of the two nodes'
+	PathMTU int          `json:"path_mtu_bytes,omitempty"` // largest packet of the overlay that was seen to get there; 0: not known
 	Started time.Time    `json:"started"`
 	Elapsed float64      `json:"elapsed_seconds"`
 	Time    float64      `json:"time_per_phase_seconds"`

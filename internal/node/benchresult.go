@@ -31,6 +31,9 @@ func (b *benches) addPath(r *api.BenchResult, to mesh.Node) {
 	for _, s := range b.e.plane.PeerStats() {
 		if s.Key == session.PublicKey(to.PublicKey) {
 			r.Path = "udp"
+			if s.Confirmed {
+				r.PathMTU = s.MTU
+			}
 			if s.State != router.Idle {
 				r.Suite = s.Suite.String()
 			}
