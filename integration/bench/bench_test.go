@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -81,17 +83,15 @@ func TestBusy(t *testing.T) {
 		}
 	}
 	// What runs is seen.
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+	var over atomic.Bool
+	var spinner sync.WaitGroup
+	spinner.Go(func() {
+		for n := 0; !over.Load(); n++ {
+			runtime.KeepAlive(n)
 		}
-	}()
+	})
+	defer spinner.Wait()
+	defer over.Store(true)
 	if used, err := look(t.Context(), 300*time.Millisecond); err != nil || used < 0.5/float64(runtime.NumCPU()) {
 		t.Errorf("with one processor busy: %v, %v", used, err)
 	}
