@@ -128,9 +128,9 @@ func TestSourceLimitUnderLoad(t *testing.T) {
 	exhaust(d.b, now)
 	msg, _ := d.ab.Tick(nil, now)
 	receive(t, d.b, msg, addrA, now)
-	for i := range 10 {
+	for i := range 10 { // from a friend, which has what it has beside what it had as a stranger
 		want := ErrReplay
-		if i >= 4 {
+		if i >= sourceBurst {
 			want = ErrFlood
 		}
 		if r, err := d.b.Receive(nil, msg, addrA, now); !errors.Is(err, want) || len(r.Reply) > 0 {

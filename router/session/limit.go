@@ -64,7 +64,7 @@ type gate struct {
 	all     bucket
 	loaded  time.Time // when the rate was last exceeded
 	cookies bucket    // handed out to strangers
-	proven  bucket    // handshakes of those with a cookie
+	proven  bucket    // handshakes of strangers with a cookie
 	sources map[netip.Addr]*bucket
 	swept   time.Time
 	friends map[netip.Addr]*friend
@@ -74,6 +74,7 @@ type gate struct {
 // friend is an address from which a peer's authentic handshake came.
 type friend struct {
 	cookies bucket // handed out to it
+	proven  bucket // its handshakes with a cookie
 	last    time.Time
 }
 
@@ -138,11 +139,15 @@ func (g *gate) cookie(from netip.Addr, now time.Time) bool {
 	return g.cookies.take(now, g.cost/cookieShare, time.Second)
 }
 
-// allow reports whether a sender that proved its address may cause one more handshake.
+// allow reports whether a sender that proved its address may cause one more handshake. Whoever has very many addresses can use up
+// what there is for strangers, but not what each friend has.
 func (g *gate) allow(from netip.Addr, now time.Time) bool {
 	from = sourceOf(from)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if f := g.friends[from]; f != nil {
+		return f.proven.take(now, sourceCost, sourceFull)
+	}
 	b := g.sources[from]
 	if b == nil {
 		if len(g.sources) >= maxSources && !g.sweep(now) {

@@ -157,6 +157,33 @@ func TestGateProven(t *testing.T) {
 	}
 }
 
+// TestGateFriends: strangers with cookies, from however many networks, take nothing from friends, who are bounded one by one.
+func TestGateFriends(t *testing.T) {
+	for _, friend := range []string{"192.0.2.1", "2001:db8::1"} {
+		var g gate
+		g.init(100)
+		friend := netip.MustParseAddr(friend)
+		g.befriend(friend, epoch)
+		now := epoch
+		for i := range uint64(3 * maxSources) {
+			b := binary.BigEndian.AppendUint64(nil, 0xfd00<<48|i)
+			now = now.Add(time.Second / 10000)
+			g.allow(netip.AddrFrom16([16]byte(append(b, make([]byte, 8)...))), now)
+		}
+		if g.allow(netip.MustParseAddr("198.51.100.7"), now) {
+			t.Error("the flood leaves room for strangers: it is none")
+		}
+		for i := range 2 * sourceBurst {
+			if got := g.allow(friend, now); got != (i < sourceBurst) {
+				t.Errorf("%v: handshake %d of a friend: %v", friend, i, got)
+			}
+		}
+		if !g.allow(friend, now.Add(sourceCost)) {
+			t.Errorf("%v: a friend is shut out after its burst", friend)
+		}
+	}
+}
+
 // TestGateBounded: a flood of addresses takes bounded memory, shuts nobody out for long, and the
 // table empties.
 func TestGateBounded(t *testing.T) {
