@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,9 +30,9 @@ func (s *shard) transmit(now time.Time) (more bool, err error) {
 			if err := s.flush(); err != nil {
 				return false, err
 			}
-			if s.out.blocked {
-				break
-			}
+		}
+		if s.out.blocked {
+			break
 		}
 		length, err := s.queue.Read(s.frame)
 		if err != nil {
@@ -143,25 +144,34 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VN
 	return nil
 }
 
-// seal puts one packet, sealed under the key of txRun, into the batch, or lets it wait for a key.
+// seal puts one packet, sealed under the key of txRun, into the batch, or lets it wait: for a key, or until those have gone that have waited.
 func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags, now time.Time) error {
-	if s.txRun.key != nil {
-		if x := to.path.sizes(); x.pieces && x.mtu > 0 && len(plain) > x.mtu && len(plain) <= pathmtu.MinIPv6 {
-			complete(plain, flags)
-			return s.sealPieces(to, addr, plain, x.mtu, now)
-		}
-		if ok, err := s.makeRoom(len(plain)); !ok || err != nil {
+	if s.txRun.key != nil && !to.pending.busy.Load() {
+		if ok, err := s.sealNow(to, addr, plain, flags); ok || err != nil {
 			return err
 		}
-		if s.out.seal(s.txRun.key, to, plain, flags, addr) {
-			s.txRun.packets++
-			s.txRun.bytes += uint64(len(plain))
-			return nil
-		}
-		s.txRun.key = nil // used up, or the peer is gone
 	}
 	complete(plain, flags) // the next key may be of another suite
 	return s.wait(to, plain, now)
+}
+
+// sealNow puts one packet, sealed under the key of txRun, into the batch. It reports false if that key is of no use any more; then
+// txRun has none.
+func (s *shard) sealNow(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags) (ok bool, err error) {
+	if x := to.path.sizes(); x.pieces && x.mtu > 0 && len(plain) > x.mtu && len(plain) <= pathmtu.MinIPv6 {
+		complete(plain, flags)
+		return s.sealPieces(to, addr, plain, x.mtu)
+	}
+	if ok, err := s.makeRoom(len(plain)); !ok || err != nil {
+		return true, err
+	}
+	if !s.out.seal(s.txRun.key, to, plain, flags, addr) {
+		s.txRun.key = nil // used up, or the peer is gone
+		return false, nil
+	}
+	s.txRun.packets++
+	s.txRun.bytes += uint64(len(plain))
+	return true, nil
 }
 
 // complete computes the checksum of a packet that flags say is open.
@@ -172,7 +182,7 @@ func complete(b []byte, flags session.Flags) {
 	}
 }
 
-// wait queues a packet for a peer to which there is no key, and asks for one.
+// wait queues a packet for a peer to which there is no key, and asks for one, or for which others wait.
 func (s *shard) wait(to *peer, plain []byte, now time.Time) error {
 	if to.removed.Load() {
 		s.stats.drop(DropNoRoute)
@@ -181,35 +191,93 @@ func (s *shard) wait(to *peer, plain []byte, now time.Time) error {
 	if to.pending.put(plain, now) {
 		s.stats.drop(DropQueue)
 	}
-	s.initiate(to, now)
-	// A key that another shard got in the meantime has found the queue as it was before.
-	if to.sess.Key(now) != nil {
-		return s.flushPending(to, now)
+	if to.sess.Key(now) == nil {
+		s.initiate(to, now)
 	}
-	return nil
+	// A key that another shard got in the meantime has found the queue as it was before.
+	err := s.flushPending(to, now)
+	if s.txRun.peer == nil {
+		s.txRun.peer, s.txRun.key = to, to.sess.Key(now)
+	}
+	return err
 }
 
-// flushPending sends what has waited for a key to the peer.
+// flushPending sends what has waited for a key to the peer, if there is one and no other shard is at it.
 func (s *shard) flushPending(to *peer, now time.Time) error {
-	waited := to.pending.take()
-	if len(waited) == 0 {
+	if to.sess.Key(now) == nil || !to.pending.hold() {
 		return nil
 	}
+	err := s.drain(to, now)
+	s.holds = append(s.holds, to) // until all of it has been sent, which may take a while
+	if err != nil {
+		return err
+	}
+	return s.flush()
+}
+
+// drain puts what waits for the peer into the batch, as far as there is room and the key lasts.
+func (s *shard) drain(to *peer, now time.Time) error {
 	if err := s.settleTx(now); err != nil {
 		return err
 	}
 	s.txRun.peer, s.txRun.key = to, to.sess.Key(now)
 	addr, _ := to.target()
-	for _, w := range waited {
-		if s.txRun.key == nil || now.Sub(w.at) > pendingLife {
+	for s.txRun.key != nil {
+		if !s.out.roomy() {
+			if err := s.flush(); err != nil {
+				return err
+			}
+			if !s.out.roomy() {
+				break // the socket is full
+			}
+		}
+		w, ok := to.pending.next()
+		if !ok {
+			break
+		}
+		if now.Sub(w.at) > pendingLife {
 			s.stats.drop(DropStale)
 			continue
 		}
-		if err := s.seal(to, addr, w.b, 0, now); err != nil {
+		ok, err := s.sealNow(to, addr, w.b, 0)
+		if err != nil {
 			return err
+		}
+		if !ok && to.pending.back(w) {
+			s.stats.drop(DropQueue)
 		}
 	}
 	return s.settleTx(now)
+}
+
+// release lets the other shards send to those peers again whose pending packets have been sent.
+func (s *shard) release() {
+	for _, p := range s.holds {
+		if p.pending.release() {
+			s.owed = append(s.owed, p)
+		}
+	}
+	clear(s.holds)
+	s.holds = s.holds[:0]
+}
+
+// settleOwed sends what has come for the owed peers while their pending packets were being sent, unless another shard has done so. It goes
+// once round: whoever keeps sending to such a peer takes over.
+func (s *shard) settleOwed(now time.Time) error {
+	for range len(s.owed) {
+		if s.out.blocked {
+			return nil
+		}
+		p := s.owed[0]
+		s.owed = slices.Delete(s.owed, 0, 1)
+		if p.sess.Key(now) == nil && p.pending.busy.Load() && !p.removed.Load() {
+			s.initiate(p, now)
+		}
+		if err := s.flushPending(p, now); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settleTx tells the session and the counters of txRun.
@@ -366,5 +434,6 @@ func (s *shard) flush() error {
 		}
 	}
 	b.arena, b.messages, b.peers, b.sent = b.arena[:0], b.messages[:0], b.peers[:0], 0
+	s.release()
 	return nil
 }

@@ -80,11 +80,12 @@ func TestStay(t *testing.T) {
 func TestPending(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var q pending
+		held := false
 		var want []queued
 		now := time.Unix(1e9, 0)
 		for range rapid.IntRange(0, 400).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 200).Draw(t, "ms")) * time.Millisecond)
-			switch rapid.SampledFrom([]string{"put", "put", "put", "put", "put", "put", "expire", "take"}).Draw(t, "step") {
+			switch rapid.SampledFrom([]string{"put", "put", "put", "put", "put", "put", "expire", "hold", "next", "next", "release", "clear"}).Draw(t, "step") {
 			case "put":
 				b := rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, "packet")
 				full := len(want) == session.MaxQueued
@@ -108,17 +109,56 @@ func TestPending(t *testing.T) {
 				if dropped, at := q.expire(now); dropped != n || at != next {
 					t.Fatalf("expire: %d and %v, want %d and %v", dropped, at, n, next)
 				}
-			case "take":
-				got := q.take()
-				if len(got) != len(want) {
-					t.Fatalf("took %d, want %d", len(got), len(want))
+			case "hold":
+				got := q.hold()
+				if got != (!held && len(want) > 0) {
+					t.Fatalf("hold: %v, with %d packets, held %v", got, len(want), held)
 				}
-				for i := range got {
-					if string(got[i].b) != string(want[i].b) || got[i].at != want[i].at {
-						t.Fatalf("packet %d of %d is %v, want %v", i, len(got), got[i], want[i])
+				held = held || got
+			case "next":
+				if !held {
+					break
+				}
+				got, ok := q.next()
+				if ok != (len(want) > 0) {
+					t.Fatalf("next: %v, with %d packets", ok, len(want))
+				}
+				if !ok {
+					break
+				}
+				if string(got.b) != string(want[0].b) || got.at != want[0].at {
+					t.Fatalf("the next is %v, want %v", got, want[0])
+				}
+				if len(want)%2 == 0 { // more has come before it goes back
+					for range session.MaxQueued {
+						q.put(nil, now)
+						want = append(want, queued{nil, now})
 					}
+					if !q.back(got) {
+						t.Fatal("a packet went back to a full queue")
+					}
+					want = want[len(want)-session.MaxQueued:]
+				} else if q.back(got) {
+					t.Fatal("a packet did not go back")
+				} else if again, _ := q.next(); string(again.b) != string(got.b) || again.at != got.at {
+					t.Fatal("another packet went back")
+				} else {
+					want = want[1:]
 				}
+			case "release":
+				if !held {
+					break
+				}
+				if more := q.release(); more != (len(want) > 0) {
+					t.Fatalf("release: %v, with %d packets", more, len(want))
+				}
+				held = false
+			case "clear":
+				q.clear()
 				want = nil
+			}
+			if busy := q.busy.Load(); busy != (held || len(want) > 0) {
+				t.Fatalf("busy %v, with %d packets, held %v", busy, len(want), held)
 			}
 		}
 	})

@@ -261,8 +261,8 @@ func (s *shard) fragment(to *peer, addr netip.AddrPort, b []byte, flags session.
 	return nil
 }
 
-// sealPieces puts a packet into the batch that is too large for the path, and that IPv6 does not allow to be too large, under the key of txRun.
-func (s *shard) sealPieces(to *peer, addr netip.AddrPort, plain []byte, mtu int, now time.Time) error {
+// sealPieces is sealNow for a packet that is too large for the path, and that IPv6 does not allow to be too large.
+func (s *shard) sealPieces(to *peer, addr netip.AddrPort, plain []byte, mtu int) (ok bool, err error) {
 	size, _ := pathmtu.PieceSize(mtu) // mtu is not below pathmtu.Floor
 	m := pathmtu.Message{ID: s.r.pieceID.Add(1)}
 	for {
@@ -271,14 +271,14 @@ func (s *shard) sealPieces(to *peer, addr netip.AddrPort, plain []byte, mtu int,
 			break
 		}
 		if ok, err := s.makeRoom(n); !ok || err != nil {
-			return err
+			return true, err
 		}
 		if !s.out.seal(s.txRun.key, to, s.piece[:n], 0, addr) {
 			s.txRun.key = nil
-			return s.wait(to, plain, now)
+			return false, nil
 		}
 	}
 	s.txRun.packets++
 	s.txRun.bytes += uint64(len(plain))
-	return nil
+	return true, nil
 }

@@ -147,11 +147,17 @@ func (p *peer) stats(now time.Time) PeerStats {
 }
 
 // pending holds packets that wait for a key: the newest session.MaxQueued. It costs nothing while empty.
+//
+// When there is a key one shard sends them, and the others put what they have for the peer behind them until all of that has been
+// handed to the kernel, so that nothing is overtaken.
 type pending struct {
+	busy atomic.Bool // packets wait, or a shard holds the queue; changed under mu
+
 	mu    sync.Mutex
 	ring  []queued
 	first int // index of the oldest
 	n     int
+	held  bool // a shard is sending what waited
 }
 
 type queued struct {
@@ -166,6 +172,7 @@ func (q *pending) put(b []byte, now time.Time) (dropped bool) {
 	if q.ring == nil {
 		q.ring = make([]queued, session.MaxQueued)
 	}
+	q.busy.Store(true)
 	slot := &q.ring[(q.first+q.n)%len(q.ring)]
 	if q.n == len(q.ring) {
 		q.first = (q.first + 1) % len(q.ring)
@@ -178,16 +185,69 @@ func (q *pending) put(b []byte, now time.Time) (dropped bool) {
 	return dropped
 }
 
-// take empties the queue and returns what was in it, oldest first.
-func (q *pending) take() []queued {
+// hold makes the caller the one who sends what waits, until release. It reports false if nothing waits or another is at it.
+func (q *pending) hold() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.held || q.n == 0 {
+		return false
+	}
+	q.held = true
+	return true
+}
+
+// next takes the oldest packet out; ok is false if there is none. It is for the holder.
+func (q *pending) next() (w queued, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.n == 0 {
-		return nil
+		return queued{}, false
 	}
-	all := slices.Concat(q.ring[q.first:], q.ring[:q.first])[:q.n]
-	q.ring, q.first, q.n = nil, 0, 0
-	return all
+	w, q.ring[q.first] = q.ring[q.first], queued{}
+	q.first = (q.first + 1) % len(q.ring)
+	q.n--
+	return w, true
+}
+
+// back undoes next, and reports whether the packet had to go because the queue has filled up since. It is for the holder.
+func (q *pending) back(w queued) (dropped bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.n == session.MaxQueued {
+		return true
+	}
+	if q.ring == nil {
+		q.ring = make([]queued, session.MaxQueued)
+	}
+	q.first = (q.first + len(q.ring) - 1) % len(q.ring)
+	q.ring[q.first] = w
+	q.n++
+	return false
+}
+
+// release ends hold, after what next has returned was sent, and reports whether more waits.
+func (q *pending) release() (more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held = false
+	q.tidy()
+	return q.n > 0
+}
+
+// clear forgets what waits.
+func (q *pending) clear() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.n = 0
+	q.tidy()
+}
+
+// tidy gives an empty queue up. Called under mu.
+func (q *pending) tidy() {
+	q.busy.Store(q.held || q.n > 0)
+	if q.n == 0 {
+		q.ring, q.first = nil, 0
+	}
 }
 
 // expire drops what has waited too long and returns how many packets that were, and when to look
@@ -205,7 +265,7 @@ func (q *pending) expire(now time.Time) (dropped int, next time.Time) {
 		q.n--
 		dropped++
 	}
-	q.ring, q.first = nil, 0
+	q.tidy()
 	return dropped, time.Time{}
 }
 

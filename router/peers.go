@@ -144,7 +144,7 @@ func (r *Router) forget(peers []*peer) {
 		if p.sess != nil {
 			r.machine.RemovePeer(p.sess)
 		}
-		p.pending.take()
+		p.pending.clear()
 	}
 }
 

@@ -64,7 +64,9 @@ type shard struct {
 	frame []byte // read from the queue
 	split packet.Splitter
 	out   transmitBatch
-	txRun run // packets for one peer, not accounted for yet
+	txRun run     // packets for one peer, not accounted for yet
+	holds []*peer // whose pending packets are in out
+	owed  []*peer // for whom more has come meanwhile
 	cut   packet.Fragmenter
 	piece [pathmtu.MinIPv6]byte // of a packet that goes in pieces
 
@@ -129,29 +131,40 @@ func (s *shard) loop() error {
 		case got == 0 && timeout > 0:
 			got = want
 		}
-		now := s.r.config.Now()
-		var moreIn, moreOut bool
-		if got&WriteUDP != 0 {
-			s.out.blocked = false
-			if err := s.flush(); err != nil {
-				return err
-			}
-		}
-		if got&ReadUDP != 0 {
-			if moreIn, err = s.receive(now); err != nil {
-				return err
-			}
-		}
-		if got&ReadTUN != 0 && !s.out.blocked {
-			if moreOut, err = s.transmit(now); err != nil {
-				return err
-			}
+		more, err := s.turn(got, s.r.config.Now())
+		if err != nil {
+			return err
 		}
 		timeout = idleWait
-		if moreIn || moreOut {
+		if more {
 			timeout = 0
 		}
 	}
+}
+
+// turn does what the events ask for. more tells that there may be more to do at once.
+func (s *shard) turn(got Events, now time.Time) (more bool, err error) {
+	if got&WriteUDP != 0 {
+		s.out.blocked = false
+		if err := s.flush(); err != nil {
+			return false, err
+		}
+	}
+	var moreIn, moreOut bool
+	if got&ReadUDP != 0 {
+		if moreIn, err = s.receive(now); err != nil {
+			return false, err
+		}
+	}
+	if got&ReadTUN != 0 && !s.out.blocked {
+		if moreOut, err = s.transmit(now); err != nil {
+			return false, err
+		}
+	}
+	if err := s.settleOwed(now); err != nil {
+		return false, err
+	}
+	return moreIn || moreOut || len(s.owed) > 0 && !s.out.blocked, nil
 }
 
 // failed counts an error of the queue or the conn. It returns the error if the shard cannot go on:
