@@ -228,6 +228,6 @@ func (s *shard) settleRx(now time.Time) error {
 func (s *shard) roam(p *peer, from netip.AddrPort) {
 	if e := p.endpoint.Load(); e == nil || *e != from {
 		s.r.endpoints.move(p, from)
-		s.r.explore(p)
+		s.r.forgetPath(p)
 	}
 }

@@ -425,7 +425,7 @@ func (s *shard) flush() error {
 		case errors.Is(err, unix.EMSGSIZE) && !b.messages[b.sent].Fragment:
 			// The link of this host has become narrower than its paths were.
 			b.messages[b.sent].Fragment = true
-			s.r.explore(b.peers[b.sent])
+			s.r.forgetPath(b.peers[b.sent])
 		default: // concerns one message
 			m := &b.messages[b.sent]
 			s.stats.dropN(DropSend, uint64((len(m.Buf)+m.Segment-1)/m.Segment))

@@ -32,6 +32,7 @@ type path struct {
 	big   atomic.Bool   // packets were sent that a narrow path might lose; set by the shards
 
 	again atomic.Bool // begin anew; set by whichever goroutine has a reason
+	anew  atomic.Bool // and forget what is known
 
 	mu      sync.Mutex
 	machine *pathmtu.Machine // nil: none yet, or the peer is not probed
@@ -73,7 +74,13 @@ func (p *path) publish(l pathmtu.Limits, largest int) {
 		v |= piecesFlag
 	}
 	p.known.Store(v)
+	if p.anew.Load() { // since the machine was asked
+		p.doubt()
+	}
 }
+
+// doubt takes back that any size is known to pass.
+func (p *path) doubt() { p.known.And(^uint64(sizeMask<<sizeBits | confirmedFlag)) }
 
 // sent notes that a packet of n bytes was sealed, and tells whether its datagram must arrive whole: anything else would hide that the path
 // has become narrower.
@@ -87,11 +94,18 @@ func (p *path) sent(n int) (whole bool) {
 	return n <= p.sizes().whole
 }
 
-// explore makes the search for the path MTU begin anew: the path is another, or not what was known.
+// explore makes the search for the path MTU begin anew, as there is another key.
 func (r *Router) explore(p *peer) {
 	if !p.path.again.Swap(true) {
 		r.timers.hurry(p)
 	}
+}
+
+// forgetPath is explore when the path is another, or narrower than was known: from now on nothing has to arrive whole.
+func (r *Router) forgetPath(p *peer) {
+	p.path.anew.Store(true)
+	p.path.doubt()
+	r.explore(p)
 }
 
 // prober is the memory of the timer goroutine for probes.
@@ -129,6 +143,9 @@ func (r *Router) search(p *peer, now time.Time) time.Time {
 	x.machine.SetMax(largest)
 	if x.again.Swap(false) {
 		x.machine.Restart()
+	}
+	if x.anew.Swap(false) {
+		x.machine.Forget()
 	}
 	for busy := x.big.Swap(false); ; busy = false {
 		requests, next := x.machine.Tick(now, busy)

@@ -98,10 +98,11 @@ type Machine struct {
 	from     int // the size before what is going on changed it
 	change   Change
 
-	again   bool // verify as soon as possible, then raise
-	raising bool // raise after having verified
-	busy    bool // there is a reason to verify when it is time
-	began   time.Time
+	again   bool      // verify as soon as possible, then raise
+	anew    bool      // what is going on is of no use any more
+	raising bool      // raise after having verified
+	busy    bool      // there is a reason to verify when it is time
+	began   time.Time // the last verification
 	checkAt time.Time
 	raiseAt time.Time
 	gap     time.Duration // to the next raise
@@ -145,9 +146,17 @@ func (m *Machine) SetMax(maximum int) {
 	m.Restart()
 }
 
-// Restart makes the Machine begin anew with the next Tick, with what it knows: there is another path, another key, or a
-// reason to believe that the size is not right.
+// Restart makes the Machine begin anew with the next Tick, with what it knows: there is another key, or a reason to believe that the
+// size is too small. A verification that goes on is continued.
 func (m *Machine) Restart() { m.again, m.gap = true, min(firstRaise, m.raiseGap) }
+
+// Forget is Restart when there is another path, or the present one has become narrower: no size is known to pass, and what is still acknowledged of
+// what was sent before says nothing.
+func (m *Machine) Forget() {
+	m.Restart()
+	m.anew, m.confirmed = true, false
+	m.sent, m.trials = m.sent[:0], m.trials[:0]
+}
 
 // Acked tells that a probe was acknowledged. It reports whether there was one, lately and not acknowledged before, and whether to
 // Tick at once; what is merely as it was can wait.
@@ -205,6 +214,9 @@ func (m *Machine) Postponed(now time.Time) {
 // before something else happens. busy tells that packets larger than Floor have been sent since the last Tick.
 func (m *Machine) Tick(now time.Time, busy bool) ([]Request, time.Time) {
 	m.busy = m.busy || busy
+	if next := m.began.Add(leastWait); m.anew && now.Before(next) {
+		return nil, next // that is often enough
+	}
 	for {
 		if (m.phase == idle || m.again) && !m.begin(now) {
 			if m.busy {
@@ -231,11 +243,18 @@ func (m *Machine) begin(now time.Time) bool {
 	if !m.again && (!m.busy || now.Before(m.checkAt)) {
 		return false
 	}
+	if m.phase == verify && !m.anew && m.trials[0].size == m.mtu { // Restart, and nothing else is to be verified
+		m.again, m.raising = false, true
+		if !now.Before(m.began.Add(leastWait)) {
+			m.began, m.attempt, m.deadline = now, 0, time.Time{}
+		}
+		return true
+	}
 	if m.phase != idle && m.phase != verify {
 		m.settle(now)
 	}
 	m.raising = m.again || !now.Before(m.raiseAt)
-	m.again, m.busy = false, false
+	m.again, m.anew, m.busy = false, false, false
 	m.began = now
 	m.from = m.mtu
 	m.start(verify, m.mtu)

@@ -278,6 +278,90 @@ func TestRaise(t *testing.T) {
 	}
 }
 
+// Of another path nothing is known, whatever was: also not by what is still acknowledged of the old one.
+func TestForget(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		before func(s *sim) // in the middle of what the path changes
+	}{
+		{"idle", func(s *sim) { s.run(2*time.Second, nil) }},
+		{"verifying", func(s *sim) { s.run(2*time.Second, nil); s.m.Restart(); s.tick() }},
+		{"verifying, all lost", func(s *sim) {
+			s.run(2*time.Second, nil)
+			s.loss, s.busy = 1, true
+			s.run(2*time.Second, nil)
+			s.loss = 0
+		}},
+		{"at first", func(s *sim) { s.tick() }},
+		{"raising", func(s *sim) {
+			s.width = 1200
+			s.run(10*time.Second, nil)
+			s.width = 1408
+			s.m.Restart()
+			s.run(10*time.Second, func() bool { return s.m.phase == raise })
+		}},
+		{"refining", func(s *sim) { s.width = 1250; s.run(10*time.Second, func() bool { return s.m.phase == refine }) }},
+	} {
+		for _, width := range []int{1360, 1100} {
+			s := newSim(1408, 1408)
+			s.rtt = 250 * time.Millisecond
+			c.before(s)
+			s.m.Forget()
+			s.width, s.busy = width, true
+			late := s.way
+			s.way = nil
+			for range 3 {
+				if l := s.m.Limits(); l.Whole != 0 || l.Confirmed {
+					t.Errorf("%s: %+v", c.name, l)
+				}
+				s.tick()
+			}
+			for _, a := range late {
+				if ok, _ := s.m.Acked(a.id, s.now); ok {
+					t.Errorf("%s: a probe on the old path counts", c.name)
+				}
+			}
+			if took := s.run(20*time.Second, func() bool { return s.settled() }); took > 8*time.Second {
+				t.Errorf("%s: after %v: %+v, want %d", c.name, took, s.m.Limits(), width)
+			}
+		}
+	}
+}
+
+// However often it is told to, the Machine does not probe faster, and Restart does not keep it from finding out.
+func TestRestartAllTheTime(t *testing.T) {
+	for _, again := range []func(m *Machine){(*Machine).Restart, (*Machine).Forget} {
+		s := newSim(1408, 9000)
+		s.run(2*time.Second, nil)
+		s.width, s.busy, s.rtt = 1200, true, time.Millisecond
+		before := s.probes
+		for range 2000 {
+			again(s.m)
+			s.tick()
+			s.run(5*time.Millisecond, nil)
+			if l := s.m.Limits(); l.Whole > s.width && s.now.After(time.Unix(1e9+4, 0)) {
+				t.Fatalf("%+v", l)
+			}
+		}
+		if n := s.probes - before; n > 10*34+60 {
+			t.Errorf("%d probes in ten seconds", n)
+		}
+		if took := s.run(10*time.Second, s.settled); took > 4*time.Second {
+			t.Errorf("settled after %v", took)
+		}
+	}
+	// A verification that is under way finds what it would have found.
+	s := newSim(1408, 1200)
+	for range 300 {
+		s.m.Restart()
+		s.tick()
+		s.run(5*time.Millisecond, nil)
+	}
+	if l := s.m.Limits(); l.Whole > 1200 || l.Whole == 0 {
+		t.Errorf("after 1.5 s of restarts %+v", l)
+	}
+}
+
 // A socket that is full for a while is no reason to believe anything.
 func TestPostponed(t *testing.T) {
 	s := newSim(1408, 1408)
@@ -359,7 +443,7 @@ func TestAnyPath(t *testing.T) {
 			return false
 		}
 		for range rapid.IntRange(1, 8).Draw(t, "events") {
-			switch rapid.SampledFrom([]string{"width", "loss", "rtt", "dead", "restart", "max", "local", "idle", "full"}).Draw(t, "event") {
+			switch rapid.SampledFrom([]string{"width", "loss", "rtt", "dead", "restart", "forget", "max", "local", "idle", "full"}).Draw(t, "event") {
 			case "width":
 				s.width = width("width")
 			case "loss":
@@ -371,6 +455,8 @@ func TestAnyPath(t *testing.T) {
 				s.width = 0
 			case "restart":
 				s.m.Restart()
+			case "forget":
+				s.m.Forget()
 			case "max":
 				s.m.SetMax(width("max"))
 			case "local":
