@@ -123,7 +123,7 @@ func (c *Conn) Recv(ms []Message) (int, error) {
 // ms[n] alone, which was not sent, unless it matches os.ErrClosed, which is final. Of a run that was sent in part,
 // Buf is moved on to the rest.
 //
-// A run goes to the kernel as one. Where the link is too narrow for its datagrams or the device cannot do it, it goes
+// A run goes to the kernel as one, unless it may be fragmented and goes by IPv4. Where the link is too narrow for its datagrams or the device cannot do it, it goes
 // one by one; a device that cannot is not asked again. A datagram that is larger than the link of this host, and must not be
 // fragmented, is an error that matches unix.EMSGSIZE. What the kernel has heard by ICMP of the path behind it is ignored.
 func (c *Conn) Send(ms []Message) (n int, err error) {
@@ -155,7 +155,8 @@ func (c *Conn) Send(ms []Message) (n int, err error) {
 }
 
 // load fills the batch from ms and returns the number of its entries, or an error that concerns ms[0]. The first
-// message is loaded one by one if apart.
+// message is loaded one by one if apart, and so is every run to an IPv4 address that may be fragmented: the kernel reserves one
+// identification for a run, so that those of its datagrams are used again at once, and fragments of different ones would be joined.
 func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 	whole := c.gso.on.Load()
 	for i := 0; i < len(ms) && ready < MaxBatch && ms[i].Fragment == ms[0].Fragment; i++ {
@@ -168,7 +169,7 @@ func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 			return ready, 0 // send those before it first
 		}
 		run := m.Segment > 0 && m.Segment < len(m.Buf)
-		if !run || whole && !apart {
+		if !run || whole && !apart && !(m.Fragment && m.Addr.Addr().Unmap().Is4()) {
 			c.tx.set(ready, m.Buf, size)
 			if m.TOS != 0 {
 				c.tx.setTOS(ready, m.TOS)

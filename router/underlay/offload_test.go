@@ -4,6 +4,7 @@ package underlay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -199,6 +200,81 @@ func TestRunsOverNarrowLink(t *testing.T) {
 			}
 			if !a.GSO() {
 				t.Error("one narrow link switched runs off for all")
+			}
+		}
+	})
+}
+
+// tunnel makes a TUN device with the address 10.9.0.1/24 and returns its descriptor, which does not block.
+func tunnel(name string) (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	err = func() error {
+		req, err := unix.NewIfreq(name)
+		if err != nil {
+			return err
+		}
+		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		addr, err := netlink.ParseAddr("10.9.0.1/24")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(link, addr), netlink.LinkSetUp(link))
+	}()
+	if err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// Datagrams that may be fragmented have identifications of their own, so that no fragments of two are joined.
+func TestIdentifications(t *testing.T) {
+	inNamespace(t, func(netlink.Link) {
+		fd, err := tunnel("ids0")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = unix.Close(fd) }()
+		a := listenWith(t, Options{})
+		for _, addr := range []string{"10.9.0.2", "::ffff:10.9.0.2"} {
+			to := netip.AddrPortFrom(netip.MustParseAddr(addr), 9)
+			var ms []Message
+			const each, messages = 10, 8
+			for range messages {
+				ms = append(ms, Message{Buf: make([]byte, each*1000), Segment: 1000, Addr: to, Fragment: true})
+			}
+			if n, err := a.Send(ms); n != len(ms) || err != nil {
+				t.Errorf("%d, %v", n, err)
+				return
+			}
+			seen := map[uint16]bool{}
+			got, b := 0, make([]byte, 65536)
+			for {
+				n, err := unix.Read(fd, b)
+				if err != nil {
+					break
+				}
+				if n != 1028 || b[0] != 0x45 || b[9] != unix.IPPROTO_UDP {
+					continue // not ours
+				}
+				got++
+				if b[6]&0x40 != 0 {
+					t.Error("a datagram must not be fragmented")
+				}
+				seen[binary.BigEndian.Uint16(b[4:])] = true
+			}
+			if got != each*messages || len(seen) != got {
+				t.Errorf("%d datagrams have %d identifications", got, len(seen))
 			}
 		}
 	})
