@@ -204,6 +204,28 @@ func TestWhatExternalPeersMustNot(t *testing.T) {
 	})
 }
 
+// Clients take no room from the pieces of nodes.
+func TestExternalPeersSendNoPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := routertest.NewNet(1)
+		a := newHost(t, net, 1, shape{shards: 1})
+		x := newClient(t, net, 1, 50, nil) // which is no stock one
+		a.setPeers(x.peer())
+		for _, h := range []*host{a, x.host} {
+			h.start()
+			defer h.stop()
+		}
+		net.SetWidth(sealedLen(1008))
+		x.queues[0].Inject(udp(x.addr6, addr6(1, 9), "hello"))
+		time.Sleep(2 * time.Second)
+		x.wantPath(1008, true)
+		a.delivered()
+		x.queues[0].Inject(sized(x.addr6, addr6(1, 9), 1280))
+		a.want()
+		a.wantDrops(map[router.Reason]uint64{router.DropMalformed: 2})
+	})
+}
+
 // A client has neither the mesh's pre-shared key nor its suite, nor can it get by with them.
 func TestExternalPeersAreNoNodes(t *testing.T) {
 	mesh := session.PresharedKey{9: 9}

@@ -204,6 +204,9 @@ func (r *Router) tellPath(p *peer, c pathmtu.Change) {
 func (s *shard) message(known *snapshot, b []byte, from netip.AddrPort, now time.Time) error {
 	peer := s.rxRun.peer
 	m, ok := pathmtu.Parse(b)
+	if m.Kind == pathmtu.Piece && peer.external {
+		ok = false // WireGuard clients know nothing of pieces, and there is little room for them
+	}
 	var whole []byte
 	if ok && m.Kind == pathmtu.Piece {
 		whole = s.pieces.Add(peer, m, b)

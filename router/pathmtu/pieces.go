@@ -14,6 +14,8 @@ const (
 
 	maxPieced  = MinIPv6
 	assemblies = 8 // packets that an Assembler has in hand at once
+	// fairShare is how many of these a sender can have before it overwrites its own instead of those of others.
+	fairShare = 2
 )
 
 // Split writes the next piece of packet b, which has at most MinIPv6 bytes, to dst: at most size bytes, header included, which must be room
@@ -39,20 +41,21 @@ func PieceSize(mtu int) (size int, ok bool) {
 }
 
 // Assembler puts packets together from their pieces, which may come in any order. What does not become complete is overwritten by what comes
-// later; nothing waits for it. K is who has sent them. The zero Assembler is ready for use.
+// later, from the same sender if that has several in hand; nothing waits for it. K is who has sent them. The zero Assembler is ready for use.
 type Assembler[K comparable] struct {
 	slots [assemblies]assembly[K]
-	next  int
+	began uint64 // packets
 }
 
 type assembly[K comparable] struct {
-	from K
-	id   uint64
-	size int
-	seen [MaxPieces]bool
-	got  int // bytes
-	used bool
-	buf  [maxPieced]byte
+	from  K
+	id    uint64
+	size  int
+	seen  [MaxPieces]bool
+	got   int // bytes
+	used  bool
+	began uint64 // which packet it is, counted
+	buf   [maxPieced]byte
 }
 
 // Add takes the piece b, header included, of which m is the header as parsed. It returns the packet once that is complete, valid until the
@@ -81,9 +84,39 @@ func (a *Assembler[K]) find(from K, m Message) *assembly[K] {
 			return s
 		}
 	}
-	s := &a.slots[a.next]
-	a.next = (a.next + 1) % len(a.slots)
-	s.from, s.id, s.size, s.seen, s.got, s.used = from, m.ID, int(m.Size), [MaxPieces]bool{}, 0, true
+	s := a.victim(from)
+	a.began++
+	s.from, s.id, s.size, s.seen, s.got, s.used, s.began = from, m.ID, int(m.Size), [MaxPieces]bool{}, 0, true, a.began
 	clear(s.buf[:s.size]) // of pieces that leave gaps nobody learns what was here before
 	return s
+}
+
+// victim returns the slot to be used next: a free one, or else the oldest one of the sender if that has its share, or else the oldest one of
+// whoever has most.
+func (a *Assembler[K]) victim(from K) (v *assembly[K]) {
+	most := 0
+	for i := range a.slots {
+		s := &a.slots[i]
+		if !s.used {
+			return s
+		}
+		n := a.count(s.from)
+		if s.from == from && n >= fairShare {
+			n = len(a.slots) + 1
+		}
+		if n > most || n == most && s.began < v.began {
+			v, most = s, n
+		}
+	}
+	return v
+}
+
+// count returns how many slots a sender has.
+func (a *Assembler[K]) count(from K) (n int) {
+	for i := range a.slots {
+		if s := &a.slots[i]; s.used && s.from == from {
+			n++
+		}
+	}
+	return n
 }

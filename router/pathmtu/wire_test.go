@@ -148,6 +148,54 @@ func TestLostPieces(t *testing.T) {
 	}
 }
 
+// Whoever sends pieces without end takes nothing from others.
+func TestPiecesOfOthers(t *testing.T) {
+	var a Assembler[string]
+	flood := func(id uint64) {
+		m := Message{Kind: Piece, Size: MinIPv6, ID: id}
+		b := encoded(m, HeaderLen+16)
+		if a.Add("flood", m, b) != nil {
+			t.Fatal("a packet of one piece of many")
+		}
+	}
+	id := uint64(0)
+	for range 10 {
+		var half []func() []byte // the second halves
+		for _, from := range []string{"a", "b", "c"} {
+			for range fairShare {
+				for range 2 * assemblies {
+					id++
+					flood(id)
+				}
+				id++
+				b := bytes.Repeat([]byte{byte(id)}, 1200)
+				m := Message{ID: id}
+				var dst [MinIPv6]byte
+				n := Split(dst[:], b, 800, &m)
+				parsed, _ := Parse(dst[:n])
+				if a.Add(from, parsed, dst[:n]) != nil {
+					t.Fatal("half a packet")
+				}
+				half = append(half, func() []byte {
+					n := Split(dst[:], b, 800, &m)
+					parsed, _ := Parse(dst[:n])
+					if got := a.Add(from, parsed, dst[:n]); bytes.Equal(got, b) {
+						return nil
+					}
+					return b
+				})
+			}
+		}
+		for i, rest := range half {
+			id++
+			flood(id)
+			if b := rest(); b != nil {
+				t.Errorf("packet %d did not survive", i)
+			}
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(encoded(Message{Kind: Probe, Size: 20, ID: 1}, 32))
 	f.Add(encoded(Message{Kind: Ack, Size: 1408, ID: 1}, 16))
