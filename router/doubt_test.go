@@ -110,3 +110,24 @@ func TestDoubtfulPath(t *testing.T) {
 		}
 	}
 }
+
+// The times of probes do not depend on what becomes of the wall clock, and are after what they are due at, by a grain at most.
+func TestProbeTimesAreMonotonic(t *testing.T) {
+	x := newBench(t, session.WireGuard, false)
+	x.now = time.Now()
+	x.handshake(t)
+	to := x.a.r.current.Load().peers[0]
+	at := x.a.r.probe(to, x.now)
+	if wait := at.Sub(x.now); wait <= 0 || wait > time.Second {
+		t.Errorf("the next look is %v away", wait)
+	}
+	if at == at.Round(0) {
+		t.Errorf("%v has no monotonic reading", at)
+	}
+	for _, late := range []time.Duration{0, 10 * time.Millisecond, time.Second} { // the machine wants to be asked at once
+		x.now = at.Add(late)
+		if next := x.a.r.probe(to, x.now); next.Sub(x.now) <= 0 {
+			t.Errorf("%v late: the next look is %v away", late, next.Sub(x.now))
+		}
+	}
+}
