@@ -131,3 +131,33 @@ func TestProbeTimesAreMonotonic(t *testing.T) {
 		}
 	}
 }
+
+// answering is a socket through which probes reach the peer so soon that its answer is there before SendWhole returns.
+type answering struct {
+	*loop
+	meanwhile func()
+}
+
+func (a *answering) SendWhole(b []byte, to netip.AddrPort) error {
+	a.meanwhile()
+	return a.loop.SendWhole(b, to)
+}
+
+// A shard that has an answer does not wait until the timer goroutine has sent the next probe.
+func TestProbesAreSentWithoutLock(t *testing.T) {
+	x := newBench(t, session.WireGuard, false)
+	to := x.a.r.current.Load().peers[0]
+	sent := 0
+	x.a.conn = &answering{loop: x.la, meanwhile: func() {
+		sent++
+		if !to.path.mu.TryLock() {
+			t.Error("a probe is sent under the lock")
+			return
+		}
+		to.path.mu.Unlock()
+	}}
+	x.a.r.probe(to, x.now)
+	if sent == 0 {
+		t.Error("no probe")
+	}
+}

@@ -34,8 +34,8 @@ type path struct {
 	again atomic.Bool // begin anew; set by whichever goroutine has a reason
 	anew  atomic.Bool // and forget what is known
 
-	mu      sync.Mutex
-	machine *pathmtu.Machine // nil: none yet, or the peer is not probed
+	mu      sync.Mutex       // not held during system calls
+	machine *pathmtu.Machine // nil: none yet, or the peer is not probed; made and given up by the timer goroutine
 }
 
 // sizes are what a shard has to know of a path. The zero sizes are those of one of which nothing is known.
@@ -126,10 +126,10 @@ func (r *Router) probe(p *peer, now time.Time) time.Time {
 
 func (r *Router) search(p *peer, now time.Time) time.Time {
 	x := &p.path
-	x.mu.Lock()
-	defer x.mu.Unlock()
 	if c := p.config.Load(); c.NoProbes || c.External {
+		x.mu.Lock()
 		x.machine = nil
+		x.mu.Unlock()
 		x.known.Store(0)
 		return time.Time{}
 	}
@@ -137,39 +137,63 @@ func (r *Router) search(p *peer, now time.Time) time.Time {
 		return time.Time{} // the next one begins anew
 	}
 	largest := r.current.Load().maxTo(p)
-	if x.machine == nil {
-		x.machine = pathmtu.New(largest, r.config.RaiseInterval)
-	}
-	x.machine.SetMax(largest)
-	if x.again.Swap(false) {
-		x.machine.Restart()
-	}
-	if x.anew.Swap(false) {
-		x.machine.Forget()
-	}
+	x.begin(largest, r.config.RaiseInterval)
 	for busy := x.big.Swap(false); ; busy = false {
-		requests, next := x.machine.Tick(now, busy)
-		x.publish(x.machine.Limits(), largest)
+		requests, next := x.tick(now, busy, largest)
 		once := true
-		for _, q := range requests {
+		for _, q := range requests { // without mu: shards that have an answer do not wait for the kernel
 			err := r.sendProbe(p, q, now)
 			if errors.Is(err, unix.EMSGSIZE) {
-				x.machine.Refused(q.Size)
+				x.with(func(m *pathmtu.Machine) { m.Refused(q.Size) })
 				once = false
 			}
 			if errors.Is(err, unix.EAGAIN) {
-				x.machine.Postponed(now)
+				x.with(func(m *pathmtu.Machine) { m.Postponed(now) })
 				once = false
 				break
 			}
 		}
-		if c, ok := x.machine.Changed(); ok {
-			r.tellPath(p, c)
-		}
+		x.with(func(m *pathmtu.Machine) {
+			if c, ok := m.Changed(); ok {
+				r.tellPath(p, c)
+			}
+		})
 		if once {
 			return next
 		}
 	}
+}
+
+// with calls f with the machine, which there must be.
+func (p *path) with(f func(m *pathmtu.Machine)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(p.machine)
+}
+
+// begin sees to it that there is a machine, which knows what has happened to a path that may have packets of at most largest bytes.
+func (p *path) begin(largest int, raise time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.machine == nil {
+		p.machine = pathmtu.New(largest, raise)
+	}
+	p.machine.SetMax(largest)
+	if p.again.Swap(false) {
+		p.machine.Restart()
+	}
+	if p.anew.Swap(false) {
+		p.machine.Forget()
+	}
+}
+
+// tick asks the machine what to send, and publishes what it knows. The requests are for the timer goroutine only.
+func (p *path) tick(now time.Time, busy bool, largest int) ([]pathmtu.Request, time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	requests, next := p.machine.Tick(now, busy)
+	p.publish(p.machine.Limits(), largest)
+	return requests, next
 }
 
 // sendProbe sends one probe. What is wrong with the network, other than sizes, is for others to tell.
