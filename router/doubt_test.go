@@ -161,3 +161,28 @@ func TestProbesAreSentWithoutLock(t *testing.T) {
 		t.Error("no probe")
 	}
 }
+
+func TestWhichPacketsGoWhole(t *testing.T) {
+	const other = pathmtu.Floor + 1
+	for _, c := range []struct {
+		name  string
+		l     *pathmtu.Limits // nil: nothing is known
+		whole map[int]bool    // by size
+	}{
+		{"nothing is known", nil, map[int]bool{16: false, pathmtu.Floor: false, other: false, 1408: false}},
+		{"no answer yet", &pathmtu.Limits{MTU: 1408}, map[int]bool{16: false, pathmtu.Floor: false, other: false, 1408: false}},
+		{"doubtful", &pathmtu.Limits{MTU: 1408, Answers: true}, map[int]bool{16: true, pathmtu.Floor: true, other: false, 1408: false}},
+		{"some passes", &pathmtu.Limits{MTU: 1408, Whole: 1200, Answers: true}, map[int]bool{16: true, pathmtu.Floor: true, 1200: true, 1201: false, 1408: false}},
+		{"all passes", &pathmtu.Limits{MTU: 1408, Whole: 1408, Answers: true, Confirmed: true}, map[int]bool{16: true, other: true, 1408: true}},
+	} {
+		var p path
+		if c.l != nil {
+			p.publish(*c.l, 1408)
+		}
+		for n, want := range c.whole {
+			if got := p.sent(n); got != want {
+				t.Errorf("%s: %d bytes go whole: %v, want %v", c.name, n, got, want)
+			}
+		}
+	}
+}

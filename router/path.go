@@ -83,10 +83,10 @@ func (p *path) publish(l pathmtu.Limits, largest int) {
 func (p *path) doubt() { p.known.And(^uint64(sizeMask<<sizeBits | confirmedFlag)) }
 
 // sent notes that a packet of n bytes was sealed, and tells whether its datagram must arrive whole: anything else would hide that the path
-// has become narrower.
+// has become narrower. While nothing is known of a peer all that it gets goes in one way, as changing between the two costs system calls.
 func (p *path) sent(n int) (whole bool) {
 	if n <= pathmtu.Floor {
-		return true
+		return p.known.Load() != 0
 	}
 	if !p.big.Load() {
 		p.big.Store(true)
