@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -75,5 +76,87 @@ func BenchmarkSum(b *testing.B) {
 				acc = sum(buf, acc)
 			}
 		})
+	}
+}
+
+// However a checksum of zero comes about it is written in one way, which is that of the protocol, and only that way is joined: what is cut again would
+// come out with it.
+func TestChecksumOfZero(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, c := range []struct {
+			proto uint8
+			want  uint16
+		}{{protoTCP, 0}, {protoUDP, 0xffff}} {
+			s := spec{
+				src: netip.MustParseAddr("10.32.0.1"), dst: netip.MustParseAddr("10.32.0.2"),
+				ttl: 64, fragment: 0x4000, proto: c.proto, transport: make([]byte, 8), payload: pattern(9, 2000),
+			}
+			if v6 {
+				s.src, s.dst = netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd77::2")
+			}
+			if c.proto == protoTCP {
+				s.transport = make([]byte, 20)
+				s.transport[12], s.transport[13] = 0x50, 0x10
+			} else {
+				binary.BigEndian.PutUint16(s.transport[4:], uint16(8+len(s.payload)))
+			}
+			at := s.headerLen() + checksumOffset(c.proto)
+			const half = 1000
+			first, second := s, s
+			first.payload, second.payload = s.payload[:half], s.payload[half:]
+			second.id++
+			if c.proto == protoTCP {
+				second.transport = bytes.Clone(s.transport)
+				binary.BigEndian.PutUint32(second.transport[4:], half)
+			} else {
+				first.transport = bytes.Clone(s.transport)
+				binary.BigEndian.PutUint16(first.transport[4:], 8+half)
+				second.transport = first.transport
+			}
+			for _, x := range []*spec{&first, &second} {
+				clear(x.payload[:2])
+				b := x.build(false)
+				copy(x.payload, b[at:at+2]) // to the sum this adds what makes it zero
+			}
+			check := func(how string, b []byte) {
+				t.Helper()
+				if got := binary.BigEndian.Uint16(b[at:]); got != c.want {
+					t.Errorf("protocol %d, IPv6 %v: %s: %04x, want %04x", c.proto, v6, how, got, c.want)
+				}
+				verify(t, b, s.final)
+			}
+			var p Packet
+			completed := first.build(true)
+			if err := p.Parse(completed); err != nil || !CompleteChecksum(completed, &p) {
+				t.Fatal(err)
+			}
+			check("CompleteChecksum", completed)
+			h := first.vnet(0)
+			h.GSOType = VNetGSONone
+			for how, x := range map[string]struct {
+				frame []byte
+				h     VNetHdr
+			}{"one packet": {first.build(true), h}, "a superpacket": {s.build(true), s.vnet(half)}} {
+				segments, err := split(t, x.frame, x.h)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, b := range segments {
+					check(how, b)
+				}
+			}
+			for _, same := range []bool{true, false} {
+				both := [][]byte{first.build(false), second.build(false)}
+				for _, b := range both {
+					binary.BigEndian.PutUint16(b[at:], c.want)
+					if !same {
+						binary.BigEndian.PutUint16(b[at:], ^c.want)
+					}
+				}
+				if frames := coalesce(t, newCoalescer(), both, false, nil); (len(frames) == 1) != same {
+					t.Errorf("protocol %d, IPv6 %v, written its way %v: %d frames", c.proto, v6, same, len(frames))
+				}
+			}
+		}
 	}
 }

@@ -8,6 +8,9 @@ import "encoding/binary"
 // and TCP options fit, and IPv6 extension headers far beyond what hosts send.
 const maxHeaderLen = 2048
 
+// tcpChecksum is the offset of the checksum in a TCP header.
+const tcpChecksum = 16
+
 const (
 	tcpFIN = 0x01
 	tcpRST = 0x04
@@ -99,15 +102,21 @@ func (s *Splitter) InitOpen(frame []byte, p *Packet, h VNetHdr) error {
 // Open tells whether the segments have no transport checksum: what stands there has no meaning.
 func (s *Splitter) Open() bool { return s.open }
 
-// complete fills in the checksum that h describes. All ones stands for zero
-// whatever the protocol, as Linux does it: they are the same number.
+// complete fills in the checksum that h describes. Zero and all ones are the same
+// number; TCP's, known by the place of the field, is written as it is in the
+// segments of a superpacket and by CompleteChecksum, so that what is complete can
+// be joined again. All others are written so that they do not seem absent.
 func complete(frame []byte, h VNetHdr) error {
 	start := int(h.CsumStart)
 	field := start + int(h.CsumOffset)
 	if field+2 > len(frame) {
 		return ErrOffload
 	}
-	putChecksumNonZero(frame[field:], sum(frame[start:], 0))
+	if acc := sum(frame[start:], 0); h.CsumOffset == tcpChecksum {
+		putChecksum(frame[field:], acc)
+	} else {
+		putChecksumNonZero(frame[field:], acc)
+	}
 	return nil
 }
 
