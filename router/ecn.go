@@ -23,6 +23,9 @@ func messageTOS(msg []byte) uint8 {
 
 // decapsulate combines the congestion mark of the datagram at hand with that of the packet that the peer has sealed in it. It reports
 // whether the packet may pass. Combinations that should not occur are logged once per peer (RFC 6040 §4.2).
+//
+// Of a run that the kernel has received as one (UDP_GRO) it tells one mark. Kernels whose GRO merges datagrams of different TOS
+// blur marks so: some are lost, and some are on packets beside the one that was marked. Receiving datagrams one by one (underlay.Options.NoGRO) avoids that.
 func (s *shard) decapsulate(from *peer, b []byte, p *packet.Packet) bool {
 	outer, inner := s.rxTOS&packet.ECNMask, p.TOS&packet.ECNMask
 	ok, odd := packet.Decapsulate(b, p, outer)

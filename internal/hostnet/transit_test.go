@@ -37,6 +37,9 @@ func datagram(src, dst netip.Addr, hops byte) []byte {
 // told of a shorter way: the packets of WireGuard clients go so.
 func TestTransitThroughTheDevice(t *testing.T) {
 	h := newHost(t)
+	for _, conf := range []string{"all", DefaultDevice} { // many hosts have switched them off, and namespaces inherit that
+		setSysctl(t, h.ns, confKey("ipv4", conf, "send_redirects"), "1")
+	}
 	h.apply(t, desired())
 	w := h.attach(t, 1)
 	for _, c := range []struct{ client, remote string }{{"10.32.5.5", "10.40.0.9"}, {"fd77::5:5", "fd77::9:9"}} {
