@@ -119,7 +119,7 @@ type prober struct {
 func (r *Router) probe(p *peer, now time.Time) time.Time {
 	next := r.search(p, now)
 	if !next.IsZero() {
-		next = now.Add((max(next.Sub(now), 0)/probeGrain + 1) * probeGrain)
+		next = now.Add(max(next.Sub(now), 0).Truncate(probeGrain) + probeGrain)
 	}
 	return next
 }
