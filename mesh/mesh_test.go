@@ -70,6 +70,7 @@ func TestAnyStartOrder(t *testing.T) {
 }
 
 func TestTenNodesFailure(t *testing.T) {
+	notUnderRace(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		c.net.Delay(time.Millisecond, 20*time.Millisecond)
@@ -235,6 +236,7 @@ func TestPartitionHeals(t *testing.T) {
 
 // Two halves that shrank to one node each, among many that are gone for good, meet again.
 func TestPartitionAmongTheDead(t *testing.T) {
+	notUnderRace(t)
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 8)
 		a := c.node().start()
@@ -393,4 +395,12 @@ func TestOnChangeIsCoalesced(t *testing.T) {
 			t.Errorf("%d calls for 15 nodes", n)
 		}
 	})
+}
+
+// notUnderRace is for tests with many nodes in one bubble: there the race detector crashes now and then (golang.org/issue/78156).
+// `make test` runs them once more without it.
+func notUnderRace(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector crashes in bubbles as large as this one (golang.org/issue/78156); make test runs it without")
+	}
 }
