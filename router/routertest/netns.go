@@ -5,7 +5,9 @@ package routertest
 import (
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -117,7 +119,26 @@ func (n *Namespace) Address(device string, addrs ...netip.Prefix) {
 		if err := netlink.LinkSetUp(link); err != nil {
 			n.tb.Fatalf("%s: %v", device, err)
 		}
+		n.awaitAddresses(link)
 	})
+}
+
+// awaitAddresses waits for what the kernel does with IPv6 addresses when a device comes up: until then it takes no packets for them. It
+// is called in the namespace.
+func (n *Namespace) awaitAddresses(link netlink.Link) {
+	n.tb.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		addrs, err := netlink.AddrList(link, unix.AF_INET6)
+		if err != nil {
+			n.tb.Fatalf("addresses of %s: %v", link.Attrs().Name, err)
+		}
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return !a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.tb.Fatalf("addresses of %s are not usable: %v", link.Attrs().Name, addrs)
+		}
+	}
 }
 
 // SetMTU changes the MTU of a device.
