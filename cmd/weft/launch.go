@@ -100,7 +100,7 @@ from the data directory, in this order.`,
 	f.StringVar(&cfg.Range, "range", node.DefaultRange, "addresses of the mesh: a v4 prefix, a v6 prefix, or both as v4,v6")
 	f.StringVar(&cfg.DataDir, "data-dir", node.DefaultDataDir, "directory of the node's state")
 	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of the workloads' interfaces (0: derive it from the link below)")
-	f.IntVar(&cfg.Shards, "shards", node.DefaultShards(), "packet threads, each with its own queue and socket; unless given, one per processor, at most 8")
+	f.IntVar(&cfg.Shards, "shards", node.DefaultShards(), "packet threads, each with its own queue and socket; unless given, one for every two processors, at most 8")
 	f.StringVar(&tun, "tun", string(node.TUNAuto), "how to open the TUN device: native, portable (slower; without offloads, for old kernels), or auto: native where the kernel can")
 	f.BoolVar(&noOffload, "no-offload", false, "use no offload at all: all of the four that follow")
 	f.BoolVar(&noTSO, "no-tso", false, "exchange TCP segments with the kernel one by one")

@@ -145,7 +145,7 @@ func (m *mesh) goes(w way) error {
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(w.off, func(o string) bool { return slices.Contains(s.Offloads, o) }) || s.Shards != cmp.Or(w.shards, min(runtime.GOMAXPROCS(0), maxShards)) {
+		if slices.ContainsFunc(w.off, func(o string) bool { return slices.Contains(s.Offloads, o) }) || s.Shards != cmp.Or(w.shards, min((runtime.GOMAXPROCS(0)+1)/2, maxShards)) {
 			return fmt.Errorf("%s uses the offloads %v and %d shards, not as %s should", h.Name(), s.Offloads, s.Shards, w.name)
 		}
 	}
@@ -169,7 +169,7 @@ func ways() []way {
 		{name: weftName, suite: ownSuite, kinds: kinds()},
 		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
 		{name: weftWG, suite: wgSuite, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind}, env: []string{noAES}},
-		{name: weftName + "-1-shard", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "1"}, shards: 1},
+		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
 	}
 	offloads := []string{"tso", "uso", "gso", "gro"}
 	switchedOff := func(flag string, off ...string) {

@@ -26,20 +26,21 @@ const (
 	DefaultDataDir = "/var/lib/weft"
 )
 
-// DefaultShards is one for each processor that this process may use (cgroup limits count), and 8 at most.
-func DefaultShards() int { return min(runtime.GOMAXPROCS(0), mostCores) }
+// DefaultShards is one for every two processors that this process may use (cgroup limits count), and 8 at most: the kernel needs
+// about as much for the same packets as a shard does.
+func DefaultShards() int { return min((runtime.GOMAXPROCS(0)+1)/2, mostShards) }
 
 // Device is the name of the TUN device.
 const Device = "weft0"
 
 const (
-	maxName   = 252
-	minMTU    = 576  // RFC 791: every host takes in this much
-	minMTU6   = 1280 // RFC 8200 §5
-	maxMTU    = router.MaxMTU
-	maxShards = 64
-	mostCores = 8 // that shards take unasked
-	maxSeeds  = 1024
+	maxName    = 252
+	minMTU     = 576  // RFC 791: every host takes in this much
+	minMTU6    = 1280 // RFC 8200 §5
+	maxMTU     = router.MaxMTU
+	maxShards  = 64
+	mostShards = 8 // unasked
+	maxSeeds   = 1024
 )
 
 // Config is what `weft launch` was told.

@@ -168,7 +168,7 @@ func TestIfName(t *testing.T) {
 
 func TestDefaultShards(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	for processors, want := range map[int]int{1: 1, 2: 2, 8: 8, 9: 8, 64: 8} {
+	for processors, want := range map[int]int{1: 1, 2: 1, 3: 2, 4: 2, 8: 4, 16: 8, 64: 8} {
 		runtime.GOMAXPROCS(processors)
 		if got := DefaultShards(); got != want {
 			t.Errorf("%d shards on %d processors, want %d", got, processors, want)
