@@ -319,8 +319,9 @@ func TestSplitOpenRapid(t *testing.T) {
 }
 
 // The kernel cuts what was joined into the same packets too.
-func TestCoalesceAgainstKernel(t *testing.T) {
-	k := newKernelSplitter(t)
+func TestCoalesceAgainstKernel(t *testing.T) { againstKernel(t, testCoalesceAgainstKernel) }
+
+func testCoalesceAgainstKernel(t *testing.T, k *kernelSplitter) {
 	c := newCoalescer()
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawRoutable(t)

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -20,11 +21,17 @@ import (
 )
 
 // The kernel as the judge of Splitter: superpackets are written to a TUN
-// device with offloads, routed to one without, and so cut by the kernel.
+// device with offloads, routed to a device without, and so cut by the kernel.
 
 // kernelSplitter is a network namespace with the two devices.
 type kernelSplitter struct {
-	in, out int // descriptors
+	in, out int // descriptors; what is read from out came whole out of the device without offloads
+}
+
+// againstKernel runs f with a TUN device and with a veth pair as the device without offloads.
+func againstKernel(t *testing.T, f func(t *testing.T, k *kernelSplitter)) {
+	t.Run("TUN", func(t *testing.T) { f(t, newKernelSplitter(t)) })
+	t.Run("veth", func(t *testing.T) { f(t, newVethSplitter(t)) })
 }
 
 const (
@@ -43,6 +50,77 @@ func newKernelSplitter(t *testing.T) *kernelSplitter {
 		return err
 	})
 	return k
+}
+
+// newVethSplitter has a veth pair at the way out. What comes out of it is read at its other end, by a packet socket alone: it is sent to a
+// link address that nobody has, so the kernel itself takes none of it.
+func newVethSplitter(t *testing.T) *kernelSplitter {
+	t.Helper()
+	k := new(kernelSplitter)
+	inNamespace(t, func() (err error) {
+		if k.in, err = openTUN(t, "in", unix.IFF_VNET_HDR, 9000, kernelIn4, kernelIn6); err != nil {
+			return err
+		}
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "out", MTU: 9000}, PeerName: "far", PeerMTU: 9000}); err != nil {
+			return err
+		}
+		out, err := netlink.LinkByName("out")
+		if err != nil {
+			return err
+		}
+		far, err := netlink.LinkByName("far")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(far); err != nil {
+			return err
+		}
+		if err := raise(out, 9000, kernelOut4, kernelOut6); err != nil {
+			return err
+		}
+		// Without checksums by the device there is no segmentation by it either.
+		if err := withoutChecksums("out"); err != nil {
+			return err
+		}
+		for _, ip := range []string{"10.92.0.2", "fd92::2"} {
+			if err := netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: out.Attrs().Index, IP: net.ParseIP(ip), State: unix.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 0x99},
+			}); err != nil {
+				return err
+			}
+		}
+		if k.out, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		closeLater(t, k.out)
+		if err := unix.SetsockoptInt(k.out, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
+			return err
+		}
+		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // in the order of the network
+		return unix.Bind(k.out, &unix.SockaddrLinklayer{Protocol: all, Ifindex: far.Attrs().Index})
+	})
+	return k
+}
+
+// withoutChecksums switches off that a device computes checksums (ETHTOOL_STXCSUM of linux/ethtool.h).
+func withoutChecksums(device string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	value := struct{ command, data uint32 }{0x17, 0}
+	var ifreq struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte // the rest of the union
+	}
+	copy(ifreq.name[:unix.IFNAMSIZ-1], device)
+	ifreq.data = unsafe.Pointer(&value)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // inNamespace runs f in a new network namespace that forwards. The namespace
@@ -106,16 +184,21 @@ func openTUN(t *testing.T, name string, flags uint16, mtu int, addrs ...string) 
 	if err != nil {
 		return fd, err
 	}
+	return fd, raise(link, mtu, addrs...)
+}
+
+// raise gives a device its MTU and addresses, usable at once, and brings it up.
+func raise(link netlink.Link, mtu int, addrs ...string) error {
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
-		return fd, err
+		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fd, err
+		return err
 	}
 	for _, a := range addrs {
 		ip, n, err := net.ParseCIDR(a)
 		if err != nil {
-			return fd, err
+			return err
 		}
 		n.IP = ip
 		// Without duplicate address detection the address is usable at once.
@@ -124,10 +207,10 @@ func openTUN(t *testing.T, name string, flags uint16, mtu int, addrs ...string) 
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
-			return fd, err
+			return err
 		}
 	}
-	return fd, nil
+	return nil
 }
 
 // split returns what the kernel makes of a superpacket, want packets of it.
@@ -188,8 +271,9 @@ func drawRoutable(t *rapid.T) spec {
 	return s
 }
 
-func TestSplitAgainstKernel(t *testing.T) {
-	k := newKernelSplitter(t)
+func TestSplitAgainstKernel(t *testing.T) { againstKernel(t, testSplitAgainstKernel) }
+
+func testSplitAgainstKernel(t *testing.T, k *kernelSplitter) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawRoutable(t)
 		size := rapid.SampledFrom([]int{100, 536, 1368, 1448, 8000}).Draw(t, "size")
@@ -219,8 +303,9 @@ func TestSplitAgainstKernel(t *testing.T) {
 	})
 }
 
-func TestCompleteAgainstKernel(t *testing.T) {
-	k := newKernelSplitter(t)
+func TestCompleteAgainstKernel(t *testing.T) { againstKernel(t, testCompleteAgainstKernel) }
+
+func testCompleteAgainstKernel(t *testing.T, k *kernelSplitter) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawRoutable(t)
 		if len(s.payload) > 8000 {
