@@ -200,15 +200,7 @@ func TestPortableErrors(t *testing.T) {
 	ns := routertest.NewNamespace(t)
 	open(t, ns, tun.Config{Name: "held", Queues: 2, Persist: true, Portable: true})
 	ns.Do(func() {
-		l := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "single"}, Mode: netlink.TUNTAP_MODE_TUN}
-		if err := netlink.LinkAdd(l); err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range l.Fds {
-			if err := f.Close(); err != nil {
-				t.Error(err)
-			}
-		}
+		addForeign(t, "single", netlink.TUNTAP_MODE_TUN)
 		for _, c := range []struct {
 			config tun.Config
 			kind   error

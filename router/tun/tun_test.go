@@ -284,19 +284,8 @@ func TestOpenErrors(t *testing.T) {
 	routertest.Link(ns, other, 1500)
 	open(t, ns, tun.Config{Name: "held", Queues: 2, Persist: true})
 	ns.Do(func() {
-		for _, l := range []*netlink.Tuntap{
-			{LinkAttrs: netlink.LinkAttrs{Name: "single"}, Mode: netlink.TUNTAP_MODE_TUN},
-			{LinkAttrs: netlink.LinkAttrs{Name: "tap"}, Mode: netlink.TUNTAP_MODE_TAP},
-		} {
-			if err := netlink.LinkAdd(l); err != nil {
-				t.Fatal(err)
-			}
-			for _, f := range l.Fds {
-				if err := f.Close(); err != nil {
-					t.Error(err)
-				}
-			}
-		}
+		addForeign(t, "single", netlink.TUNTAP_MODE_TUN)
+		addForeign(t, "tap", netlink.TUNTAP_MODE_TAP)
 	})
 	for _, c := range []struct {
 		config tun.Config
@@ -368,5 +357,19 @@ func TestMissingMeans(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// addForeign adds a device of one queue, such as other programs make, in the namespace of the calling thread.
+func addForeign(t *testing.T, name string, mode netlink.TuntapMode) {
+	t.Helper()
+	l := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: mode}
+	if err := netlink.LinkAdd(l); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range l.Fds {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
