@@ -40,16 +40,17 @@ type Net interface {
 
 // Config is what New needs. All fields without a default are required.
 type Config struct {
-	Self       ring.Owner // this node; top bit clear
-	Universe   Universe
-	Seed       Seed // the same on all nodes
-	Store      Store
-	Net        Net
-	Now        func() time.Time
-	Quarantine time.Duration                 // how long a freed address rests; 0: DefaultQuarantine; negative: not at all
-	NameOf     func(owner ring.Owner) string // called without locks; for errors and logs; nil, or an empty answer: 16 hexadecimal digits
-	Log        *zap.Logger                   // nil: no logs
-	OnChange   func()                        // ownership or allocations changed; called without locks, must not block; nil: nobody cares
+	Self         ring.Owner // this node; top bit clear
+	Universe     Universe
+	Seed         Seed // the same on all nodes
+	Store        Store
+	Net          Net
+	Now          func() time.Time
+	Quarantine   time.Duration                 // how long a freed address rests; 0: DefaultQuarantine; negative: not at all
+	NameOf       func(owner ring.Owner) string // called without locks; for errors and logs; nil, or an empty answer: 16 hexadecimal digits
+	Log          *zap.Logger                   // nil: no logs
+	ReclaimAfter time.Duration                 // how long a node must have been dead before its addresses are taken over without being told; 0: never
+	OnChange     func()                        // ownership or allocations changed; called without locks, must not block; nil: nobody cares
 }
 
 // Allocator hands out addresses of one node. All methods may be called concurrently, unless said otherwise.
