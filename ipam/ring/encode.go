@@ -11,22 +11,37 @@ import (
 
 // The binary form, all numbers unsigned varints unless said otherwise:
 //
-//	format   1 byte, 1
+//	format   1 byte, 2
 //	size     number of slots, 1..2^32-1
-//	owners   how many, then each as 8 bytes little endian, ascending, none 0
+//	owners   how many, then each as 8 bytes little endian, ascending, none 0; below, owners are indexes into these
 //	runs     how many, then for each
 //	  gap      unknown slots since the end of the run before
 //	  length   of the run, less 1
-//	  owner    index into the owners, times 2; plus 1 if an epoch follows
+//	  owner    times 4; plus 1 if an epoch follows, plus 2 if a granter follows
 //	  epoch    only if it is not 0
+//	  from     who granted it; only if it is pending
 //	  count
+//	log      how many retirements, then for each
+//	  dead     times 2; plus 1 if it was forced
+//	  heir, by
+//	  at
+//	votes    1 byte: 0 nothing, 1 a promise, 2 a promise and a value
+//	  promised  count, node
+//	  accepted  count, node; dead, heir, by, at as above; only if 2
 //
 // Unknown slots cost nothing, so a delta is as long as what it tells.
 const (
-	format = 1
+	format = 2
 
-	ownerSize  = 8
-	minRunSize = 4
+	ownerSize    = 8
+	minRunSize   = 4
+	minEntrySize = 4
+)
+
+const (
+	runEpoch = 1 << iota
+	runFrom
+	runFlags = iota
 )
 
 // Encode returns the ring's binary form. Equal rings have equal forms.
@@ -34,20 +49,20 @@ func (r *Ring) Encode() []byte { return r.AppendEncode(nil) }
 
 // AppendEncode appends to b what Encode returns.
 func (r *Ring) AppendEncode(b []byte) []byte {
-	owners := r.Owners()
+	owners := r.named()
 	known := 0
 	for _, x := range r.runs {
 		if x.reg != (Register{}) {
 			known++
 		}
 	}
-	b = slices.Grow(b, 16+ownerSize*len(owners)+8*known)
+	b = slices.Grow(b, 24+ownerSize*len(owners)+8*known+12*len(r.log))
 	b = append(b, format)
 	b = binary.AppendUvarint(b, uint64(r.size))
 	b = binary.AppendUvarint(b, uint64(len(owners)))
-	index := make(map[Owner]uint64, len(owners))
+	e := encoder{index: make(map[Owner]uint64, len(owners))}
 	for i, o := range owners {
-		index[o] = uint64(i)
+		e.index[o] = uint64(i)
 		b = binary.LittleEndian.AppendUint64(b, uint64(o))
 	}
 	b = binary.AppendUvarint(b, uint64(known))
@@ -60,20 +75,83 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 		b = binary.AppendUvarint(b, uint64(x.first-at))
 		b = binary.AppendUvarint(b, uint64(last-x.first))
 		at = last + 1
-		v := x.reg.Version
-		if v.Epoch == 0 {
-			b = binary.AppendUvarint(b, index[x.reg.Owner]<<1)
-		} else {
-			b = binary.AppendUvarint(b, index[x.reg.Owner]<<1|1)
-			b = binary.AppendUvarint(b, uint64(v.Epoch))
-		}
-		b = binary.AppendUvarint(b, uint64(v.Count))
+		b = e.register(b, x.reg)
 	}
-	return b
+	b = binary.AppendUvarint(b, uint64(len(r.log)))
+	for _, x := range r.log {
+		b = e.entry(b, x)
+	}
+	return e.votes(b, r.votes)
+}
+
+// named returns everybody whom the ring names, ascending.
+func (r *Ring) named() []Owner {
+	out := r.Owners()
+	if len(r.log) == 0 && r.votes == (Votes{}) {
+		return out
+	}
+	v := r.votes
+	for _, e := range append(slices.Clone(r.log), v.Value) {
+		out = append(out, e.Dead, e.Heir, e.By)
+	}
+	out = append(out, v.Promised.Node, v.Accepted.Node)
+	slices.Sort(out)
+	out = slices.Compact(out)
+	if len(out) > 0 && out[0] == 0 {
+		out = out[1:]
+	}
+	return out
+}
+
+type encoder struct{ index map[Owner]uint64 }
+
+func (e *encoder) register(b []byte, x Register) []byte {
+	flags := uint64(0)
+	if x.Version.Epoch != 0 {
+		flags |= runEpoch
+	}
+	if x.From != 0 {
+		flags |= runFrom
+	}
+	b = binary.AppendUvarint(b, e.index[x.Owner]<<runFlags|flags)
+	if x.Version.Epoch != 0 {
+		b = binary.AppendUvarint(b, uint64(x.Version.Epoch))
+	}
+	if x.From != 0 {
+		b = binary.AppendUvarint(b, e.index[x.From])
+	}
+	return binary.AppendUvarint(b, uint64(x.Version.Count))
+}
+
+func (e *encoder) entry(b []byte, x Retirement) []byte {
+	forced := uint64(0)
+	if x.Forced {
+		forced = 1
+	}
+	b = binary.AppendUvarint(b, e.index[x.Dead]<<1|forced)
+	b = binary.AppendUvarint(b, e.index[x.Heir])
+	b = binary.AppendUvarint(b, e.index[x.By])
+	return binary.AppendUvarint(b, uint64(x.At))
+}
+
+func (e *encoder) ballot(b []byte, x Ballot) []byte {
+	b = binary.AppendUvarint(b, uint64(x.Count))
+	return binary.AppendUvarint(b, e.index[x.Node])
+}
+
+func (e *encoder) votes(b []byte, v Votes) []byte {
+	switch {
+	case v == (Votes{}):
+		return append(b, 0)
+	case v.Accepted == (Ballot{}):
+		return e.ballot(append(b, 1), v.Promised)
+	}
+	b = e.ballot(append(b, 2), v.Promised)
+	return e.entry(e.ballot(b, v.Accepted), v.Value)
 }
 
 // Decode parses what Encode returned, from any node: b need not be trusted, and no more memory is used than is
-// proportional to len(b). The ring does not refer to b afterwards. Errors are ErrFormat, for a form that a later version
+// proportional to len(b). The ring does not refer to b afterwards. Errors are ErrFormat, for a form that another version
 // writes, and ErrMalformed.
 func Decode(b []byte) (*Ring, error) {
 	if len(b) > 0 && b[0] != format {
@@ -82,59 +160,131 @@ func Decode(b []byte) (*Ring, error) {
 	d := decoder{b: b}
 	d.take(1)
 	size := d.number(math.MaxUint32)
-	n := d.number(uint64(len(d.b) / ownerSize))
 	if size == 0 {
 		d.bad = true
 	}
-	var owners []Owner
-	for range n {
-		if raw := d.take(ownerSize); raw != nil {
-			o := Owner(binary.LittleEndian.Uint64(raw))
-			if o == 0 || len(owners) > 0 && o <= owners[len(owners)-1] {
-				d.bad = true
-			}
-			owners = append(owners, o)
-		}
-	}
-	runs := d.number(uint64(len(d.b) / minRunSize))
-	out := builder{}
-	if !d.bad {
-		out.runs = make([]run, 0, runs+1)
-	}
-	at := uint64(0) // behind the last run
-	for i := uint64(0); i < runs && !d.bad; i++ {
-		gap := d.number(size)
-		length := d.number(size) + 1
-		who := d.number(2*uint64(len(owners)) + 1)
-		var v Version
-		if who&1 == 1 {
-			v.Epoch = uint32(d.number(math.MaxUint32))
-		}
-		v.Count = uint32(d.number(math.MaxUint32))
-		if d.bad || at+gap+length > size || who>>1 >= uint64(len(owners)) || v == (Version{}) {
-			d.bad = true
-			break
-		}
-		if gap > 0 {
-			out.add(uint32(at), Register{})
-		}
-		out.add(uint32(at+gap), Register{v, owners[who>>1]})
-		at += gap + length
+	d.readOwners()
+	out := &Ring{size: uint32(size), runs: d.runs(size)}
+	if d.log(out); !d.bad {
+		d.votes(out)
 	}
 	if d.bad || len(d.b) != 0 {
 		return nil, fmt.Errorf("ring: %w of %d bytes", ErrMalformed, len(b))
 	}
+	return out, nil
+}
+
+// runs reads the runs of a ring of size slots.
+func (d *decoder) runs(size uint64) []run {
+	n := d.number(uint64(len(d.b) / minRunSize))
+	out := builder{}
+	if !d.bad {
+		out.runs = make([]run, 0, n+1)
+	}
+	at := uint64(0) // behind the last run
+	for i := uint64(0); i < n && !d.bad; i++ {
+		gap := d.number(size)
+		length := d.number(size) + 1
+		who := d.number(uint64(len(d.owners)) << runFlags)
+		reg := Register{Owner: d.ownerAt(who >> runFlags)}
+		if who&runEpoch != 0 {
+			reg.Version.Epoch = uint32(d.number(math.MaxUint32))
+		}
+		if who&runFrom != 0 {
+			reg.From = d.owner()
+		}
+		reg.Version.Count = uint32(d.number(math.MaxUint32))
+		if d.bad || at+gap+length > size || reg.Version == (Version{}) || reg.From == reg.Owner {
+			d.bad = true
+			return nil
+		}
+		if gap > 0 {
+			out.add(uint32(at), Register{})
+		}
+		out.add(uint32(at+gap), reg)
+		at += gap + length
+	}
 	if at < size {
 		out.add(uint32(at), Register{})
 	}
-	return &Ring{size: uint32(size), runs: out.runs}, nil
+	return out.runs
+}
+
+// log reads the log of r.
+func (d *decoder) log(r *Ring) {
+	n := d.number(uint64(len(d.b) / minEntrySize))
+	if d.bad || n == 0 {
+		return
+	}
+	r.log = make([]Retirement, 0, n)
+	dead := make(map[Owner]bool, n)
+	for range n {
+		e := d.entry()
+		if d.bad = d.bad || e.Dead == e.Heir || dead[e.Dead] || dead[e.Heir]; d.bad {
+			return
+		}
+		dead[e.Dead] = true
+		r.log = append(r.log, e)
+	}
+}
+
+func (d *decoder) entry() Retirement {
+	who := d.number(uint64(len(d.owners)) << 1)
+	return Retirement{Forced: who&1 != 0, Dead: d.ownerAt(who >> 1), Heir: d.owner(), By: d.owner(), At: int64(d.number(math.MaxInt64))}
+}
+
+func (d *decoder) ballot() Ballot {
+	return Ballot{Count: uint32(d.number(math.MaxUint32)), Node: d.owner()}
+}
+
+// votes reads the votes of r, whose log was read before.
+func (d *decoder) votes(r *Ring) {
+	kind := d.number(2)
+	if kind == 0 {
+		return
+	}
+	v := Votes{Promised: d.ballot()}
+	if kind == 2 {
+		v.Accepted, v.Value = d.ballot(), d.entry()
+		d.bad = d.bad || v.Accepted.Compare(v.Promised) > 0 || r.mayRetire(v.Value) != nil
+	}
+	r.votes = v
 }
 
 // decoder reads from b; after a failure bad is set and whatever it returns is zero.
 type decoder struct {
-	b   []byte
-	bad bool
+	b      []byte
+	bad    bool
+	owners []Owner
 }
+
+// readOwners reads the table of owners.
+func (d *decoder) readOwners() {
+	n := d.number(uint64(len(d.b) / ownerSize))
+	for range n {
+		raw := d.take(ownerSize)
+		if raw == nil {
+			return
+		}
+		o := Owner(binary.LittleEndian.Uint64(raw))
+		if o == 0 || len(d.owners) > 0 && o <= d.owners[len(d.owners)-1] {
+			d.bad = true
+		}
+		d.owners = append(d.owners, o)
+	}
+}
+
+// ownerAt returns an owner of the table.
+func (d *decoder) ownerAt(i uint64) Owner {
+	if d.bad || i >= uint64(len(d.owners)) {
+		d.bad = true
+		return 0
+	}
+	return d.owners[i]
+}
+
+// owner reads an owner, as an index into the table.
+func (d *decoder) owner() Owner { return d.ownerAt(d.number(math.MaxUint32)) }
 
 func (d *decoder) take(n int) []byte {
 	if d.bad || len(d.b) < n {

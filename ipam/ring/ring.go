@@ -24,7 +24,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 	"slices"
 )
 
@@ -44,32 +43,34 @@ func (v Version) Compare(w Version) int {
 }
 
 // Register is what the ring knows about one slot. The zero Register means that it knows nothing.
+//
+// A register with From is pending: From has granted the slot to Owner, who has not got it yet. Without, it is claimed:
+// Owner has it.
 type Register struct {
 	Version Version
 	Owner   Owner
+	From    Owner
 }
 
-// compare orders registers; the merge keeps the greater one. The owner decides only between registers that cannot
+// compare orders registers; the merge keeps the greater one. The owners decide only between registers that cannot
 // legally both exist.
 func (x Register) compare(y Register) int {
-	if c := x.Version.Compare(y.Version); c != 0 {
-		return c
-	}
-	return cmp.Compare(x.Owner, y.Owner)
+	return cmp.Or(x.Version.Compare(y.Version), cmp.Compare(x.Owner, y.Owner), cmp.Compare(x.From, y.From))
 }
 
-// Conflict reports that two registers of the same version named different owners, which no legal history leads to.
+// Conflict reports that two registers of the same version were different, which no legal history leads to.
 type Conflict struct {
 	Interval Interval
 	Version  Version
 	Kept     Owner // the owner that every node settles on
-	Dropped  Owner
+	Dropped  Owner // may be the same, if the two differ in who granted the slot
 }
 
 // Errors that callers tell apart; what is returned wraps them with the details.
 var (
 	ErrSize      = errors.New("rings of different size")
 	ErrNotOwner  = errors.New("not the owner")
+	ErrRetired   = errors.New("already retired")
 	ErrMalformed = errors.New("malformed ring")
 	ErrFormat    = errors.New("unknown ring format")
 )
@@ -80,11 +81,13 @@ type run struct {
 	reg   Register
 }
 
-// Ring maps the slots [0,Size) to registers. It is not safe for concurrent use while one of the users writes. Use New,
-// Seed or Decode to make one; the zero Ring has no slots.
+// Ring maps the slots [0,Size) to registers, and keeps who was retired. It is not safe for concurrent use while one of
+// the users writes. Use New, Seed or Decode to make one; the zero Ring has no slots.
 type Ring struct {
-	size uint32
-	runs []run // runs[0].first == 0; ascending; no two neighbours have equal registers
+	size  uint32
+	runs  []run        // runs[0].first == 0; ascending; no two neighbours have equal registers
+	log   []Retirement // never modified in place, only appended to with a full copy
+	votes Votes
 }
 
 // New returns a ring of size slots that knows nothing: whatever it is merged with wins.
@@ -122,7 +125,7 @@ func Seed(size uint32, owners []Owner) (*Ring, error) {
 	part := uint64(size) / parts
 	r := &Ring{size: size, runs: make([]run, n)}
 	for i, o := range owners {
-		r.runs[i] = run{uint32(uint64(i) * parts / n * part), Register{Version{0, 1}, o}}
+		r.runs[i] = run{uint32(uint64(i) * parts / n * part), Register{Version: Version{0, 1}, Owner: o}}
 	}
 	return r, nil
 }
@@ -131,10 +134,14 @@ func Seed(size uint32, owners []Owner) (*Ring, error) {
 func (r *Ring) Size() uint32 { return r.size }
 
 // Clone returns a copy that shares nothing with r.
-func (r *Ring) Clone() *Ring { return &Ring{size: r.size, runs: slices.Clone(r.runs)} }
+func (r *Ring) Clone() *Ring {
+	return &Ring{size: r.size, runs: slices.Clone(r.runs), log: r.log, votes: r.votes}
+}
 
-// Equal reports whether both rings have the same size and the same register in every slot.
-func (r *Ring) Equal(o *Ring) bool { return r.size == o.size && slices.Equal(r.runs, o.runs) }
+// Equal reports whether both rings have the same size, the same register in every slot, the same log and the same votes.
+func (r *Ring) Equal(o *Ring) bool {
+	return r.size == o.size && r.votes == o.votes && slices.Equal(r.runs, o.runs) && slices.Equal(r.log, o.log)
+}
 
 // end returns the last slot of run i.
 func (r *Ring) end(i int) uint32 {
@@ -172,16 +179,19 @@ func (r *Ring) All() iter.Seq2[Interval, Register] {
 	}
 }
 
-// OwnedBy returns the slots that o owns.
-func (r *Ring) OwnedBy(o Owner) Set {
+// Where returns the slots whose register is as wanted.
+func (r *Ring) Where(wanted func(Register) bool) Set {
 	var out Set
 	for i, x := range r.runs {
-		if x.reg.Owner == o {
+		if wanted(x.reg) {
 			out = out.append(Interval{x.first, r.end(i)})
 		}
 	}
 	return out
 }
+
+// OwnedBy returns the slots that o owns, those included that were granted to it and that it has not claimed.
+func (r *Ring) OwnedBy(o Owner) Set { return r.Where(func(x Register) bool { return x.Owner == o }) }
 
 // Owned returns the number of slots that each owner owns; owner 0 stands for slots of which nothing is known.
 func (r *Ring) Owned() map[Owner]uint64 {
@@ -192,12 +202,14 @@ func (r *Ring) Owned() map[Owner]uint64 {
 	return m
 }
 
-// Owners returns everybody who owns a slot, in ascending order.
+// Owners returns everybody whom a register names, as its owner or as who granted the slot, in ascending order.
 func (r *Ring) Owners() []Owner {
-	out := make([]Owner, 0, len(r.runs))
+	out := make([]Owner, 0, 2*len(r.runs))
 	for _, x := range r.runs {
-		if x.reg.Owner != 0 {
-			out = append(out, x.reg.Owner)
+		for _, o := range [...]Owner{x.reg.Owner, x.reg.From} {
+			if o != 0 {
+				out = append(out, o)
+			}
 		}
 	}
 	slices.Sort(out)
@@ -215,7 +227,8 @@ func (r *Ring) Known() Set {
 	return out
 }
 
-// Only returns a ring of the same size that knows what r knows about the slots in keep, and nothing else: a delta.
+// Only returns a ring of the same size that knows what r knows about the slots in keep, and nothing else: a delta. See
+// WithLog for one that tells more.
 func (r *Ring) Only(keep Set) *Ring {
 	var b builder
 	at := uint64(0)
@@ -249,73 +262,52 @@ func (r *Ring) Same(o *Ring) Set {
 	return out
 }
 
-// Merge takes into r, slot by slot, the greater of the registers of r and o. It returns the slots whose register in r
-// changed, and the violations that it met, whether they changed r or not. The only error is ErrSize; r is unchanged then.
-func (r *Ring) Merge(o *Ring) (changed Set, conflicts []Conflict, err error) {
+// News is what a Merge changed.
+type News struct {
+	Slots     Set        // whose register is another one now
+	Log       bool       // the log or the votes are others
+	Conflicts []Conflict // violations met, whether they changed anything or not
+	Split     *Split     // the logs contradict each other; nil: they do not
+}
+
+// Any reports whether anything changed.
+func (n News) Any() bool { return len(n.Slots) > 0 || n.Log }
+
+// Merge takes into r, slot by slot, the greater of the registers of r and o, the longer log with its votes, and of equal
+// logs the greater votes. It returns what changed, and the violations that it met. The only error is ErrSize; r is
+// unchanged then.
+func (r *Ring) Merge(o *Ring) (News, error) {
+	var news News
 	if r.size != o.size {
-		return nil, nil, fmt.Errorf("ring: %w: %d and %d slots", ErrSize, r.size, o.size)
+		return news, fmt.Errorf("ring: %w: %d and %d slots", ErrSize, r.size, o.size)
 	}
 	r.zip(o, func(i Interval, x, y Register) {
 		if x == y {
 			return
 		}
-		c := x.compare(y)
-		if c < 0 {
-			changed = changed.append(i)
+		if x.compare(y) < 0 {
+			news.Slots = news.Slots.append(i)
 		}
 		if x.Version == y.Version {
-			kept, dropped := max(x.Owner, y.Owner), min(x.Owner, y.Owner)
-			conflicts = append(conflicts, Conflict{i, x.Version, kept, dropped})
+			kept, dropped := x.Owner, y.Owner
+			if x.compare(y) < 0 {
+				kept, dropped = dropped, kept
+			}
+			news.Conflicts = append(news.Conflicts, Conflict{i, x.Version, kept, dropped})
 		}
 	})
-	if len(changed) == 0 {
-		return nil, conflicts, nil
+	if len(news.Slots) > 0 {
+		b := builder{runs: make([]run, 0, len(r.runs)+len(o.runs))}
+		r.zip(o, func(i Interval, x, y Register) {
+			if x.compare(y) < 0 {
+				x = y
+			}
+			b.add(i.First, x)
+		})
+		r.runs = b.runs
 	}
-	b := builder{runs: make([]run, 0, len(r.runs)+len(o.runs))}
-	r.zip(o, func(i Interval, x, y Register) {
-		if x.compare(y) < 0 {
-			x = y
-		}
-		b.add(i.First, x)
-	})
-	r.runs = b.runs
-	return changed, conflicts, nil
-}
-
-// Grant writes that from gives the slots of i to to: (e,n) becomes (e,n+1) in every slot. It is refused, leaving r
-// unchanged, unless from owns all of them (ErrNotOwner) and to is somebody else. That none of the slots is in use is for
-// the caller to see to, as is that from is itself: nobody else may write this.
-func (r *Ring) Grant(from, to Owner, i Interval) error {
-	if i.First > i.Last || i.Last >= r.size {
-		return fmt.Errorf("ring: %v is not within the %d slots of the ring", i, r.size)
-	}
-	if to == 0 || to == from {
-		return fmt.Errorf("ring: %016x cannot grant to %016x", uint64(from), uint64(to))
-	}
-	for n := r.index(i.First); n < len(r.runs) && r.runs[n].first <= i.Last; n++ {
-		if reg := r.runs[n].reg; reg.Owner != from {
-			return fmt.Errorf("ring: %w: part of %v is owned by %016x, not by %016x", ErrNotOwner, i, uint64(reg.Owner), uint64(from))
-		} else if reg.Version.Count == math.MaxUint32 {
-			return fmt.Errorf("ring: %v has been granted as often as can be counted", i)
-		}
-	}
-	b := builder{runs: make([]run, 0, len(r.runs)+2)}
-	for n, x := range r.runs {
-		last := r.end(n)
-		if last < i.First || x.first > i.Last {
-			b.add(x.first, x.reg)
-			continue
-		}
-		if x.first < i.First {
-			b.add(x.first, x.reg)
-		}
-		b.add(max(x.first, i.First), Register{Version{x.reg.Version.Epoch, x.reg.Version.Count + 1}, to})
-		if last > i.Last {
-			b.add(i.Last+1, x.reg)
-		}
-	}
-	r.runs = b.runs
-	return nil
+	news.Log, news.Split = r.mergeLog(o)
+	return news, nil
 }
 
 // zip walks both rings, which must be of the same size, over the longest intervals in which each has one register.

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ring
+
+import (
+	"fmt"
+	"math"
+)
+
+// The legal writes. Each is refused, leaving r unchanged, if a slot is not in the state that it starts from (ErrNotOwner),
+// or lies outside the ring. That nobody else may write the slot at the time is for the caller to see to: see package ipam
+// for who may when.
+
+// Grant writes that from, who has claimed the slots of i, gives them to to: pending from (e,n+1) on. That none of the slots
+// is in use is for the caller to see to.
+func (r *Ring) Grant(from, to Owner, i Interval) error {
+	if to == 0 || to == from {
+		return fmt.Errorf("ring: %016x cannot grant to %016x", uint64(from), uint64(to))
+	}
+	return r.write(i, func(reg Register) (Register, error) {
+		if reg.Owner != from || reg.From != 0 {
+			return reg, notOwner(i, reg, from)
+		}
+		return reg.next(to, from)
+	})
+}
+
+// Claim writes that owner has got the slots of i, which were granted to it.
+func (r *Ring) Claim(owner Owner, i Interval) error {
+	return r.write(i, func(reg Register) (Register, error) {
+		if reg.Owner != owner || reg.From == 0 {
+			return reg, notOwner(i, reg, owner)
+		}
+		return reg.next(owner, 0)
+	})
+}
+
+// Revoke writes that from takes back the slots of i, which it has granted to somebody who has not got them and never will.
+func (r *Ring) Revoke(from Owner, i Interval) error {
+	return r.write(i, func(reg Register) (Register, error) {
+		if reg.From != from || from == 0 {
+			return reg, notOwner(i, reg, from)
+		}
+		return reg.next(from, 0)
+	})
+}
+
+// Adopt writes that to is who the seed meant by seed, in the slots of i.
+func (r *Ring) Adopt(seed, to Owner, i Interval) error {
+	return r.write(i, func(reg Register) (Register, error) {
+		if reg.Owner != seed || reg.From != 0 {
+			return reg, notOwner(i, reg, seed)
+		}
+		return reg.next(to, 0)
+	})
+}
+
+// TakeOver writes that heir has the slots of i, whose owner is retired and whose heir, by way of others or directly, it is:
+// (e+hops,1) where hops is how many retirements lie between. An intermediate heir may have written what nobody has heard
+// of; that is how it is gone over.
+func (r *Ring) TakeOver(heir Owner, i Interval) error {
+	heirs := r.Heirs()
+	return r.write(i, func(reg Register) (Register, error) {
+		h, ok := heirs[reg.Owner]
+		if !ok || h.Owner != heir {
+			return reg, notOwner(i, reg, heir)
+		}
+		if uint64(reg.Version.Epoch)+uint64(h.Hops) > math.MaxUint32 {
+			return reg, fmt.Errorf("ring: %v has been taken over as often as can be counted", i)
+		}
+		return Register{Version: Version{reg.Version.Epoch + uint32(h.Hops), 1}, Owner: heir}, nil
+	})
+}
+
+// next is the register that follows in the same epoch.
+func (x Register) next(owner, from Owner) (Register, error) {
+	if x.Version.Count == math.MaxUint32 {
+		return x, fmt.Errorf("ring: a slot of %016x has been written as often as can be counted", uint64(x.Owner))
+	}
+	return Register{Version{x.Version.Epoch, x.Version.Count + 1}, owner, from}, nil
+}
+
+func notOwner(i Interval, reg Register, who Owner) error {
+	if reg.From != 0 {
+		return fmt.Errorf("ring: %w: part of %v is granted by %016x to %016x, not for %016x to write",
+			ErrNotOwner, i, uint64(reg.From), uint64(reg.Owner), uint64(who))
+	}
+	return fmt.Errorf("ring: %w: part of %v is owned by %016x, not by %016x", ErrNotOwner, i, uint64(reg.Owner), uint64(who))
+}
+
+// write replaces the registers of the slots of i by what f makes of them, unless f returns an error for one.
+func (r *Ring) write(i Interval, f func(Register) (Register, error)) error {
+	if i.First > i.Last || i.Last >= r.size {
+		return fmt.Errorf("ring: %v is not within the %d slots of the ring", i, r.size)
+	}
+	b := builder{runs: make([]run, 0, len(r.runs)+2)}
+	for n, x := range r.runs {
+		last := r.end(n)
+		if last < i.First || x.first > i.Last {
+			b.add(x.first, x.reg)
+			continue
+		}
+		if x.first < i.First {
+			b.add(x.first, x.reg)
+		}
+		reg, err := f(x.reg)
+		if err != nil {
+			return err
+		}
+		b.add(max(x.first, i.First), reg)
+		if last > i.Last {
+			b.add(i.Last+1, x.reg)
+		}
+	}
+	r.runs = b.runs
+	return nil
+}
