@@ -100,6 +100,10 @@ func (a *Allocator) stands(e *entry) bool {
 // be one that decides about something else first (e is nil then); or w has to be waited for.
 func (a *Allocator) begin(owner string, slot *uint32) (e *entry, b *batch, w *waiter, err error) {
 	a.mu.Lock()
+	if err := a.expelled(); err != nil {
+		a.mu.Unlock()
+		return nil, nil, nil, err
+	}
 	if e := a.byOwner[owner]; e != nil {
 		defer a.mu.Unlock()
 		return a.again(e, slot)
@@ -300,6 +304,8 @@ func (a *Allocator) List() []Lease {
 func (a *Allocator) named(err error) error {
 	var full *ExhaustedError
 	var elsewhere *ElsewhereError
+	var retired *RetiredError
+	var alive *AliveError
 	switch {
 	case errors.As(err, &full):
 		for i := range full.Holders {
@@ -307,6 +313,10 @@ func (a *Allocator) named(err error) error {
 		}
 	case errors.As(err, &elsewhere):
 		elsewhere.Node = a.name(elsewhere.Owner)
+	case errors.As(err, &alive):
+		alive.Name = a.name(alive.Owner)
+	case errors.As(err, &retired):
+		retired.HeirName, retired.ByName = a.name(retired.Heir), a.name(retired.By)
 	}
 	return err
 }

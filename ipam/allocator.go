@@ -66,30 +66,46 @@ type Allocator struct {
 	commitMu sync.Mutex
 
 	// mu guards all below. It is never held while the store, Net or OnChange is called.
-	mu       sync.Mutex
-	ledger   *ledger // replaced with commitMu and mu held
-	shares   map[ring.Owner]ring.Set
-	space    *space
-	byOwner  map[string]*entry
-	bySlot   map[uint32]*entry
-	batch    *batch
-	woken    []uint32 // slots whose rest is over, to be told to the store with the next commit
-	doubt    doubt
-	failing  bool // the last commit failed
-	waiters  []*waiter
-	asks     map[ring.Owner]*ask
-	denials  map[ring.Owner]denial
-	leaving  bool                  // no more addresses are handed out, nor asked for
-	parted   map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
-	partedAt time.Time             // while leaving: when the others were last told
-	closed   map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
-	out      []parcel
-	changed  bool
-	strange  map[ring.Owner]bool // peers whose last message made no sense
-	violated map[ring.Conflict]bool
-	lost     uint64          // slots that were taken away though they were effective here
-	notes    []func() string // violations to report once no lock is held
-	trouble  string          // the last of them
+	mu        sync.Mutex
+	ledger    *ledger // replaced with commitMu and mu held
+	shares    map[ring.Owner]ring.Set
+	space     *space
+	byOwner   map[string]*entry
+	bySlot    map[uint32]*entry
+	batch     *batch
+	woken     []uint32 // slots whose rest is over, to be told to the store with the next commit
+	doubt     doubt
+	failing   bool // the last commit failed
+	waiters   []*waiter
+	asks      map[ring.Owner]*ask
+	denials   map[ring.Owner]denial
+	leaving   bool                  // no more addresses are handed out, nor asked for
+	parted    map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
+	partedAt  time.Time             // while leaving: when the others were last told
+	closed    map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
+	out       []parcel
+	changed   bool
+	wants     []*want                  // retirements that are wanted, in order
+	absent    map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
+	proposal  *proposal
+	holdOff   time.Time  // no proposal is made before
+	duels     int        // proposals for the next retirement that were overtaken
+	stalled   time.Time  // since when there is an undecided proposal, of anybody's
+	stalledAt ring.Votes // which
+	survey    *survey
+	ceded     int // the length of the log for which this node was handed what may have been granted to one whose heir it is
+	surveyed  int // the length of the log for which this node knows what a majority knows
+	legacy    struct {
+		ledger *ledger
+		estate *estate
+	}
+	strange    map[ring.Owner]bool // peers whose last message made no sense
+	violated   map[ring.Conflict]bool
+	split      map[ring.Split]bool
+	lost       uint64            // slots that were taken away though they were effective here
+	notes      []func() string   // violations to report once no lock is held
+	trouble    string            // the last of them
+	obituaries []ring.Retirement // to report once no lock is held
 }
 
 // maxViolations bounds how many different violations are told apart.
@@ -118,6 +134,8 @@ func New(cfg Config) (*Allocator, error) {
 		closed:     make(map[ring.Owner]uint64),
 		strange:    make(map[ring.Owner]bool),
 		violated:   make(map[ring.Conflict]bool),
+		split:      make(map[ring.Split]bool),
+		absent:     make(map[ring.Owner]time.Time),
 	}
 	if a.log == nil {
 		a.log = zap.NewNop()
@@ -165,7 +183,7 @@ func (a *Allocator) load(s State) error {
 		a.byOwner[p.Owner], a.bySlot[p.Slot] = e, e
 		a.space.take(p.Slot)
 		a.space.cursor = max(a.space.cursor, p.Slot+1)
-		if !a.ledger.effective.Contains(p.Slot) {
+		if !a.ledger.effective.Contains(p.Slot) && !a.ledger.retired(a.cfg.Self) {
 			a.notes = append(a.notes, func() string {
 				return fmt.Sprintf("workload %s has %s, which is not this node's", p.Owner, a.addr(p.Slot))
 			})
@@ -233,8 +251,12 @@ func (a *Allocator) Merge(b []byte) (delta []byte, err error) {
 		return nil, err
 	}
 	if err := a.change(func(x *edit) {
+		x.quiet = true
 		changed, merr := a.merge(x, o)
-		if err = merr; len(changed) > 0 {
+		switch err = merr; {
+		case x.grown():
+			delta = x.ring.Only(changed).WithLog(x.ring).Encode()
+		case len(changed) > 0:
 			delta = x.ring.Only(changed).Encode()
 		}
 	}); err != nil {
@@ -248,13 +270,14 @@ func (a *Allocator) Merge(b []byte) (delta []byte, err error) {
 	return delta, nil
 }
 
-// merge merges o into the ledger under change and reports violations. a.mu must be held.
+// merge merges o into the ledger under change and reports violations. It returns the slots that it changed. a.mu must be
+// held.
 func (a *Allocator) merge(x *edit, o *ring.Ring) (changed ring.Set, err error) {
-	changed, lost, conflicts, err := x.merge(o)
+	news, lost, err := x.merge(o)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range conflicts {
+	for _, c := range news.Conflicts {
 		if a.violated[c] || len(a.violated) >= maxViolations {
 			continue
 		}
@@ -264,6 +287,13 @@ func (a *Allocator) merge(x *edit, o *ring.Ring) (changed ring.Set, err error) {
 				c.Interval.Len(), a.addr(c.Interval.First), a.name(c.Kept), a.name(c.Dropped), a.name(c.Kept))
 		})
 	}
+	if s := news.Split; s != nil && !a.split[*s] && len(a.split) < maxViolations {
+		a.split[*s] = true
+		a.notes = append(a.notes, func() string {
+			return fmt.Sprintf("two parts of the mesh have decided about nodes that are gone without each other: %s went to %s, and %s to %s; the first holds",
+				a.name(s.Kept.Dead), a.name(s.Kept.Heir), a.name(s.Dropped.Dead), a.name(s.Dropped.Heir))
+		})
+	}
 	for _, i := range lost {
 		a.lost += i.Len()
 		to := x.ring.At(i.First).Owner
@@ -271,7 +301,7 @@ func (a *Allocator) merge(x *edit, o *ring.Ring) (changed ring.Set, err error) {
 			return fmt.Sprintf("%d addresses from %s were this node's and were given to %s without it", i.Len(), a.addr(i.First), a.name(to))
 		})
 	}
-	return changed, nil
+	return news.Slots, nil
 }
 
 // violation reports what no run of the protocol leads to. No lock must be held.
@@ -371,11 +401,10 @@ func (a *Allocator) Usage() Usage {
 		Conflicts:    uint64(len(a.violated)) + a.lost,
 		LastConflict: a.trouble,
 	}
-	for _, o := range a.ledger.outgoing {
-		if v.lacks(o.to) {
-			continue
+	for _, o := range a.ledger.open() {
+		if !v.gone(o.to) {
+			u.Outgoing += o.grants.Known().Len()
 		}
-		u.Outgoing += o.grants.Known().Len()
 	}
 	var reasons []waitReason
 	for _, w := range a.waiters {
@@ -414,34 +443,51 @@ func (a *Allocator) addr(slot uint32) netip.Addr {
 	return v6
 }
 
-// view is what is known of the other nodes, ascending.
-type view struct{ alive, left []ring.Owner }
+// view is what is known of the other nodes, each list in ascending order.
+type view struct {
+	alive   []ring.Owner // those that are not retired
+	undead  []ring.Owner // retired ones that answer
+	left    []ring.Owner
+	retired []ring.Owner
+}
 
-// has reports whether a node answers.
-func (v view) has(o ring.Owner) bool {
-	_, ok := slices.BinarySearch(v.alive, o)
+func contains(s []ring.Owner, o ring.Owner) bool {
+	_, ok := slices.BinarySearch(s, o)
 	return ok
 }
+
+// has reports whether a node answers and is not retired.
+func (v view) has(o ring.Owner) bool { return contains(v.alive, o) }
 
 // lacks reports whether a node has left for good.
-func (v view) lacks(o ring.Owner) bool {
-	_, ok := slices.BinarySearch(v.left, o)
-	return ok
-}
+func (v view) lacks(o ring.Owner) bool { return contains(v.left, o) }
+
+// gone reports whether a node has left or is retired.
+func (v view) gone(o ring.Owner) bool { return contains(v.left, o) || contains(v.retired, o) }
 
 // look asks who answers. No lock must be held.
 func (a *Allocator) look() view {
 	var v view
-	for _, p := range a.cfg.Net.Peers() {
+	peers := a.cfg.Net.Peers()
+	a.mu.Lock()
+	for _, r := range a.ledger.ring.Log() {
+		v.retired = append(v.retired, r.Dead)
+	}
+	a.mu.Unlock()
+	slices.Sort(v.retired)
+	for _, p := range peers {
 		switch {
 		case p.Owner == a.cfg.Self, p.Owner == 0:
 		case p.Left:
 			v.left = append(v.left, p.Owner)
+		case p.Alive && contains(v.retired, p.Owner):
+			v.undead = append(v.undead, p.Owner)
 		case p.Alive:
 			v.alive = append(v.alive, p.Owner)
 		}
 	}
 	slices.Sort(v.alive)
+	slices.Sort(v.undead)
 	slices.Sort(v.left)
 	v.alive = slices.Compact(v.alive)
 	return v
@@ -455,7 +501,7 @@ func (a *Allocator) majority(v view) bool {
 		n += shares[o].Len()
 	}
 	for _, o := range a.ledger.outgoing {
-		if !o.handed && !v.has(o.to) {
+		if o.from == a.cfg.Self && !o.handed && !v.has(o.to) {
 			n += o.grants.Known().Len() // this node speaks for what the other owns
 		}
 	}

@@ -120,11 +120,17 @@ func (a *Allocator) forget(e *entry) {
 type edit struct {
 	*ledger
 	before *ledger
-	lazy   bool // what changed may wait for another commit: it can be learned again
+	quiet  bool // the caller spreads the news of retirements
 	out    []parcel
 	delta  ring.Set // what to gossip of the new ring
-	then   func()   // called, with a.mu held, when the change is current; nil: nothing
+	then   []func() // called, with a.mu held, when the change is current
 }
+
+// after has f called, with a.mu held, when the change is current.
+func (x *edit) after(f func()) { x.then = append(x.then, f) }
+
+// grown reports whether the log of retirements has.
+func (x *edit) grown() bool { return len(x.ring.Log()) > len(x.before.ring.Log()) }
 
 func (x *edit) send(to ring.Owner, m *message) { x.out = append(x.out, parcel{to, m.encode()}) }
 
@@ -142,7 +148,7 @@ func (a *Allocator) change(f func(x *edit)) error {
 	if x.ring != x.before.ring {
 		c.Ring = x.ring.Encode()
 	}
-	if g := x.encode(); !x.lazy && !bytes.Equal(g, x.before.encode()) {
+	if g := x.encode(); !bytes.Equal(g, x.before.encode()) {
 		c.Grants = g
 	}
 	if c.Ring != nil || c.Grants != nil {
@@ -162,12 +168,18 @@ func (a *Allocator) change(f func(x *edit)) error {
 		a.shares = nil
 	}
 	a.space.within(x.effective)
-	if x.then != nil {
-		x.then()
+	for _, f := range x.then {
+		f()
 	}
 	a.out = append(a.out, x.out...)
-	if len(x.delta) > 0 {
-		a.out = append(a.out, parcel{0, x.ring.Only(x.delta).Encode()})
+	if x.grown() {
+		a.mourn(x.ring.Log()[len(x.before.ring.Log()):])
+	}
+	switch delta := x.ring.Only(x.delta); {
+	case x.grown() && !x.quiet:
+		a.out = append(a.out, parcel{0, delta.WithLog(x.ring).Encode()})
+	case len(x.delta) > 0:
+		a.out = append(a.out, parcel{0, delta.Encode()})
 	}
 	return nil
 }
@@ -271,23 +283,51 @@ type parcel struct {
 	msg []byte
 }
 
+// maxAdvances bounds how many changes one call of finish makes that lead to one another.
+const maxAdvances = 8
+
+// due reports whether advance has something to do. a.mu must be held.
+func (a *Allocator) due(now time.Time, v view) bool {
+	l := a.ledger
+	return len(l.ripe(v.gone)) > 0 || len(l.revocable(v.gone)) > 0 || a.wantsStep(l, now, v) || a.inherits(l, v)
+}
+
+// advance makes the changes that are due.
+func (a *Allocator) advance(x *edit, now time.Time, v view) {
+	if back, err := x.revoke(v.gone); err != nil {
+		a.log.Error("address blocks not taken back", zap.Error(err))
+	} else {
+		x.delta = x.delta.Union(back)
+	}
+	a.handOver(x, v)
+	a.propose(x, now, v)
+	a.inherit(x, v)
+}
+
 // finish does what is due, sends what has gathered and returns when it wants to be called again, 0 for not at all. No
 // lock must be held.
 func (a *Allocator) finish() time.Duration {
 	v := a.look()
-	a.mu.Lock()
-	ripe := len(a.ledger.ripe(v.lacks)) > 0
-	a.mu.Unlock()
-	if ripe {
-		if err := a.change(func(x *edit) { a.handOver(x, v) }); err != nil {
-			a.log.Debug("address blocks not handed over yet", zap.Error(err))
+	for range maxAdvances {
+		a.mu.Lock()
+		due := a.due(a.cfg.Now(), v)
+		a.mu.Unlock()
+		if !due {
+			break
+		}
+		if err := a.change(func(x *edit) { a.advance(x, a.cfg.Now(), v) }); err != nil {
+			a.log.Debug("the state of the addresses could not be stored; that is tried again", zap.Error(err))
+			break
 		}
 	}
 	a.mu.Lock()
 	next := a.work(a.cfg.Now(), v)
-	out, notes, changed := a.out, a.notes, a.changed
-	a.out, a.notes, a.changed = nil, nil, false
+	out, notes, changed, obituaries := a.out, a.notes, a.changed, a.obituaries
+	a.out, a.notes, a.changed, a.obituaries = nil, nil, false, nil
 	a.mu.Unlock()
+	for _, r := range obituaries {
+		a.announce(r)
+	}
 	for _, n := range notes {
 		a.violation(n())
 	}

@@ -23,8 +23,11 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 	}
 	v := a.look()
 	err = a.change(func(x *edit) {
-		// Slots that were handed to a node that left without them are lost until they are reclaimed.
-		x.keep(func(o *outgoing) bool { return !o.handed || !v.lacks(o.to) })
+		if x.retired(from) && !m.kind.heedsRetired() {
+			// It does not know, or else it would not say that.
+			x.send(from, &message{kind: kindNews, ring: ring.New(a.size).WithLog(x.ring)})
+			return
+		}
 		switch m.kind {
 		case kindRequest:
 			a.onRequest(x, from, m, v)
@@ -33,16 +36,25 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 		case kindDeny:
 			a.onDeny(x, from, m)
 		case kindReceived:
-			// Not worth a commit: at worst the grant is repeated once after a restart.
-			x.lazy = true
 			x.received(from, m.grants)
 		case kindConfirm:
 			a.onConfirm(x, from, m)
 		case kindAck:
-			x.acknowledge(m.grants, m.slots)
-			a.handOver(x, v)
+			// Who knows of more retirements does not count before they are known here, too: see ledger.recorded.
+			if m.length <= uint64(len(x.ring.Log())) {
+				x.acknowledge(from, m.grants, m.slots)
+				a.handOver(x, v)
+			}
 		case kindNews:
 			a.learn(x, m.ring)
+		case kindVote:
+			a.onVote(x, from, m)
+		case kindVoted:
+			a.onVoted(x, from, m)
+		case kindSurvey:
+			a.onSurvey(x, from, m)
+		case kindSurveyed:
+			a.onSurveyed(x, from, m)
 		}
 	})
 	if err != nil {
@@ -118,12 +130,12 @@ func (a *Allocator) repeat(x *edit, from ring.Owner, m *message) bool {
 func (a *Allocator) choose(x *edit, from ring.Owner, m *message, v view) (blocks ring.Set, why refusal) {
 	known := x.ring.OwnedBy(from)
 	switch {
-	case m.last || v.lacks(from) || m.boot <= a.closed[from]:
+	case m.last || v.gone(from) || m.boot <= a.closed[from]:
 		return nil, refusedClosed
 	case len(known.Subtract(x.ring.Same(m.ring))) > 0:
 		// A request from before a grant that has reached the asker since, or is about to.
 		return nil, refusedStale
-	case a.leaving:
+	case a.leaving || x.retired(x.self):
 		return nil, refusedLeaving
 	case !a.majority(v):
 		return nil, refusedNoMajority
@@ -175,40 +187,46 @@ func (a *Allocator) give(x *edit, to ring.Owner, blocks ring.Set) bool {
 // handOver sends the grants that a majority has recorded to their recipients: at once, if this node speaks for one. It
 // returns these grants.
 func (a *Allocator) handOver(x *edit, v view) []*outgoing {
-	handed := x.handOver(v.lacks)
+	handed := x.handOver(v.gone)
 	for _, o := range handed {
 		a.sendGrant(x, o)
 	}
 	return handed
 }
 
-// sendGrant sends a grant with all that this node knows: the knowledge moves with the slots.
+// sendGrant sends a grant with all that this node knows, to the recipient or its heir: the knowledge moves with the slots.
 func (a *Allocator) sendGrant(x *edit, o *outgoing) {
-	x.send(o.to, &message{kind: kindGrant, ring: x.ring, grants: o.grants})
+	x.send(end(x.ring.Heirs(), o.to), &message{kind: kindGrant, ring: x.ring, grants: o.grants})
 	o.sent = a.cfg.Now()
 }
 
 // onConfirm records the grants of another node and says which slots have recorded them: those that this node speaks for.
+// Nothing is said to one that is retired (see HandleMessage), and to one that does not know of a retirement only which.
 func (a *Allocator) onConfirm(x *edit, from ring.Owner, m *message) {
 	a.learn(x, m.grants)
-	if !covers(x.ring, m.grants) {
-		x.send(from, &message{kind: kindNews, ring: x.ring.Only(m.grants.Known())})
+	length := uint64(len(x.ring.Log()))
+	if m.length < length || !covers(x.ring, m.grants) {
+		x.send(from, &message{kind: kindNews, ring: x.ring.Only(m.grants.Known()).WithLog(x.ring)})
 		return
 	}
-	x.send(from, &message{kind: kindAck, grants: m.grants, slots: x.spoken()})
+	x.send(from, &message{kind: kindAck, grants: m.grants, slots: x.spoken(), length: length})
 }
 
 // pursue goes on with the grants that are outgoing: it asks others to record them, and repeats what their recipients
 // have not acknowledged. a.mu must be held.
 func (a *Allocator) pursue(now time.Time, v view) {
+	if len(a.ledger.outgoing) == 0 {
+		return
+	}
+	heirs := a.ledger.ring.Heirs()
 	var due []*outgoing
-	for _, o := range a.ledger.outgoing {
+	for _, o := range a.ledger.open() {
+		to := end(heirs, o.to)
 		switch {
-		case v.lacks(o.to):
 		case !o.handed && now.Sub(o.asked) >= min(patience<<o.tries, abstain):
 			due = append(due, o)
-		case o.handed && now.Sub(o.sent) >= retry && v.has(o.to):
-			a.send(o.to, &message{kind: kindGrant, ring: a.ledger.ring, grants: o.grants})
+		case o.handed && now.Sub(o.sent) >= retry && v.has(to):
+			a.send(to, &message{kind: kindGrant, ring: a.ledger.ring, grants: o.grants})
 			o.sent = now
 		}
 	}
@@ -221,22 +239,21 @@ func (a *Allocator) pursue(now time.Time, v view) {
 // many as make a majority; if that was not enough, all who answer, since a node may speak for more than it owns.
 func (a *Allocator) confirm(due []*outgoing, now time.Time, v view) {
 	var slots ring.Set
-	acked := due[0].acks // for all of them
+	have := a.ledger.recorded(due[0]) // for all of them
 	first := true
 	for _, o := range due {
 		slots = slots.Union(o.grants.Known())
-		acked = acked.Intersect(o.acks)
+		have = have.Intersect(a.ledger.recorded(o))
 		first = first && o.tries == 0
 		o.asked, o.tries = now, min(o.tries+1, 6)
 	}
-	m := &message{kind: kindConfirm, grants: a.ledger.ring.Only(slots)}
+	m := &message{kind: kindConfirm, grants: a.ledger.ring.Only(slots), length: uint64(len(a.ledger.ring.Log()))}
 	if !first {
 		for _, p := range v.alive {
 			a.send(p, m)
 		}
 		return
 	}
-	have := a.ledger.spoken().Union(acked)
 	for _, p := range a.richest(v) {
 		if a.ledger.majority(have) {
 			return

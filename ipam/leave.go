@@ -34,7 +34,7 @@ func (a *Allocator) Adopt(seed ring.Owner) error {
 			// The first grant of all was the adoption; where later ones have gone over it, the best guess is who has it now.
 			by := x.ring.At(other[0].First).Owner
 			for _, reg := range x.ring.Only(share).All() {
-				if reg.Version == (ring.Version{Epoch: 0, Count: 2}) {
+				if reg.Version == (ring.Version{Epoch: 0, Count: 2}) && reg.From == 0 {
 					by = reg.Owner
 					break
 				}
@@ -76,6 +76,9 @@ type LeaveReport struct {
 // handed out, and no slot asked for; releasing goes on, and a second call gives away what has become free. An error says
 // why not everything that is free could be given away, or has arrived; the report holds either way.
 func (a *Allocator) Leave(ctx context.Context) (LeaveReport, error) {
+	if err, retired := a.Retired(); retired {
+		return LeaveReport{}, err
+	}
 	given := make(map[ring.Owner]uint64)
 	a.close()
 	tick := time.NewTicker(patience)
@@ -164,8 +167,8 @@ func (a *Allocator) farewell(given map[ring.Owner]uint64) (r LeaveReport, open [
 		r.Granted = append(r.Granted, Share{o, n})
 	}
 	slices.SortFunc(r.Granted, func(x, y Share) int { return cmp.Compare(x.Owner, y.Owner) })
-	for _, o := range a.ledger.outgoing {
-		if !v.lacks(o.to) {
+	for _, o := range a.ledger.open() {
+		if !v.gone(o.to) && o.from == a.cfg.Self {
 			open = append(open, o.to)
 		}
 	}

@@ -19,11 +19,13 @@ import (
 //
 // To speak for a slot is to say what it has recorded. At any time one node at most speaks for a slot:
 //
-//	effective    This node owns the slot and speaks for it; it may allocate it and grant it on.
+//	effective    This node has claimed the slot and speaks for it; it may allocate it and grant it on.
 //	outgoing     This node has granted the slot to another. It speaks for it until a majority has recorded that, and
-//	             then hands it over; from then on until the recipient has it, nobody speaks for it.
+//	             then hands it over; from then on until the recipient has claimed it, nobody speaks for it.
 //	announced    The ring says that the slot is this node's, but the donor has not handed it over. Nothing may be done
 //	             with it.
+//
+// A node that is retired speaks for nothing.
 type ledger struct {
 	self      ring.Owner
 	ring      *ring.Ring // not modified once it is in a ledger
@@ -35,14 +37,16 @@ type ledger struct {
 // outgoing is a grant that its recipient has not acknowledged. Only the fields of the last group are modified.
 type outgoing struct {
 	to     ring.Owner
+	from   ring.Owner // this node, or one that is retired and whose grant this node, its heir, sees to
 	grants *ring.Ring // the delta that names the recipient
-	handed bool       // a majority has recorded it, and this node no longer speaks for the slots
+	handed bool       // a majority has recorded it, and nobody speaks for the slots
 
 	// Not kept on disk, and guarded by the allocator's mutex.
-	acks  ring.Set  // the slots, besides those that this node speaks for, that are known to have recorded it
-	asked time.Time // when others were last asked to record it
-	tries int       // how often that was
-	sent  time.Time // when it was last sent to its recipient
+	acks  map[ring.Owner]ring.Set // the slots, besides those that this node speaks for, that are known to have recorded it, by who said so
+	asked time.Time               // when others were last asked to record it
+	tries int                     // how often that was
+	sent  time.Time               // when it was last sent to its recipient
+	got   ring.Owner              // who has said that it has it; the ring is still to show that
 }
 
 // copy returns a copy to change.
@@ -51,35 +55,60 @@ func (l *ledger) copy() *ledger {
 	return &c
 }
 
+// edit replaces the ring by a copy that f has changed, unless that fails.
+func (l *ledger) edit(f func(r *ring.Ring) error) error {
+	c := l.ring.Clone()
+	if err := f(c); err != nil {
+		return err
+	}
+	l.ring = c
+	return nil
+}
+
 // majority reports whether a set of slots is more than half of all.
 func (l *ledger) majority(s ring.Set) bool { return 2*s.Len() > uint64(l.ring.Size()) }
+
+// retired reports whether a node, or this one, was declared gone.
+func (l *ledger) retired(o ring.Owner) bool { return l.ring.Retired(o) != nil }
 
 // spoken returns the slots that this node speaks for. All of them have recorded whatever is in its ring.
 func (l *ledger) spoken() ring.Set {
 	s := l.effective
 	for _, o := range l.outgoing {
-		if !o.handed {
+		if o.from == l.self && !o.handed {
 			s = s.Union(l.ring.Same(o.grants))
 		}
 	}
 	return s
 }
 
-// merge takes in another node's ring or delta. lost are the slots that were effective here and were taken away: by a
-// node that should not have, or by a takeover.
-func (l *ledger) merge(o *ring.Ring) (changed, lost ring.Set, conflicts []ring.Conflict, err error) {
+// merge takes in another node's ring or delta. lost are the slots that were effective here and were taken away by a
+// node that should not have.
+func (l *ledger) merge(o *ring.Ring) (news ring.News, lost ring.Set, err error) {
 	c := l.ring.Clone()
-	changed, conflicts, err = c.Merge(o)
-	if err != nil || len(changed) == 0 {
-		return nil, nil, conflicts, err
+	news, err = c.Merge(o)
+	if err != nil || !news.Any() {
+		return news, nil, err
 	}
 	l.ring = c
-	if lost = l.effective.Intersect(changed); len(lost) > 0 {
+	if l.bury() {
+		return news, nil, nil
+	}
+	if lost = l.effective.Intersect(news.Slots); len(lost) > 0 {
 		l.effective = l.effective.Subtract(lost)
 	}
 	// A grant over which the recipient has written in turn has arrived.
 	l.keep(func(o *outgoing) bool { return len(l.ring.Same(o.grants)) > 0 })
-	return changed, lost, conflicts, nil
+	return news, lost, nil
+}
+
+// bury ends this node's part if it is retired, and reports that.
+func (l *ledger) bury() bool {
+	if !l.retired(l.self) {
+		return false
+	}
+	l.effective, l.outgoing = nil, nil
+	return true
 }
 
 // keep drops the outgoing grants that are not wanted. It reports whether there were any.
@@ -94,32 +123,77 @@ func (l *ledger) grant(to ring.Owner, blocks ring.Set) (*outgoing, error) {
 	if len(blocks.Subtract(l.effective)) > 0 {
 		return nil, errors.New("ipam: slots that are not effective cannot be granted")
 	}
-	c := l.ring.Clone()
-	for _, b := range blocks {
-		if err := c.Grant(l.self, to, b); err != nil {
-			return nil, err
-		}
+	err := l.edit(func(r *ring.Ring) error {
+		return each(blocks, func(i ring.Interval) error { return r.Grant(l.self, to, i) })
+	})
+	if err != nil {
+		return nil, err
 	}
-	o := &outgoing{to: to, grants: c.Only(blocks)}
-	l.ring = c
+	o := &outgoing{to: to, from: l.self, grants: l.ring.Only(blocks)}
 	l.effective = l.effective.Subtract(blocks)
 	l.outgoing = append(slices.Clone(l.outgoing), o)
 	return o, nil
 }
 
-// ripe returns the outgoing grants that may be handed over: those that a majority has recorded. They are not if their
-// recipient has left, for then nobody would speak for the slots.
-func (l *ledger) ripe(left func(ring.Owner) bool) []*outgoing {
-	var spoken ring.Set
+// each calls f for every interval of a set, until it fails.
+func each(s ring.Set, f func(ring.Interval) error) error {
+	for _, i := range s {
+		if err := f(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// revocable returns the outgoing grants that are to be taken back: those that were not handed over, and whose recipient
+// is gone.
+func (l *ledger) revocable(gone func(ring.Owner) bool) []*outgoing {
 	var out []*outgoing
 	for _, o := range l.outgoing {
-		if o.handed || left(o.to) {
-			continue
+		if o.from == l.self && !o.handed && gone(o.to) {
+			out = append(out, o)
 		}
-		if spoken == nil {
-			spoken = l.spoken()
+	}
+	return out
+}
+
+// revoke takes back what is revocable, and returns these slots. This node has been speaking for them all the time.
+func (l *ledger) revoke(gone func(ring.Owner) bool) (ring.Set, error) {
+	var back ring.Set
+	for _, o := range l.revocable(gone) {
+		back = back.Union(l.ring.Same(o.grants))
+	}
+	if len(back) == 0 {
+		return nil, nil
+	}
+	if err := l.edit(func(r *ring.Ring) error {
+		return each(back, func(i ring.Interval) error { return r.Revoke(l.self, i) })
+	}); err != nil {
+		return nil, err
+	}
+	l.effective = l.effective.Union(back)
+	l.keep(func(o *outgoing) bool { return len(l.ring.Same(o.grants)) > 0 })
+	return back, nil
+}
+
+// recorded returns the slots that are known to have recorded a grant. What a retired node has said does not count: whoever
+// has its slots now need not know.
+func (l *ledger) recorded(o *outgoing) ring.Set {
+	s := l.spoken()
+	for who, slots := range o.acks {
+		if !l.retired(who) {
+			s = s.Union(slots)
 		}
-		if l.majority(spoken.Union(o.acks)) {
+	}
+	return s
+}
+
+// ripe returns the outgoing grants that may be handed over: those that a majority has recorded. They are not if their
+// recipient is gone, for then nobody would speak for the slots; unless it is another's grant, of which that is true anyway.
+func (l *ledger) ripe(gone func(ring.Owner) bool) []*outgoing {
+	var out []*outgoing
+	for _, o := range l.outgoing {
+		if !o.handed && (o.from != l.self || !gone(o.to)) && l.majority(l.recorded(o)) {
 			out = append(out, o)
 		}
 	}
@@ -127,8 +201,8 @@ func (l *ledger) ripe(left func(ring.Owner) bool) []*outgoing {
 }
 
 // handOver ends this node's speaking for the slots of the grants that are ripe. It returns these grants.
-func (l *ledger) handOver(left func(ring.Owner) bool) []*outgoing {
-	ripe := l.ripe(left)
+func (l *ledger) handOver(gone func(ring.Owner) bool) []*outgoing {
+	ripe := l.ripe(gone)
 	l.outgoing = slices.Clone(l.outgoing)
 	for i, o := range ripe {
 		c := *o
@@ -139,41 +213,98 @@ func (l *ledger) handOver(left func(ring.Owner) bool) []*outgoing {
 	return ripe
 }
 
-// acknowledge takes note that slots have recorded grants, of which some may be outgoing here.
-func (l *ledger) acknowledge(grants *ring.Ring, slots ring.Set) {
+// acknowledge takes note that a node has recorded grants with the slots that it speaks for; some of the grants may be
+// outgoing here.
+func (l *ledger) acknowledge(from ring.Owner, grants *ring.Ring, slots ring.Set) {
 	for _, o := range l.outgoing {
 		if covers(grants, o.grants) {
-			o.acks = o.acks.Union(slots)
+			if o.acks == nil {
+				o.acks = make(map[ring.Owner]ring.Set)
+			}
+			o.acks[from] = o.acks[from].Union(slots)
 		}
 	}
 }
 
-// receive makes effective what a donor has handed over; the donor's whole ring must have been merged before. It returns
-// the slots that this was news for.
-func (l *ledger) receive(grants *ring.Ring) ring.Set {
-	news := l.ring.Same(grants).Intersect(l.ring.OwnedBy(l.self)).Subtract(l.effective)
-	l.effective = l.effective.Union(news)
-	return news
+// end returns who stands for a node: the last of its heirs, or itself.
+func end(heirs map[ring.Owner]ring.Heir, o ring.Owner) ring.Owner {
+	if h, ok := heirs[o]; ok {
+		return h.Owner
+	}
+	return o
 }
 
-// received drops the outgoing grants to a node that it says it has.
+// receive claims what a donor, or its heir, has handed over; the sender's whole ring must have been merged before. heir
+// tells whether this node knows enough to take over from those whose heir it is, and may take what was granted to them.
+// It returns the slots that this was news for.
+func (l *ledger) receive(from ring.Owner, grants *ring.Ring, heir bool) (ring.Set, error) {
+	if l.retired(l.self) {
+		return nil, nil
+	}
+	heirs := l.ring.Heirs()
+	var claim, take ring.Set
+	for i, reg := range l.ring.Only(l.ring.Same(grants)).All() {
+		if reg.From == 0 || reg.From != from && end(heirs, reg.From) != from {
+			continue
+		}
+		switch {
+		case reg.Owner == l.self:
+			claim = append(claim, i)
+		case heir && end(heirs, reg.Owner) == l.self:
+			take = append(take, i)
+		}
+	}
+	return l.take(claim, take)
+}
+
+// take claims slots that were granted to this node, and takes over those of nodes whose heir it is. It returns both.
+func (l *ledger) take(claim, over ring.Set) (ring.Set, error) {
+	all := ring.NewSet(append(slices.Clone(claim), over...)...)
+	if len(all) == 0 {
+		return nil, nil
+	}
+	err := l.edit(func(r *ring.Ring) error {
+		if err := each(claim, func(i ring.Interval) error { return r.Claim(l.self, i) }); err != nil {
+			return err
+		}
+		return each(over, func(i ring.Interval) error { return r.TakeOver(l.self, i) })
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.effective = l.effective.Union(all)
+	l.keep(func(o *outgoing) bool { return len(l.ring.Same(o.grants)) > 0 })
+	return all, nil
+}
+
+// received takes note that a node says that it has grants. They stay in the ledger until the ring shows it: if the node is
+// gone before, its heir is to have them.
 func (l *ledger) received(from ring.Owner, grants *ring.Ring) {
-	l.keep(func(o *outgoing) bool { return o.to != from || !o.handed || !covers(grants, o.grants) })
+	for _, o := range l.outgoing {
+		if o.handed && covers(grants, o.grants) {
+			o.got = from
+		}
+	}
+}
+
+// open returns the outgoing grants that somebody still has to do something about.
+func (l *ledger) open() []*outgoing {
+	heirs := l.ring.Heirs()
+	return slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return o.got != 0 && o.got == end(heirs, o.to) })
 }
 
 // announced returns the slots that this node owns and may not use yet.
 func (l *ledger) announced() ring.Set { return l.ring.OwnedBy(l.self).Subtract(l.effective) }
 
-// adopt takes over the share that was seeded under a name. There is nobody else who may write its slots, so the grant
-// needs no majority.
+// adopt takes over the share that was seeded under a name. There is nobody else who may write its slots, so that needs no
+// majority.
 func (l *ledger) adopt(seed ring.Owner, share ring.Set) error {
-	c := l.ring.Clone()
-	for _, i := range share {
-		if err := c.Grant(seed, l.self, i); err != nil {
-			return err
-		}
+	err := l.edit(func(r *ring.Ring) error {
+		return each(share, func(i ring.Interval) error { return r.Adopt(seed, l.self, i) })
+	})
+	if err != nil {
+		return err
 	}
-	l.ring = c
 	l.effective = l.effective.Union(share)
 	l.adopted = seed
 	return nil
@@ -194,15 +325,16 @@ func usable(s ring.Set, size uint32) uint64 {
 	return n
 }
 
-const ledgerFormat = 1
+const ledgerFormat = 2
 
 // encode returns the binary form of all but the ring.
 func (l *ledger) encode() []byte {
 	b := []byte{ledgerFormat}
 	b = binary.AppendUvarint(b, uint64(l.adopted))
 	b = appendRing(b, l.ring.Only(l.effective))
-	b = binary.AppendUvarint(b, uint64(len(l.outgoing)))
-	for _, o := range l.outgoing {
+	own := slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return o.from != l.self }) // others are found again
+	b = binary.AppendUvarint(b, uint64(len(own)))
+	for _, o := range own {
 		handed := byte(0)
 		if o.handed {
 			handed = 1
@@ -224,10 +356,10 @@ func (l *ledger) decode(b []byte) error {
 	}
 	l.adopted = ring.Owner(r.number(math.MaxUint64))
 	if e := r.ring(size, false); !r.bad {
-		l.effective = l.ring.Same(e).Intersect(l.ring.OwnedBy(l.self))
+		l.effective = l.ring.Same(e).Intersect(l.ring.Where(func(x ring.Register) bool { return x.Owner == l.self && x.From == 0 }))
 	}
 	for range r.number(uint64(len(b))) {
-		o := &outgoing{to: ring.Owner(r.number(math.MaxUint64)), handed: r.number(1) == 1, grants: r.ring(size, false)}
+		o := &outgoing{from: l.self, to: ring.Owner(r.number(math.MaxUint64)), handed: r.number(1) == 1, grants: r.ring(size, false)}
 		if r.bad {
 			break
 		}
@@ -238,5 +370,6 @@ func (l *ledger) decode(b []byte) error {
 	if !r.done() {
 		return fmt.Errorf("the stored grants of %d bytes are malformed", len(b))
 	}
+	l.bury()
 	return nil
 }

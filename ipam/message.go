@@ -22,7 +22,16 @@ const (
 	kindNews                     // you are behind: here is what I know
 	kindGrant                    // these are yours, a majority has recorded it; here is all that I know
 	kindReceived                 // I have these grants of yours
+	kindVote                     // this is how I vote on the next retirement: do you follow, and for which slots?
+	kindVoted                    // this is how I vote, for these slots
+	kindSurvey                   // these are retired, and I am an heir: what do you know?
+	kindSurveyed                 // here is all that I know, and the slots that I speak for
 )
+
+// heedsRetired reports whether such a message is taken in from a node that is retired.
+func (k kind) heedsRetired() bool {
+	return k == kindNews || k == kindVote || k == kindSurvey || k == kindSurveyed
+}
 
 // refusal is why a donor gives nothing.
 type refusal uint8
@@ -49,9 +58,10 @@ type message struct {
 	boot   uint64 // request: when the asker started
 	last   bool   // request: the asker is leaving; grant nothing more, but repeat what was granted
 
-	ring   *ring.Ring // request, grant: all that the sender knows; deny: the same, or nil; news: some of it
+	ring   *ring.Ring // request, grant, survey, surveyed: all that the sender knows; deny: the same, or nil; news: some of it; vote, voted: log and votes
 	grants *ring.Ring // confirm, ack, grant, received: the delta in question
-	slots  ring.Set   // ack: those that have recorded it
+	slots  ring.Set   // ack, voted, surveyed: those that the sender speaks for
+	length uint64     // confirm, ack: of the sender's log of retirements
 
 	reason refusal // deny
 	usage  counts  // deny
@@ -60,7 +70,7 @@ type message struct {
 // counts is how full a node is, in slots that may be handed out.
 type counts struct{ usable, inUse, resting uint64 }
 
-const messageFormat = 1
+const messageFormat = 2
 
 const (
 	flagUrgent = 1 << iota
@@ -96,13 +106,20 @@ func (m *message) encode() []byte {
 		b = binary.AppendUvarint(b, m.usage.usable)
 		b = binary.AppendUvarint(b, m.usage.inUse)
 		b = binary.AppendUvarint(b, m.usage.resting)
-	case kindReceived, kindConfirm:
+	case kindReceived:
 		b = appendRing(b, m.grants)
+	case kindConfirm:
+		b = appendRing(b, m.grants)
+		b = binary.AppendUvarint(b, m.length)
 	case kindAck:
 		b = appendRing(b, m.grants)
 		b = appendSet(b, m.slots)
-	case kindNews:
+		b = binary.AppendUvarint(b, m.length)
+	case kindNews, kindVote, kindSurvey:
 		b = appendRing(b, m.ring)
+	case kindVoted, kindSurveyed:
+		b = appendRing(b, m.ring)
+		b = appendSet(b, m.slots)
 	}
 	return b
 }
@@ -133,13 +150,20 @@ func decodeMessage(b []byte, size uint32) (*message, error) {
 		m.reason = refusal(r.byte())
 		m.usage = counts{r.number(math.MaxUint32), r.number(math.MaxUint32), r.number(math.MaxUint32)}
 		r.bad = r.bad || m.reason == 0 || m.reason >= refusedEnd
-	case kindReceived, kindConfirm:
+	case kindReceived:
 		m.grants = r.ring(size, false)
+	case kindConfirm:
+		m.grants = r.ring(size, false)
+		m.length = r.number(math.MaxUint32)
 	case kindAck:
 		m.grants = r.ring(size, false)
 		m.slots = r.set(size)
-	case kindNews:
+		m.length = r.number(math.MaxUint32)
+	case kindNews, kindVote, kindSurvey:
 		m.ring = r.ring(size, false)
+	case kindVoted, kindSurveyed:
+		m.ring = r.ring(size, false)
+		m.slots = r.set(size)
 	default:
 		r.bad = true
 	}

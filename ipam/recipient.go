@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/weftnet/weft/ipam/ring"
 )
 
@@ -46,15 +48,27 @@ func (a *Allocator) reserve() uint64 {
 }
 
 // low reports whether this node wants more slots. a.mu must be held.
-func (a *Allocator) low() bool { return !a.leaving && a.space.left() < a.reserve() }
+func (a *Allocator) low() bool {
+	return !a.leaving && a.space.left() < a.reserve() && !a.ledger.retired(a.cfg.Self)
+}
 
 // onGrant takes over what a donor has handed over, along with all that the donor knows, and spreads the news once more:
 // the donor may not have come to it.
 func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {
 	a.learn(x, m.ring)
-	x.delta = x.delta.Union(x.receive(m.grants))
-	x.send(from, &message{kind: kindReceived, grants: m.grants})
-	x.then = func() { delete(a.asks, from) }
+	heir := a.surveyed >= len(x.ring.Log())
+	got, err := x.receive(from, m.grants, heir)
+	if err != nil {
+		a.log.Error("granted address blocks not taken", zap.Error(err))
+		return
+	}
+	x.delta = x.delta.Union(got)
+	if len(x.ring.Same(m.grants)) == 0 {
+		x.send(from, &message{kind: kindReceived, grants: m.grants})
+	} else if !heir {
+		x.after(func() { a.ceded = len(a.ledger.ring.Log()) }) // perhaps it was granted to somebody whose heir this node is
+	}
+	x.after(func() { delete(a.asks, from) })
 }
 
 // onDeny takes note of a refusal, once what came along with it is known.
@@ -62,7 +76,7 @@ func (a *Allocator) onDeny(x *edit, from ring.Owner, m *message) {
 	if m.ring != nil {
 		a.learn(x, m.ring)
 	}
-	x.then = func() {
+	x.after(func() {
 		switch {
 		case m.reason == refusedClosed && a.leaving:
 			a.parted[from] = true
@@ -78,7 +92,7 @@ func (a *Allocator) onDeny(x *edit, from ring.Owner, m *message) {
 			delete(a.asks, from)
 			a.denials[from] = denial{at: a.cfg.Now(), urgent: m.urgent, reason: m.reason, usage: m.usage}
 		}
-	}
+	})
 }
 
 // refuse ends the waiting for an address that its owner does not give away.
@@ -118,16 +132,17 @@ func (a *Allocator) work(now time.Time, v view) time.Duration {
 	a.askExact(now, v)
 	a.askMore(now, v)
 	a.part(now, v)
+	reclaiming := a.reclaim(now, v)
 	a.giveUp(now, v)
-	waiting := func(o *outgoing) bool { return !o.handed && o.tries < 3 && !v.lacks(o.to) }
-	joining := len(a.share()[a.cfg.Self]) == 0 && len(a.denials) == 0 && !a.leaving
+	waiting := func(o *outgoing) bool { return !o.handed && o.tries < 3 }
+	joining := len(a.share()[a.cfg.Self]) == 0 && len(a.denials) == 0 && !a.leaving && !a.ledger.retired(a.cfg.Self)
 	switch {
 	case len(a.waiters) > 0, joining, slices.ContainsFunc(a.ledger.outgoing, waiting):
 		return patience
-	case a.low(), a.leaving, slices.ContainsFunc(a.ledger.outgoing, func(o *outgoing) bool { return !v.lacks(o.to) }):
+	case a.low(), a.leaving, len(a.ledger.open()) > 0:
 		return retry
 	}
-	return 0
+	return reclaiming
 }
 
 // send sends a message that depends on nothing that is not durable. a.mu must be held.

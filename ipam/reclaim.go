@@ -3,10 +3,15 @@
 package ipam
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"net/netip"
+	"slices"
+	"strings"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/ipam/ring"
 )
@@ -42,7 +47,7 @@ type Reclaim struct {
 // RetiredError says that this node was declared gone.
 type RetiredError struct {
 	Retirement
-	HeirName, ByName string
+	HeirName, ByName string // filled in where errors are returned
 }
 
 func (e *RetiredError) Error() string {
@@ -60,20 +65,253 @@ func (e *AliveError) Error() string {
 	return fmt.Sprintf("node %s answers, so it is not gone; stop it or have it leave, or repeat with --yes-it-is-gone if another node answers in its place", e.Name)
 }
 
+// ForgetError says that a takeover was not complete when the waiting for it ended.
+type ForgetError struct {
+	Progress []string // of each takeover, with names
+	Err      error    // why the waiting ended
+}
+
+func (e *ForgetError) Error() string {
+	return fmt.Sprintf("not complete: %s (%v); the node is not given up for ever: repeat this when the missing nodes answer, or with --force if they never will",
+		strings.Join(e.Progress, "; "), e.Err)
+}
+
+func (e *ForgetError) Unwrap() error { return e.Err }
+
 // Forget has the addresses of nodes that are gone taken over, and returns nil when that is complete as far as is known
 // here. Errors are AliveError, RetiredError, and a ForgetError when ctx ends, with which this node's part in it ends, too.
-func (a *Allocator) Forget(ctx context.Context, r ForgetRequest) error { return nil }
+func (a *Allocator) Forget(ctx context.Context, r ForgetRequest) error {
+	wants, err := a.want(r)
+	if err != nil {
+		return a.named(err)
+	}
+	defer a.unwant(wants)
+	tick := time.NewTicker(patience)
+	defer tick.Stop()
+	for {
+		a.finish()
+		a.Wake()
+		if done, err := a.forgotten(r); done || err != nil {
+			return a.named(err)
+		}
+		select {
+		case <-ctx.Done():
+			e := &ForgetError{Err: context.Cause(ctx)}
+			for _, c := range a.Reclaims() {
+				e.Progress = append(e.Progress, c.Text)
+			}
+			return e
+		case <-tick.C:
+		}
+	}
+}
+
+// want takes in what is asked for.
+func (a *Allocator) want(r ForgetRequest) ([]*want, error) {
+	v := a.look()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.expelled(); err != nil {
+		return nil, err
+	}
+	var wants []*want
+	for _, o := range r.Dead {
+		switch {
+		case o == 0 || o == a.cfg.Self:
+			return nil, errors.New("a node cannot forget itself; have it leave (weft leave), or forget it on another node")
+		case v.has(o) && !r.Sure:
+			return nil, &AliveError{Owner: o}
+		}
+		wants = append(wants, &want{dead: o, sure: r.Sure, force: r.Force, since: a.cfg.Now()})
+	}
+	a.wants = append(a.wants, wants...)
+	return wants, nil
+}
+
+func (a *Allocator) unwant(wants []*want) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.wants = slices.DeleteFunc(a.wants, func(w *want) bool { return slices.Contains(wants, w) })
+}
+
+// forgotten reports whether all that was asked for is done.
+func (a *Allocator) forgotten(r ForgetRequest) (bool, error) {
+	v := a.look()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.expelled(); err != nil {
+		return false, err
+	}
+	done := true
+	for _, o := range r.Dead {
+		if !a.ledger.retired(o) && v.has(o) && !r.Sure {
+			return false, &AliveError{Owner: o}
+		}
+		done = done && a.ledger.retired(o) && len(a.share()[o]) == 0
+	}
+	return done, nil
+}
+
+// expelled returns a RetiredError, without names, if this node is retired. a.mu must be held.
+func (a *Allocator) expelled() error {
+	if r := a.ledger.ring.Retired(a.cfg.Self); r != nil {
+		return &RetiredError{Retirement: retirement(*r)}
+	}
+	return nil
+}
+
+func retirement(r ring.Retirement) Retirement {
+	return Retirement{Dead: r.Dead, Heir: r.Heir, By: r.By, At: time.Unix(r.At, 0), Forced: r.Forced}
+}
+
+// mourn takes note of new retirements. a.mu must be held.
+func (a *Allocator) mourn(news []ring.Retirement) {
+	a.obituaries = append(a.obituaries, news...)
+	a.changed = true
+	if err := a.expelled(); err != nil {
+		a.end(func(*waiter) error { return err })
+	}
+}
+
+// announce logs a retirement. No lock must be held.
+func (a *Allocator) announce(r ring.Retirement) {
+	fields := []zap.Field{zap.String("node", a.name(r.Dead)), zap.String("heir", a.name(r.Heir)), zap.String("by", a.name(r.By)),
+		zap.Time("at", time.Unix(r.At, 0).UTC()), zap.Bool("forced", r.Forced)}
+	if r.Dead == a.cfg.Self {
+		a.log.Error("this node was declared gone: its addresses are another's, and it hands out no more", fields...)
+		return
+	}
+	a.log.Warn("a node was declared gone, and its addresses go to another", fields...)
+}
 
 // Retired returns why this node is not one of the mesh any more, if that is so. It then hands out nothing, and what is
 // allocated here may be in use elsewhere.
-func (a *Allocator) Retired() (*RetiredError, bool) { return nil, false }
+func (a *Allocator) Retired() (*RetiredError, bool) {
+	a.mu.Lock()
+	err := a.expelled()
+	a.mu.Unlock()
+	var e *RetiredError
+	if !errors.As(a.named(err), &e) {
+		return nil, false
+	}
+	return e, true
+}
 
 // Retirements returns everybody who was declared gone, in the order of the decisions.
-func (a *Allocator) Retirements() []Retirement { return nil }
+func (a *Allocator) Retirements() []Retirement {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []Retirement
+	for _, r := range a.ledger.ring.Log() {
+		out = append(out, retirement(r))
+	}
+	return out
+}
 
 // Reclaims returns the takeovers that are not complete.
-func (a *Allocator) Reclaims() []Reclaim { return nil }
+func (a *Allocator) Reclaims() []Reclaim {
+	v := a.look()
+	now := a.cfg.Now()
+	a.mu.Lock()
+	out := append(a.undecided(now, v), a.unfinished(now, v)...)
+	a.mu.Unlock()
+	for i := range out {
+		out[i].Text = a.describe(out[i])
+	}
+	return out
+}
 
-// Explain returns what is known of the history of an address, one line for each thing, oldest first. It is an
-// OutsideError if the address is not one of the mesh's.
-func (a *Allocator) Explain(addr netip.Addr) ([]string, error) { return nil, nil }
+// undecided returns the retirements that are wanted here, or were proposed. a.mu must be held.
+func (a *Allocator) undecided(now time.Time, v view) (out []Reclaim) {
+	l := a.ledger
+	votes := l.ring.Votes()
+	wants := slices.Clone(a.wants)
+	if w := a.wanted(l, now, v); w != nil && !slices.Contains(wants, w) {
+		wants = append(wants, w)
+	}
+	if d := votes.Value.Dead; d != 0 && !slices.ContainsFunc(wants, func(w *want) bool { return w.dead == d }) {
+		wants = append(wants, &want{dead: d, since: a.stalled})
+	}
+	for _, w := range wants {
+		if l.retired(w.dead) {
+			continue
+		}
+		r := Reclaim{Dead: w.dead, Since: w.since, Size: uint64(a.size), Left: a.share()[w.dead].Len()}
+		slots := l.spoken()
+		if p := a.proposal; p != nil {
+			answers := p.promised
+			if votes.Accepted == p.ballot {
+				answers = p.accepted
+			}
+			slots = counted(slots, answers, l, w.dead)
+		}
+		r.Slots, r.Missing = slots.Len(), a.missing(slots, v, w.dead)
+		out = append(out, r)
+	}
+	return out
+}
+
+// unfinished returns the takeovers that are decided. a.mu must be held.
+func (a *Allocator) unfinished(now time.Time, v view) (out []Reclaim) {
+	l := a.ledger
+	heirs := l.ring.Heirs()
+	for _, e := range l.ring.Log() {
+		left := a.share()[e.Dead].Len()
+		if left == 0 {
+			continue
+		}
+		r := Reclaim{Dead: e.Dead, Heir: heirs[e.Dead].Owner, Since: time.Unix(e.At, 0), Size: uint64(a.size), Left: left}
+		if s := a.survey; s != nil && r.Heir == l.self {
+			slots := l.spoken()
+			for _, answer := range s.answers {
+				slots = slots.Union(answer)
+			}
+			r.Slots, r.Missing = slots.Len(), a.missing(slots, v, e.Dead)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// missing returns whose slots are missing for a majority: those who do not answer, or have not yet, the richest first, as
+// many as it takes. a.mu must be held.
+func (a *Allocator) missing(have ring.Set, v view, dead ring.Owner) []ring.Owner {
+	type part struct {
+		o     ring.Owner
+		slots ring.Set
+	}
+	var parts []part
+	for o, s := range a.share() {
+		if rest := s.Subtract(have); o != dead && o != a.cfg.Self && o&seedBit == 0 && len(rest) > 0 && !contains(v.retired, o) && !v.lacks(o) {
+			parts = append(parts, part{o, rest})
+		}
+	}
+	slices.SortFunc(parts, func(x, y part) int { return cmp.Or(cmp.Compare(y.slots.Len(), x.slots.Len()), cmp.Compare(x.o, y.o)) })
+	var out []ring.Owner
+	for _, p := range parts {
+		if a.ledger.majority(have) {
+			break
+		}
+		out, have = append(out, p.o), have.Union(p.slots)
+	}
+	return out
+}
+
+// describe puts a takeover into words. No lock must be held.
+func (a *Allocator) describe(r Reclaim) string {
+	percent := func(n uint64) string { return fmt.Sprintf("%d%%", n*100/r.Size) }
+	waiting := ""
+	if len(r.Missing) > 0 {
+		waiting = ", " + a.text(waitReason{"waiting for", r.Missing})
+	}
+	needed := fmt.Sprintf("%d%%", ((r.Size/2+1)*100+r.Size-1)/r.Size)
+	switch {
+	case r.Heir == 0:
+		return fmt.Sprintf("takeover of %s: %s of the range has voted, %s needed%s", a.name(r.Dead), percent(r.Slots), needed, waiting)
+	case r.Heir != a.cfg.Self:
+		return fmt.Sprintf("takeover of %s: decided, %s takes over %d addresses", a.name(r.Dead), a.name(r.Heir), r.Left)
+	default:
+		return fmt.Sprintf("takeover of %s: decided, this node takes over %d addresses once %s of the range has told it what it knows, %s has%s",
+			a.name(r.Dead), r.Left, needed, percent(r.Slots), waiting)
+	}
+}

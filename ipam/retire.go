@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipam
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/ipam/ring"
+)
+
+// The proposer's side of single-decree Paxos, for the next entry of the log of retirements. Votes are counted in slots:
+// an answer counts with the slots that its sender speaks for. What is not here is that the state of the vote is part of the
+// ring, is merged along with it, and thus moves with the slots: see ring.Votes.
+
+const (
+	farewellTime = 5 * time.Second // after a node left, before what it still has is taken over without being told
+	finishAfter  = 3 * time.Second // before another node's proposal is finished
+	rankDelay    = time.Second     // between the nodes that want to do so
+)
+
+// want is a retirement that is wanted.
+type want struct {
+	dead  ring.Owner
+	sure  bool // although it answers
+	force bool
+	since time.Time
+}
+
+// proposal is a proposal of this node's that is not decided.
+type proposal struct {
+	index    int // of the log's entry
+	ballot   ring.Ballot
+	dead     ring.Owner // whose retirement is wanted; what is proposed may be another one's, which was proposed before
+	promised map[ring.Owner]ring.Set
+	accepted map[ring.Owner]ring.Set
+	sent     map[ring.Owner]time.Time // in the current phase
+}
+
+// counted returns the slots of those answers that count, besides own ones.
+func counted(own ring.Set, answers map[ring.Owner]ring.Set, l *ledger, dead ring.Owner) ring.Set {
+	if dead == l.self {
+		own = nil
+	}
+	for o, slots := range answers {
+		if o != dead && !l.retired(o) {
+			own = own.Union(slots)
+		}
+	}
+	return own
+}
+
+// onVote follows another node's vote, as far as nothing speaks against it, and says how this node votes and for which
+// slots.
+func (a *Allocator) onVote(x *edit, from ring.Owner, m *message) {
+	a.learn(x, m.ring)
+	x.send(from, &message{kind: kindVoted, ring: ring.New(a.size).WithLog(x.ring), slots: x.spoken()})
+}
+
+// onVoted counts a vote.
+func (a *Allocator) onVoted(x *edit, from ring.Owner, m *message) {
+	a.learn(x, m.ring)
+	x.after(func() {
+		p := a.proposal
+		v := m.ring.Votes()
+		if p == nil || len(m.ring.Log()) != p.index || v.Promised != p.ballot {
+			return
+		}
+		p.promised[from] = m.slots
+		if v.Accepted == p.ballot {
+			p.accepted[from] = m.slots
+		}
+	})
+}
+
+// step is what is to be done next about the vote.
+type step int
+
+const (
+	idle    step = iota
+	abandon      // somebody else is further
+	begin        // make a proposal
+	force        // decide without a majority
+	accept       // phase 1 is complete
+	decide       // phase 2 is
+)
+
+// next returns the next step of the proposal, and the retirement that is wanted, nil if it is only to be finished.
+func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
+	votes, log := l.ring.Votes(), l.ring.Log()
+	w := a.wanted(l, now, v)
+	if p := a.proposal; p != nil {
+		switch {
+		case p.index != len(log), votes.Promised != p.ballot:
+			return abandon, w
+		case votes.Accepted == p.ballot:
+			if l.majority(counted(l.spoken(), p.accepted, l, votes.Value.Dead)) {
+				return decide, w
+			}
+		case votes.Accepted == (ring.Ballot{}) && (w == nil || w.dead != p.dead):
+			return abandon, w // it answers again, or nobody wants it any more
+		case l.majority(counted(l.spoken(), p.promised, l, p.dead)) && votes.Value.Dead != l.self:
+			return accept, w
+		case w != nil && w.force && !a.majority(v):
+			return force, w
+		}
+		return idle, w
+	}
+	switch {
+	case l.retired(l.self), a.leaving:
+	case w != nil && w.force && !a.majority(v):
+		return force, w
+	case now.Before(a.holdOff), votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == l.self:
+	case w != nil:
+		return begin, w
+	case votes.Accepted != (ring.Ballot{}) && now.Sub(a.stalled) >= finishAfter+a.rank(v)*rankDelay && a.majority(v):
+		return begin, nil
+	}
+	return idle, w
+}
+
+// wantsStep reports whether propose has something to do.
+func (a *Allocator) wantsStep(l *ledger, now time.Time, v view) bool {
+	s, _ := a.next(l, now, v)
+	return s != idle
+}
+
+// propose takes the next step.
+func (a *Allocator) propose(x *edit, now time.Time, v view) {
+	s, w := a.next(x.ledger, now, v)
+	votes, p := x.ring.Votes(), a.proposal
+	var err error
+	switch s {
+	case abandon:
+		overtaken := p.index == len(x.ring.Log()) && votes.Promised != p.ballot
+		x.after(func() {
+			a.proposal = nil
+			if overtaken {
+				a.duels = min(a.duels+1, 5)
+				a.holdOff = now.Add(patience<<a.duels + a.rank(v)*patience)
+			}
+		})
+	case begin:
+		q := &proposal{
+			index: len(x.ring.Log()), ballot: ring.Ballot{Count: votes.Promised.Count + 1, Node: x.self},
+			promised: make(map[ring.Owner]ring.Set), accepted: make(map[ring.Owner]ring.Set), sent: make(map[ring.Owner]time.Time),
+		}
+		if q.dead = votes.Value.Dead; w != nil {
+			q.dead = w.dead
+		}
+		if q.ballot.Count == 0 {
+			err = errors.New("all ballots are used up")
+			break
+		}
+		err = x.edit(func(r *ring.Ring) error { r.Promise(q.ballot); return nil })
+		x.after(func() { a.proposal = q })
+	case accept:
+		value := votes.Value
+		if votes.Accepted == (ring.Ballot{}) {
+			value = ring.Retirement{Dead: p.dead, Heir: a.heir(x.ledger, p.dead, v), By: x.self, At: now.Unix()}
+		}
+		err = x.edit(func(r *ring.Ring) error { _, err := r.Accept(p.ballot, value); return err })
+		x.after(func() { clear(p.sent) })
+	case decide:
+		err = x.edit(func(r *ring.Ring) error { return r.Retire(votes.Value) })
+		x.after(func() { a.proposal, a.duels = nil, 0 })
+	case force:
+		e := ring.Retirement{Dead: w.dead, Heir: x.self, By: x.self, At: now.Unix(), Forced: true}
+		err = x.edit(func(r *ring.Ring) error { return r.Retire(e) })
+		x.after(func() { a.proposal = nil })
+	}
+	if err != nil {
+		a.log.Error("a node cannot be retired", zap.Error(err))
+	}
+}
+
+// canvass asks those who have not voted to do so. a.mu must be held.
+func (a *Allocator) canvass(now time.Time, v view) {
+	p, l := a.proposal, a.ledger
+	if p == nil || len(l.ring.Log()) != p.index || l.ring.Votes().Promised != p.ballot {
+		return
+	}
+	answers := p.promised
+	if l.ring.Votes().Accepted == p.ballot {
+		answers = p.accepted
+	}
+	var m *message
+	for _, o := range v.alive {
+		if _, ok := answers[o]; ok && now.Sub(p.sent[o]) < abstain || now.Sub(p.sent[o]) < retry {
+			continue
+		}
+		if m == nil {
+			m = &message{kind: kindVote, ring: ring.New(a.size).WithLog(l.ring)}
+		}
+		a.send(o, m)
+		p.sent[o] = now
+	}
+}
+
+// rank returns how many of those who answer are before this node.
+func (a *Allocator) rank(v view) time.Duration {
+	n, _ := slices.BinarySearch(v.alive, a.cfg.Self)
+	return time.Duration(n)
+}
+
+// heir returns who is to have the slots of a node: the one of those that answer, or this one, that owns least, so that
+// they spread evenly.
+func (a *Allocator) heir(l *ledger, dead ring.Owner, v view) ring.Owner {
+	owned := l.ring.Owned()
+	best := l.self
+	for _, o := range v.alive {
+		if _, leaving := a.closed[o]; o != dead && !leaving && !l.retired(o) && owned[o] < owned[best] {
+			best = o
+		}
+	}
+	return best
+}
+
+// wanted returns the retirement that is next to be decided: what was asked for, or else a node that has left and is still
+// named in the ring, or that has been silent for too long.
+func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
+	for _, w := range a.wants {
+		if w.dead != l.self && !l.retired(w.dead) && (w.sure || !v.has(w.dead)) {
+			return w
+		}
+	}
+	if a.leaving || len(a.absent) == 0 {
+		return nil
+	}
+	var best *want
+	for o, since := range a.absent {
+		patience := a.cfg.ReclaimAfter
+		switch {
+		case l.retired(o), o == l.self, v.has(o):
+			continue
+		case v.lacks(o):
+			patience = farewellTime
+		case patience <= 0, o&seedBit != 0:
+			continue
+		}
+		if now.Sub(since) < patience+a.rank(v)*rankDelay && (a.proposal == nil || a.proposal.dead != o) {
+			continue
+		}
+		if best == nil || o < best.dead {
+			best = &want{dead: o, since: since}
+		}
+	}
+	return best
+}
+
+// miss takes note of who is named in the ring, or stands for somebody who is, and does not answer. a.mu must be held.
+func (a *Allocator) miss(now time.Time, v view) {
+	r := a.ledger.ring
+	heirs := r.Heirs()
+	named := make(map[ring.Owner]bool)
+	for o := range a.share() {
+		named[end(heirs, o)] = true
+	}
+	for _, reg := range r.All() {
+		if reg.From != 0 {
+			named[end(heirs, reg.From)] = true
+		}
+	}
+	for o := range a.absent {
+		if !named[o] || v.has(o) {
+			delete(a.absent, o)
+		}
+	}
+	for o := range named {
+		if _, ok := a.absent[o]; !ok && o != a.cfg.Self && !v.has(o) {
+			a.absent[o] = now
+		}
+	}
+	if votes := r.Votes(); votes != a.stalledAt {
+		a.stalled, a.stalledAt = now, votes
+	}
+}
