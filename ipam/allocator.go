@@ -66,39 +66,33 @@ type Allocator struct {
 	commitMu sync.Mutex
 
 	// mu guards all below. It is never held while the store, Net or OnChange is called.
-	mu        sync.Mutex
-	ledger    *ledger // replaced with commitMu and mu held
-	shares    map[ring.Owner]ring.Set
-	space     *space
-	byOwner   map[string]*entry
-	bySlot    map[uint32]*entry
-	batch     *batch
-	woken     []uint32 // slots whose rest is over, to be told to the store with the next commit
-	doubt     doubt
-	failing   bool // the last commit failed
-	waiters   []*waiter
-	asks      map[ring.Owner]*ask
-	denials   map[ring.Owner]denial
-	leaving   bool                  // no more addresses are handed out, nor asked for
-	parted    map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
-	partedAt  time.Time             // while leaving: when the others were last told
-	closed    map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
-	out       []parcel
-	changed   bool
-	wants     []*want                  // retirements that are wanted, in order
-	absent    map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
-	proposal  *proposal
-	holdOff   time.Time  // no proposal is made before
-	duels     int        // proposals for the next retirement that were overtaken
-	stalled   time.Time  // since when there is an undecided proposal, of anybody's
-	stalledAt ring.Votes // which
-	survey    *survey
-	ceded     int // the length of the log for which this node was handed what may have been granted to one whose heir it is
-	surveyed  int // the length of the log for which this node knows what a majority knows
-	legacy    struct {
-		ledger *ledger
-		estate *estate
-	}
+	mu         sync.Mutex
+	ledger     *ledger // replaced with commitMu and mu held
+	shares     map[ring.Owner]ring.Set
+	space      *space
+	byOwner    map[string]*entry
+	bySlot     map[uint32]*entry
+	batch      *batch
+	woken      []uint32 // slots whose rest is over, to be told to the store with the next commit
+	doubt      doubt
+	failing    bool // the last commit failed
+	waiters    []*waiter
+	asks       map[ring.Owner]*ask
+	denials    map[ring.Owner]denial
+	leaving    bool                  // no more addresses are handed out, nor asked for
+	parted     map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
+	partedAt   time.Time             // while leaving: when the others were last told
+	closed     map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
+	out        []parcel
+	changed    bool
+	wants      []*want                  // retirements that are wanted, in order
+	absent     map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
+	proposal   *proposal
+	holdOff    time.Time  // no proposal is made before
+	duels      int        // proposals for the next retirement that were overtaken
+	stalled    time.Time  // since when there is an undecided proposal, of anybody's
+	stalledAt  ring.Votes // which
+	survey     *survey
 	strange    map[ring.Owner]bool // peers whose last message made no sense
 	violated   map[ring.Conflict]bool
 	split      map[ring.Split]bool
@@ -493,16 +487,13 @@ func (a *Allocator) look() view {
 	return v
 }
 
-// majority reports whether this node and those that answer own more than half of the universe. a.mu must be held.
+// majority reports whether this node and those that answer speak for more than half of the universe, as far as the ring
+// tells. a.mu must be held.
 func (a *Allocator) majority(v view) bool {
-	shares := a.share()
-	n := shares[a.cfg.Self].Len()
-	for _, o := range v.alive {
-		n += shares[o].Len()
-	}
-	for _, o := range a.ledger.outgoing {
-		if o.from == a.cfg.Self && !o.handed && !v.has(o.to) {
-			n += o.grants.Known().Len() // this node speaks for what the other owns
+	n := uint64(0)
+	for i, reg := range a.ledger.ring.All() {
+		if o := cmp.Or(reg.From, reg.Owner); o == a.cfg.Self || v.has(o) {
+			n += i.Len()
 		}
 	}
 	return 2*n > uint64(a.size)

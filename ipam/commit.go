@@ -289,12 +289,13 @@ const maxAdvances = 8
 // due reports whether advance has something to do. a.mu must be held.
 func (a *Allocator) due(now time.Time, v view) bool {
 	l := a.ledger
-	return len(l.ripe(v.gone)) > 0 || len(l.revocable(v.gone)) > 0 || a.wantsStep(l, now, v) || a.inherits(l, v)
+	revocable := func(o *outgoing) bool { return !o.handed && l.retired(o.to) }
+	return len(l.ripe(v.has)) > 0 || slices.ContainsFunc(l.outgoing, revocable) || a.wantsStep(l, now, v) || len(a.heritage(l, v)) > 0
 }
 
 // advance makes the changes that are due.
 func (a *Allocator) advance(x *edit, now time.Time, v view) {
-	if back, err := x.revoke(v.gone); err != nil {
+	if back, err := x.revoke(); err != nil {
 		a.log.Error("address blocks not taken back", zap.Error(err))
 	} else {
 		x.delta = x.delta.Union(back)

@@ -40,11 +40,8 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 		case kindConfirm:
 			a.onConfirm(x, from, m)
 		case kindAck:
-			// Who knows of more retirements does not count before they are known here, too: see ledger.recorded.
-			if m.length <= uint64(len(x.ring.Log())) {
-				x.acknowledge(from, m.grants, m.slots)
-				a.handOver(x, v)
-			}
+			x.acknowledge(m.grants, m.slots, int(m.length))
+			a.handOver(x, v)
 		case kindNews:
 			a.learn(x, m.ring)
 		case kindVote:
@@ -187,46 +184,40 @@ func (a *Allocator) give(x *edit, to ring.Owner, blocks ring.Set) bool {
 // handOver sends the grants that a majority has recorded to their recipients: at once, if this node speaks for one. It
 // returns these grants.
 func (a *Allocator) handOver(x *edit, v view) []*outgoing {
-	handed := x.handOver(v.gone)
+	handed := x.handOver(v.has)
 	for _, o := range handed {
 		a.sendGrant(x, o)
 	}
 	return handed
 }
 
-// sendGrant sends a grant with all that this node knows, to the recipient or its heir: the knowledge moves with the slots.
+// sendGrant sends a grant with all that this node knows: the knowledge moves with the slots.
 func (a *Allocator) sendGrant(x *edit, o *outgoing) {
-	x.send(end(x.ring.Heirs(), o.to), &message{kind: kindGrant, ring: x.ring, grants: o.grants})
+	x.send(o.to, &message{kind: kindGrant, ring: x.ring, grants: o.grants})
 	o.sent = a.cfg.Now()
 }
 
 // onConfirm records the grants of another node and says which slots have recorded them: those that this node speaks for.
-// Nothing is said to one that is retired (see HandleMessage), and to one that does not know of a retirement only which.
+// That counts only between nodes that know of the same retirements, so the log goes along, to and fro.
 func (a *Allocator) onConfirm(x *edit, from ring.Owner, m *message) {
 	a.learn(x, m.grants)
-	length := uint64(len(x.ring.Log()))
-	if m.length < length || !covers(x.ring, m.grants) {
+	if len(m.grants.Log()) < len(x.ring.Log()) || !covers(x.ring, m.grants) {
 		x.send(from, &message{kind: kindNews, ring: x.ring.Only(m.grants.Known()).WithLog(x.ring)})
 		return
 	}
-	x.send(from, &message{kind: kindAck, grants: m.grants, slots: x.spoken(), length: length})
+	x.send(from, &message{kind: kindAck, grants: m.grants.WithLog(ring.New(a.size)), slots: x.spoken(), length: uint64(len(x.ring.Log()))})
 }
 
 // pursue goes on with the grants that are outgoing: it asks others to record them, and repeats what their recipients
 // have not acknowledged. a.mu must be held.
 func (a *Allocator) pursue(now time.Time, v view) {
-	if len(a.ledger.outgoing) == 0 {
-		return
-	}
-	heirs := a.ledger.ring.Heirs()
 	var due []*outgoing
 	for _, o := range a.ledger.open() {
-		to := end(heirs, o.to)
 		switch {
 		case !o.handed && now.Sub(o.asked) >= min(patience<<o.tries, abstain):
 			due = append(due, o)
-		case o.handed && now.Sub(o.sent) >= retry && v.has(to):
-			a.send(to, &message{kind: kindGrant, ring: a.ledger.ring, grants: o.grants})
+		case o.handed && now.Sub(o.sent) >= retry && v.has(o.to):
+			a.send(o.to, &message{kind: kindGrant, ring: a.ledger.ring, grants: o.grants})
 			o.sent = now
 		}
 	}
@@ -247,7 +238,7 @@ func (a *Allocator) confirm(due []*outgoing, now time.Time, v view) {
 		first = first && o.tries == 0
 		o.asked, o.tries = now, min(o.tries+1, 6)
 	}
-	m := &message{kind: kindConfirm, grants: a.ledger.ring.Only(slots), length: uint64(len(a.ledger.ring.Log()))}
+	m := &message{kind: kindConfirm, grants: a.ledger.ring.Only(slots).WithLog(a.ledger.ring)}
 	if !first {
 		for _, p := range v.alive {
 			a.send(p, m)

@@ -3,89 +3,98 @@
 package ipam
 
 import (
-	"cmp"
 	"slices"
 
 	"github.com/weftnet/weft/ipam/ring"
 )
 
-// estate is what retired nodes, whose heir this node is, have left, as far as it is this node's to see to.
-type estate struct {
-	over   ring.Set  // to take over
-	claim  ring.Set  // granted to this node by a node whose heir it is
-	grants []bequest // granted to others by such a node: to be recorded by a majority, and then handed over
-	forced bool      // one of the retirements was
-}
-
-// bequest is what a retired node has granted to another, and not handed over as far as is known.
-type bequest struct {
-	from, to ring.Owner
-	slots    ring.Set
-}
-
-func (e *estate) empty() bool { return len(e.over) == 0 && len(e.claim) == 0 && len(e.grants) == 0 }
-
-// estate returns what this node is to see to, once it knows all that a majority knows. What a living node has granted to a
-// retired one is not in it, unless that living node is this one: the donor either takes it back or hands it over to the heir.
-func (l *ledger) estate() *estate {
-	e := new(estate)
-	heirs := l.ring.Heirs()
-	if len(heirs) == 0 || l.retired(l.self) {
-		return e
+// estate returns the slots that a takeover is due for, by where it has to be: of retired nodes, and of those that such a
+// node has granted or been granted without its having arrived. What this node has granted and not handed over is not
+// among them: that is taken back (ledger.revoke).
+func (l *ledger) estate() ring.Set {
+	gone := l.ring.RetiredAt()
+	if len(gone) == 0 || l.retired(l.self) {
+		return nil
 	}
-	var under, handed ring.Set
-	for _, o := range l.outgoing {
-		switch slots := l.ring.Same(o.grants); {
-		case o.from != l.self:
-			under = under.Union(slots)
-		case o.handed:
-			handed = handed.Union(slots)
+	s := l.ring.Where(func(x ring.Register) bool { return concerns(gone, x) })
+	if len(s) > 0 {
+		s = s.Subtract(l.spoken())
+	}
+	return s
+}
+
+func concerns(gone map[ring.Owner]int, x ring.Register) bool {
+	_, owner := gone[x.Owner]
+	_, from := gone[x.From]
+	return owner || from
+}
+
+// due returns the slots that this node, to whom the last retirement gives it, may take over now, and who else has to be
+// asked before it may take over the rest. answers are the slots for which the others have said that they speak, with a log
+// of exactly the length of this node's, and with their whole rings, which have been merged. Of a slot that may be taken
+// over it is certain by that:
+//
+//   - whoever of its owner and of who granted it is not retired does not have it, and will not get it;
+//   - no earlier heir has it;
+//   - all that retired nodes have granted with effect is known, if the answers are a majority, which is for the caller to see to.
+func (l *ledger) due(answers map[ring.Owner]ring.Set) (take ring.Set, ask []ring.Owner) {
+	log := l.ring.Log()
+	if len(log) == 0 || log[len(log)-1].Heir != l.self {
+		return nil, nil
+	}
+	gone := l.ring.RetiredAt()
+	missing := make(map[ring.Owner]bool)
+	for i, reg := range l.ring.Only(l.estate()).All() {
+		if reg == (ring.Register{}) {
+			continue
 		}
-	}
-	grants := make(map[bequestKey]ring.Set)
-	for i, reg := range l.ring.All() {
-		owner, from := end(heirs, reg.Owner), end(heirs, reg.From)
-		switch {
-		case reg.From == 0 && owner == l.self && reg.Owner != l.self:
-			e.over = append(e.over, i)
-		case reg.From == 0 || from != l.self:
-		case reg.From == l.self:
-			if owner == l.self {
-				e.over = append(e.over, ring.Set{i}.Intersect(handed)...)
+		may := ring.Set{i}
+		need := func(o ring.Owner) {
+			if _, retired := gone[o]; retired || o == l.self || o == 0 {
+				return
 			}
-		case reg.Owner == l.self:
-			e.claim = append(e.claim, i)
-		case owner == l.self:
-			e.over = append(e.over, i)
-		default:
-			k := bequestKey{reg.From, reg.Owner}
-			grants[k] = append(grants[k], ring.Set{i}.Subtract(under)...)
+			if _, ok := answers[o]; !ok {
+				missing[o] = true
+				may = nil
+			}
 		}
-	}
-	for k, slots := range grants {
-		if len(slots) > 0 {
-			e.grants = append(e.grants, bequest{k.from, k.to, slots})
+		need(reg.Owner)
+		need(reg.From)
+		if reg.From != 0 {
+			may = may.Subtract(answers[reg.From]) // it has not handed them over, and takes them back
 		}
+		first := len(log)
+		for _, o := range [...]ring.Owner{reg.Owner, reg.From} {
+			if n, ok := gone[o]; ok {
+				first = min(first, n)
+			}
+		}
+		if reg.Owner&seedBit != 0 {
+			first = 0 // adopting takes no majority: any retired node may have, and its heir may know
+		}
+		for _, e := range log[first:] {
+			need(e.Heir)
+		}
+		take = append(take, may...)
 	}
-	slices.SortFunc(e.grants, func(x, y bequest) int { return cmp.Or(cmp.Compare(x.from, y.from), cmp.Compare(x.to, y.to)) })
-	for _, r := range l.ring.Log() {
-		e.forced = e.forced || r.Forced && heirs[r.Dead].Owner == l.self
+	for o := range missing {
+		ask = append(ask, o)
 	}
-	return e
+	slices.Sort(ask)
+	return ring.NewSet(take...), ask
 }
 
-type bequestKey struct{ from, to ring.Owner }
-
-// inherit does what is to be done about an estate, for which this node must know what a majority knows. It returns the
-// slots that it has got.
-func (l *ledger) inherit(e *estate) (ring.Set, error) {
-	got, err := l.take(e.claim, e.over)
-	if err != nil {
-		return nil, err
+// takeOver takes slots over.
+func (l *ledger) takeOver(slots ring.Set) error {
+	if len(slots) == 0 {
+		return nil
 	}
-	l.outgoing = slices.Clone(l.outgoing)
-	for _, g := range e.grants {
-		l.outgoing = append(l.outgoing, &outgoing{to: g.to, from: g.from, grants: l.ring.Only(g.slots)})
+	if err := l.edit(func(r *ring.Ring) error {
+		return each(slots, func(i ring.Interval) error { return r.TakeOver(l.self, i) })
+	}); err != nil {
+		return err
 	}
-	return got, nil
+	l.effective = l.effective.Union(slots)
+	l.settle()
+	return nil
 }

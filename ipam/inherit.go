@@ -3,6 +3,7 @@
 package ipam
 
 import (
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -10,91 +11,77 @@ import (
 	"github.com/weftnet/weft/ipam/ring"
 )
 
-// survey is how the heir of a retired node learns what a majority knows, before it takes over. Whoever answers knows of
-// the retirement, and from then on records nothing more for the retired node: so all that it granted with effect is known
-// to somebody who answers.
+// survey is how the heir learns what the others know, before it takes over (see ledger.due). Whoever answers knows of the
+// same retirements, and records nothing more for those who know of fewer: so all that a retired node has granted with
+// effect is known to somebody who answers.
 type survey struct {
-	length  int // of the log that those who answer know
+	length  int // of the log, for which it is made
 	began   time.Time
 	answers map[ring.Owner]ring.Set
 	sent    map[ring.Owner]time.Time
 }
 
-// legacyOf returns the estate that this node is to see to. a.mu must be held.
-func (a *Allocator) legacyOf(l *ledger) *estate {
-	if a.legacy.ledger != l {
-		a.legacy.ledger, a.legacy.estate = l, l.estate()
-	}
-	return a.legacy.estate
-}
-
-// inherits reports whether there is an estate, and all is known that has to be.
-func (a *Allocator) inherits(l *ledger, v view) bool {
-	e := a.legacyOf(l)
-	if a.surveyed >= len(l.ring.Log()) {
-		return !e.empty()
-	}
-	return a.surveyComplete(l, e, v)
-}
-
-// surveyComplete reports whether enough have answered: a majority, and whoever is retired and answers all the same, for it
-// has to know first. After a forced retirement, for which there is no majority, all who answer at all.
-func (a *Allocator) surveyComplete(l *ledger, e *estate, v view) bool {
+// heritage returns what this node may take over now: nothing before a majority has answered, and whoever is retired and
+// answers all the same, for it has to know first. After a forced retirement, for which there may be no majority, it is all
+// who answer.
+func (a *Allocator) heritage(l *ledger, v view) ring.Set {
 	s := a.survey
-	if s == nil || s.length < len(l.ring.Log()) {
-		return false
+	log := l.ring.Log()
+	if s == nil || s.length != len(log) {
+		return nil
 	}
 	for _, o := range v.undead {
 		if _, ok := s.answers[o]; !ok {
-			return false
+			return nil
 		}
 	}
-	known := l.spoken()
-	all := a.cfg.Now().Sub(s.began) >= silence
-	for _, o := range v.alive {
-		slots, ok := s.answers[o]
-		known = known.Union(slots)
-		all = all && ok
+	if !l.majority(s.known(l)) {
+		missing := func(o ring.Owner) bool { _, ok := s.answers[o]; return !ok }
+		if !log[len(log)-1].Forced || slices.ContainsFunc(v.alive, missing) || a.cfg.Now().Sub(s.began) < silence {
+			return nil
+		}
 	}
+	take, _ := l.due(s.answers)
+	return take
+}
+
+// known returns the slots of those who have answered, and of this node.
+func (s *survey) known(l *ledger) ring.Set {
+	known := l.spoken()
 	for _, slots := range s.answers {
 		known = known.Union(slots)
 	}
-	return l.majority(known) || e.forced && all
+	return known
 }
 
-// inherit sees to the estate, if all is known that has to be.
+// inherit takes over what may be taken over.
 func (a *Allocator) inherit(x *edit, v view) {
-	e := x.estate()
-	if a.surveyed < len(x.ring.Log()) && !a.surveyComplete(x.ledger, e, v) {
+	take := a.heritage(x.ledger, v)
+	if len(take) == 0 {
 		return
 	}
-	length := len(x.ring.Log())
-	got, err := x.ledger.inherit(e)
-	if err != nil {
+	if err := x.takeOver(take); err != nil {
 		a.log.Error("the addresses of nodes that are gone cannot be taken over", zap.Error(err))
 		return
 	}
-	x.delta = x.delta.Union(got)
+	x.delta = x.delta.Union(take)
 	x.after(func() {
-		a.surveyed, a.survey = length, nil
-		if n := got.Len(); n > 0 {
-			a.log.Info("took over the addresses of nodes that are gone", zap.Uint64("addresses", n))
-		}
+		a.log.Info("took over the addresses of nodes that are gone", zap.Uint64("addresses", take.Len()))
 	})
 }
 
-// onSurvey takes in what an heir knows, and says what this node knows.
+// onSurvey takes in what the heir knows, and says what this node knows.
 func (a *Allocator) onSurvey(x *edit, from ring.Owner, m *message) {
 	a.learn(x, m.ring)
 	x.send(from, &message{kind: kindSurveyed, ring: x.ring, slots: x.spoken()})
 }
 
-// onSurveyed takes in an answer.
+// onSurveyed takes in an answer. It counts if it was given with the log of the question.
 func (a *Allocator) onSurveyed(x *edit, from ring.Owner, m *message) {
 	a.learn(x, m.ring)
 	x.after(func() {
-		if s := a.survey; s != nil && len(m.ring.Log()) >= s.length {
-			s.answers[from] = s.answers[from].Union(m.slots)
+		if s := a.survey; s != nil && len(m.ring.Log()) == s.length {
+			s.answers[from] = m.slots
 		}
 	})
 }
@@ -119,16 +106,15 @@ func (a *Allocator) reclaim(now time.Time, v view) time.Duration {
 	return 0
 }
 
-// inquire makes the survey that this node needs as an heir.
+// inquire makes the survey that this node needs as the heir.
 func (a *Allocator) inquire(now time.Time, v view) {
-	l := a.ledger
-	length := len(l.ring.Log())
-	if length <= a.surveyed || a.ceded <= a.surveyed && a.legacyOf(l).empty() {
+	log := a.ledger.ring.Log()
+	if len(log) == 0 || log[len(log)-1].Heir != a.cfg.Self || len(a.ledger.estate()) == 0 {
 		a.survey = nil
 		return
 	}
-	if a.survey == nil || a.survey.length < length {
-		a.survey = &survey{length: length, began: now, answers: make(map[ring.Owner]ring.Set), sent: make(map[ring.Owner]time.Time)}
+	if a.survey == nil || a.survey.length != len(log) {
+		a.survey = &survey{length: len(log), began: now, answers: make(map[ring.Owner]ring.Set), sent: make(map[ring.Owner]time.Time)}
 	}
 	s := a.survey
 	var m *message
@@ -138,7 +124,7 @@ func (a *Allocator) inquire(now time.Time, v view) {
 				continue
 			}
 			if m == nil {
-				m = &message{kind: kindSurvey, ring: l.ring}
+				m = &message{kind: kindSurvey, ring: a.ledger.ring}
 			}
 			a.send(o, m)
 			s.sent[o] = now

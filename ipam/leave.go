@@ -168,7 +168,7 @@ func (a *Allocator) farewell(given map[ring.Owner]uint64) (r LeaveReport, open [
 	}
 	slices.SortFunc(r.Granted, func(x, y Share) int { return cmp.Compare(x.Owner, y.Owner) })
 	for _, o := range a.ledger.open() {
-		if !v.gone(o.to) && o.from == a.cfg.Self {
+		if !v.gone(o.to) {
 			open = append(open, o.to)
 		}
 	}

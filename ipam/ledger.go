@@ -37,16 +37,16 @@ type ledger struct {
 // outgoing is a grant that its recipient has not acknowledged. Only the fields of the last group are modified.
 type outgoing struct {
 	to     ring.Owner
-	from   ring.Owner // this node, or one that is retired and whose grant this node, its heir, sees to
 	grants *ring.Ring // the delta that names the recipient
 	handed bool       // a majority has recorded it, and nobody speaks for the slots
 
 	// Not kept on disk, and guarded by the allocator's mutex.
-	acks  map[ring.Owner]ring.Set // the slots, besides those that this node speaks for, that are known to have recorded it, by who said so
-	asked time.Time               // when others were last asked to record it
-	tries int                     // how often that was
-	sent  time.Time               // when it was last sent to its recipient
-	got   ring.Owner              // who has said that it has it; the ring is still to show that
+	acks  ring.Set  // the slots, besides those that this node speaks for, that are known to have recorded it
+	at    int       // the length of the log, of this node's and of those who said so, when they did
+	asked time.Time // when others were last asked to record it
+	tries int       // how often that was
+	sent  time.Time // when it was last sent to its recipient
+	got   bool      // its recipient has said that it has it; the ring is still to show that
 }
 
 // copy returns a copy to change.
@@ -75,7 +75,7 @@ func (l *ledger) retired(o ring.Owner) bool { return l.ring.Retired(o) != nil }
 func (l *ledger) spoken() ring.Set {
 	s := l.effective
 	for _, o := range l.outgoing {
-		if o.from == l.self && !o.handed {
+		if !o.handed {
 			s = s.Union(l.ring.Same(o.grants))
 		}
 	}
@@ -97,9 +97,13 @@ func (l *ledger) merge(o *ring.Ring) (news ring.News, lost ring.Set, err error) 
 	if lost = l.effective.Intersect(news.Slots); len(lost) > 0 {
 		l.effective = l.effective.Subtract(lost)
 	}
-	// A grant over which the recipient has written in turn has arrived.
-	l.keep(func(o *outgoing) bool { return len(l.ring.Same(o.grants)) > 0 })
+	l.settle()
 	return news, lost, nil
+}
+
+// settle drops the outgoing grants that somebody has written over in turn: they have arrived, or are void.
+func (l *ledger) settle() {
+	l.outgoing = slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return len(l.ring.Same(o.grants)) == 0 })
 }
 
 // bury ends this node's part if it is retired, and reports that.
@@ -109,13 +113,6 @@ func (l *ledger) bury() bool {
 	}
 	l.effective, l.outgoing = nil, nil
 	return true
-}
-
-// keep drops the outgoing grants that are not wanted. It reports whether there were any.
-func (l *ledger) keep(wanted func(*outgoing) bool) bool {
-	n := len(l.outgoing)
-	l.outgoing = slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return !wanted(o) })
-	return len(l.outgoing) < n
 }
 
 // grant gives blocks, which must be effective and free, to another node.
@@ -129,7 +126,7 @@ func (l *ledger) grant(to ring.Owner, blocks ring.Set) (*outgoing, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &outgoing{to: to, from: l.self, grants: l.ring.Only(blocks)}
+	o := &outgoing{to: to, grants: l.ring.Only(blocks)}
 	l.effective = l.effective.Subtract(blocks)
 	l.outgoing = append(slices.Clone(l.outgoing), o)
 	return o, nil
@@ -145,23 +142,14 @@ func each(s ring.Set, f func(ring.Interval) error) error {
 	return nil
 }
 
-// revocable returns the outgoing grants that are to be taken back: those that were not handed over, and whose recipient
-// is gone.
-func (l *ledger) revocable(gone func(ring.Owner) bool) []*outgoing {
-	var out []*outgoing
-	for _, o := range l.outgoing {
-		if o.from == l.self && !o.handed && gone(o.to) {
-			out = append(out, o)
-		}
-	}
-	return out
-}
-
-// revoke takes back what is revocable, and returns these slots. This node has been speaking for them all the time.
-func (l *ledger) revoke(gone func(ring.Owner) bool) (ring.Set, error) {
+// revoke takes back what was granted to nodes that are retired and was not handed over, and returns these slots. This
+// node has been speaking for them all the time, and never hands them over any more.
+func (l *ledger) revoke() (ring.Set, error) {
 	var back ring.Set
-	for _, o := range l.revocable(gone) {
-		back = back.Union(l.ring.Same(o.grants))
+	for _, o := range l.outgoing {
+		if !o.handed && l.retired(o.to) {
+			back = back.Union(l.ring.Same(o.grants))
+		}
 	}
 	if len(back) == 0 {
 		return nil, nil
@@ -172,28 +160,25 @@ func (l *ledger) revoke(gone func(ring.Owner) bool) (ring.Set, error) {
 		return nil, err
 	}
 	l.effective = l.effective.Union(back)
-	l.keep(func(o *outgoing) bool { return len(l.ring.Same(o.grants)) > 0 })
+	l.settle()
 	return back, nil
 }
 
-// recorded returns the slots that are known to have recorded a grant. What a retired node has said does not count: whoever
-// has its slots now need not know.
+// recorded returns the slots that are known to have recorded a grant, all of them with a log of retirements as long as
+// this node's: for when a node is retired, those who get its slots do not know all that it has recorded.
 func (l *ledger) recorded(o *outgoing) ring.Set {
-	s := l.spoken()
-	for who, slots := range o.acks {
-		if !l.retired(who) {
-			s = s.Union(slots)
-		}
+	if o.at != len(l.ring.Log()) {
+		return l.spoken()
 	}
-	return s
+	return l.spoken().Union(o.acks)
 }
 
 // ripe returns the outgoing grants that may be handed over: those that a majority has recorded. They are not if their
-// recipient is gone, for then nobody would speak for the slots; unless it is another's grant, of which that is true anyway.
-func (l *ledger) ripe(gone func(ring.Owner) bool) []*outgoing {
+// recipient does not answer, for then nobody would speak for the slots.
+func (l *ledger) ripe(answers func(ring.Owner) bool) []*outgoing {
 	var out []*outgoing
 	for _, o := range l.outgoing {
-		if !o.handed && (o.from != l.self || !gone(o.to)) && l.majority(l.recorded(o)) {
+		if !o.handed && answers(o.to) && !l.retired(o.to) && l.majority(l.recorded(o)) {
 			out = append(out, o)
 		}
 	}
@@ -201,8 +186,8 @@ func (l *ledger) ripe(gone func(ring.Owner) bool) []*outgoing {
 }
 
 // handOver ends this node's speaking for the slots of the grants that are ripe. It returns these grants.
-func (l *ledger) handOver(gone func(ring.Owner) bool) []*outgoing {
-	ripe := l.ripe(gone)
+func (l *ledger) handOver(answers func(ring.Owner) bool) []*outgoing {
+	ripe := l.ripe(answers)
 	l.outgoing = slices.Clone(l.outgoing)
 	for i, o := range ripe {
 		c := *o
@@ -213,84 +198,53 @@ func (l *ledger) handOver(gone func(ring.Owner) bool) []*outgoing {
 	return ripe
 }
 
-// acknowledge takes note that a node has recorded grants with the slots that it speaks for; some of the grants may be
-// outgoing here.
-func (l *ledger) acknowledge(from ring.Owner, grants *ring.Ring, slots ring.Set) {
+// acknowledge takes note that slots have recorded grants, of which some may be outgoing here. length is that of the log
+// of whoever speaks for the slots.
+func (l *ledger) acknowledge(grants *ring.Ring, slots ring.Set, length int) {
+	if length != len(l.ring.Log()) {
+		return
+	}
 	for _, o := range l.outgoing {
-		if covers(grants, o.grants) {
-			if o.acks == nil {
-				o.acks = make(map[ring.Owner]ring.Set)
-			}
-			o.acks[from] = o.acks[from].Union(slots)
-		}
-	}
-}
-
-// end returns who stands for a node: the last of its heirs, or itself.
-func end(heirs map[ring.Owner]ring.Heir, o ring.Owner) ring.Owner {
-	if h, ok := heirs[o]; ok {
-		return h.Owner
-	}
-	return o
-}
-
-// receive claims what a donor, or its heir, has handed over; the sender's whole ring must have been merged before. heir
-// tells whether this node knows enough to take over from those whose heir it is, and may take what was granted to them.
-// It returns the slots that this was news for.
-func (l *ledger) receive(from ring.Owner, grants *ring.Ring, heir bool) (ring.Set, error) {
-	if l.retired(l.self) {
-		return nil, nil
-	}
-	heirs := l.ring.Heirs()
-	var claim, take ring.Set
-	for i, reg := range l.ring.Only(l.ring.Same(grants)).All() {
-		if reg.From == 0 || reg.From != from && end(heirs, reg.From) != from {
+		if !covers(grants, o.grants) {
 			continue
 		}
-		switch {
-		case reg.Owner == l.self:
-			claim = append(claim, i)
-		case heir && end(heirs, reg.Owner) == l.self:
-			take = append(take, i)
+		if o.at != length {
+			o.acks, o.at = nil, length
 		}
+		o.acks = o.acks.Union(slots)
 	}
-	return l.take(claim, take)
 }
 
-// take claims slots that were granted to this node, and takes over those of nodes whose heir it is. It returns both.
-func (l *ledger) take(claim, over ring.Set) (ring.Set, error) {
-	all := ring.NewSet(append(slices.Clone(claim), over...)...)
-	if len(all) == 0 {
+// receive claims what a donor has handed over; the donor's whole ring must have been merged before. What a retired node
+// hands over is refused: whoever takes over from it has been told, or will be, that it is not here. It returns the slots that this was news for.
+func (l *ledger) receive(from ring.Owner, grants *ring.Ring) (ring.Set, error) {
+	if l.retired(l.self) || l.retired(from) {
 		return nil, nil
 	}
-	err := l.edit(func(r *ring.Ring) error {
-		if err := each(claim, func(i ring.Interval) error { return r.Claim(l.self, i) }); err != nil {
-			return err
-		}
-		return each(over, func(i ring.Interval) error { return r.TakeOver(l.self, i) })
-	})
-	if err != nil {
+	mine := l.ring.Where(func(x ring.Register) bool { return x.Owner == l.self && x.From == from })
+	news := l.ring.Same(grants).Intersect(mine)
+	if len(news) == 0 {
+		return nil, nil
+	}
+	if err := l.edit(func(r *ring.Ring) error { return each(news, func(i ring.Interval) error { return r.Claim(l.self, i) }) }); err != nil {
 		return nil, err
 	}
-	l.effective = l.effective.Union(all)
-	l.keep(func(o *outgoing) bool { return len(l.ring.Same(o.grants)) > 0 })
-	return all, nil
+	l.effective = l.effective.Union(news)
+	return news, nil
 }
 
-// received takes note that a node says that it has grants. They stay in the ledger until the ring shows it: if the node is
-// gone before, its heir is to have them.
+// received takes note that a node says that it has grants. They stay in the ledger until the ring shows that.
 func (l *ledger) received(from ring.Owner, grants *ring.Ring) {
 	for _, o := range l.outgoing {
-		if o.handed && covers(grants, o.grants) {
-			o.got = from
+		if o.to == from && o.handed && covers(grants, o.grants) {
+			o.got = true
 		}
 	}
 }
 
-// open returns the outgoing grants that somebody still has to do something about.
+// open returns the outgoing grants that this node still has to do something about.
 func (l *ledger) open() []*outgoing {
-	heirs := l.ring.Heirs()
-	return slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return o.got != 0 && o.got == end(heirs, o.to) })
+	return slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return o.handed && (o.got || l.retired(o.to)) })
 }
 
 // announced returns the slots that this node owns and may not use yet.
@@ -332,9 +286,8 @@ func (l *ledger) encode() []byte {
 	b := []byte{ledgerFormat}
 	b = binary.AppendUvarint(b, uint64(l.adopted))
 	b = appendRing(b, l.ring.Only(l.effective))
-	own := slices.DeleteFunc(slices.Clone(l.outgoing), func(o *outgoing) bool { return o.from != l.self }) // others are found again
-	b = binary.AppendUvarint(b, uint64(len(own)))
-	for _, o := range own {
+	b = binary.AppendUvarint(b, uint64(len(l.outgoing)))
+	for _, o := range l.outgoing {
 		handed := byte(0)
 		if o.handed {
 			handed = 1
@@ -359,7 +312,7 @@ func (l *ledger) decode(b []byte) error {
 		l.effective = l.ring.Same(e).Intersect(l.ring.Where(func(x ring.Register) bool { return x.Owner == l.self && x.From == 0 }))
 	}
 	for range r.number(uint64(len(b))) {
-		o := &outgoing{from: l.self, to: ring.Owner(r.number(math.MaxUint64)), handed: r.number(1) == 1, grants: r.ring(size, false)}
+		o := &outgoing{to: ring.Owner(r.number(math.MaxUint64)), handed: r.number(1) == 1, grants: r.ring(size, false)}
 		if r.bad {
 			break
 		}

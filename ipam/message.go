@@ -59,9 +59,9 @@ type message struct {
 	last   bool   // request: the asker is leaving; grant nothing more, but repeat what was granted
 
 	ring   *ring.Ring // request, grant, survey, surveyed: all that the sender knows; deny: the same, or nil; news: some of it; vote, voted: log and votes
-	grants *ring.Ring // confirm, ack, grant, received: the delta in question
+	grants *ring.Ring // confirm, ack, grant, received: the delta in question; confirm: with the log
 	slots  ring.Set   // ack, voted, surveyed: those that the sender speaks for
-	length uint64     // confirm, ack: of the sender's log of retirements
+	length uint64     // ack: of the sender's log of retirements
 
 	reason refusal // deny
 	usage  counts  // deny
@@ -106,11 +106,8 @@ func (m *message) encode() []byte {
 		b = binary.AppendUvarint(b, m.usage.usable)
 		b = binary.AppendUvarint(b, m.usage.inUse)
 		b = binary.AppendUvarint(b, m.usage.resting)
-	case kindReceived:
+	case kindReceived, kindConfirm:
 		b = appendRing(b, m.grants)
-	case kindConfirm:
-		b = appendRing(b, m.grants)
-		b = binary.AppendUvarint(b, m.length)
 	case kindAck:
 		b = appendRing(b, m.grants)
 		b = appendSet(b, m.slots)
@@ -150,11 +147,8 @@ func decodeMessage(b []byte, size uint32) (*message, error) {
 		m.reason = refusal(r.byte())
 		m.usage = counts{r.number(math.MaxUint32), r.number(math.MaxUint32), r.number(math.MaxUint32)}
 		r.bad = r.bad || m.reason == 0 || m.reason >= refusedEnd
-	case kindReceived:
+	case kindReceived, kindConfirm:
 		m.grants = r.ring(size, false)
-	case kindConfirm:
-		m.grants = r.ring(size, false)
-		m.length = r.number(math.MaxUint32)
 	case kindAck:
 		m.grants = r.ring(size, false)
 		m.slots = r.set(size)

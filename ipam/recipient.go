@@ -56,8 +56,7 @@ func (a *Allocator) low() bool {
 // the donor may not have come to it.
 func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {
 	a.learn(x, m.ring)
-	heir := a.surveyed >= len(x.ring.Log())
-	got, err := x.receive(from, m.grants, heir)
+	got, err := x.receive(from, m.grants)
 	if err != nil {
 		a.log.Error("granted address blocks not taken", zap.Error(err))
 		return
@@ -65,8 +64,6 @@ func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {
 	x.delta = x.delta.Union(got)
 	if len(x.ring.Same(m.grants)) == 0 {
 		x.send(from, &message{kind: kindReceived, grants: m.grants})
-	} else if !heir {
-		x.after(func() { a.ceded = len(a.ledger.ring.Log()) }) // perhaps it was granted to somebody whose heir this node is
 	}
 	x.after(func() { delete(a.asks, from) })
 }

@@ -213,7 +213,7 @@ func (a *Allocator) Reclaims() []Reclaim {
 	v := a.look()
 	now := a.cfg.Now()
 	a.mu.Lock()
-	out := append(a.undecided(now, v), a.unfinished(now, v)...)
+	out := append(a.undecided(now, v), a.unfinished(v)...)
 	a.mu.Unlock()
 	for i := range out {
 		out[i].Text = a.describe(out[i])
@@ -252,21 +252,21 @@ func (a *Allocator) undecided(now time.Time, v view) (out []Reclaim) {
 }
 
 // unfinished returns the takeovers that are decided. a.mu must be held.
-func (a *Allocator) unfinished(now time.Time, v view) (out []Reclaim) {
+func (a *Allocator) unfinished(v view) (out []Reclaim) {
 	l := a.ledger
-	heirs := l.ring.Heirs()
-	for _, e := range l.ring.Log() {
+	log := l.ring.Log()
+	for _, e := range log {
 		left := a.share()[e.Dead].Len()
 		if left == 0 {
 			continue
 		}
-		r := Reclaim{Dead: e.Dead, Heir: heirs[e.Dead].Owner, Since: time.Unix(e.At, 0), Size: uint64(a.size), Left: left}
-		if s := a.survey; s != nil && r.Heir == l.self {
-			slots := l.spoken()
-			for _, answer := range s.answers {
-				slots = slots.Union(answer)
-			}
-			r.Slots, r.Missing = slots.Len(), a.missing(slots, v, e.Dead)
+		r := Reclaim{Dead: e.Dead, Heir: log[len(log)-1].Heir, Since: time.Unix(e.At, 0), Size: uint64(a.size), Left: left}
+		if s := a.survey; s != nil {
+			known := s.known(l)
+			_, ask := l.due(s.answers)
+			r.Slots, r.Missing = known.Len(), append(a.missing(known, v, e.Dead), ask...)
+			slices.Sort(r.Missing)
+			r.Missing = slices.Compact(r.Missing)
 		}
 		out = append(out, r)
 	}

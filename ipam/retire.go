@@ -46,7 +46,7 @@ func counted(own ring.Set, answers map[ring.Owner]ring.Set, l *ledger, dead ring
 		own = nil
 	}
 	for o, slots := range answers {
-		if o != dead && !l.retired(o) {
+		if o != dead {
 			own = own.Union(slots)
 		}
 	}
@@ -104,14 +104,14 @@ func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
 			return abandon, w // it answers again, or nobody wants it any more
 		case l.majority(counted(l.spoken(), p.promised, l, p.dead)) && votes.Value.Dead != l.self:
 			return accept, w
-		case w != nil && w.force && !a.majority(v):
+		case w != nil && w.force && now.Sub(w.since) >= 2*silence:
 			return force, w
 		}
 		return idle, w
 	}
 	switch {
 	case l.retired(l.self), a.leaving:
-	case w != nil && w.force && !a.majority(v):
+	case w != nil && w.force && (!a.majority(v) || now.Sub(w.since) >= 2*silence):
 		return force, w
 	case now.Before(a.holdOff), votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == l.self:
 	case w != nil:
@@ -222,10 +222,15 @@ func (a *Allocator) heir(l *ledger, dead ring.Owner, v view) ring.Owner {
 // wanted returns the retirement that is next to be decided: what was asked for, or else a node that has left and is still
 // named in the ring, or that has been silent for too long.
 func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
+	var first *want
 	for _, w := range a.wants {
-		if w.dead != l.self && !l.retired(w.dead) && (w.sure || !v.has(w.dead)) {
-			return w
+		ready := w.dead != l.self && !l.retired(w.dead) && (w.sure || !v.has(w.dead))
+		if ready && (first == nil || first.dead == w.dead && w.force) {
+			first = w // of several about the same node the boldest
 		}
+	}
+	if first != nil {
+		return first
 	}
 	if a.leaving || len(a.absent) == 0 {
 		return nil
@@ -251,17 +256,16 @@ func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
 	return best
 }
 
-// miss takes note of who is named in the ring, or stands for somebody who is, and does not answer. a.mu must be held.
+// miss takes note of who is named in the ring, or has to be asked about what is, and does not answer. a.mu must be held.
 func (a *Allocator) miss(now time.Time, v view) {
 	r := a.ledger.ring
-	heirs := r.Heirs()
 	named := make(map[ring.Owner]bool)
-	for o := range a.share() {
-		named[end(heirs, o)] = true
+	for _, o := range r.Owners() {
+		named[o] = true
 	}
-	for _, reg := range r.All() {
-		if reg.From != 0 {
-			named[end(heirs, reg.From)] = true
+	if len(a.ledger.estate()) > 0 {
+		for _, e := range r.Log() {
+			named[e.Heir] = true
 		}
 	}
 	for o := range a.absent {
@@ -270,7 +274,7 @@ func (a *Allocator) miss(now time.Time, v view) {
 		}
 	}
 	for o := range named {
-		if _, ok := a.absent[o]; !ok && o != a.cfg.Self && !v.has(o) {
+		if _, ok := a.absent[o]; !ok && o != a.cfg.Self && !v.has(o) && !contains(v.retired, o) {
 			a.absent[o] = now
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/weftnet/weft/ipam/ring"
 )
 
-// check verifies that no slot is, or could be, in use on two nodes.
+// check verifies that no slot is, or could be, in use on two nodes, and that everybody tells the same about who is gone.
 func (s *sim) check() error {
 	owner := make(map[uint32]ring.Owner)
 	for _, n := range s.nodes {
@@ -29,10 +29,23 @@ func (s *sim) check() error {
 				n.keptAt[slot] = true
 			}
 		}
+		for _, l := range n.ledgers() {
+			if err := s.checkLog(n, l.ring.Log()); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range s.nodes {
+		if s.retired(n) {
+			if n.alloc != nil && len(n.alloc.ledger.effective) > 0 {
+				return fmt.Errorf("node %d is retired and has addresses to hand out", n.id)
+			}
+			continue // what it once had is another's
+		}
 		may := n.kept
 		if a := n.alloc; a != nil {
 			may = may.Union(a.ledger.effective)
-			if len(a.violated) > 0 || a.lost > 0 {
+			if len(a.violated) > 0 || len(a.split) > 0 || a.lost > 0 {
 				return fmt.Errorf("node %d met a violation: %s", n.id, a.trouble)
 			}
 			for _, l := range a.List() {
@@ -66,8 +79,31 @@ func (s *sim) check() error {
 	return nil
 }
 
-// checkKnowledge verifies what reclaim will rely on: of every grant in effect, slots that are more than half of the
-// universe know, whoever speaks for them by now.
+// checkLog verifies that no two nodes ever know different histories of retirements.
+func (s *sim) checkLog(n *simNode, log []ring.Retirement) error {
+	for i := range min(len(log), len(s.log)) {
+		if log[i] != s.log[i] {
+			return fmt.Errorf("node %d: retirement %d is %+v, and was %+v", n.id, i, log[i], s.log[i])
+		}
+	}
+	for _, e := range log[min(len(log), len(s.log)):] {
+		asked := func(n *simNode) bool { return (e.Dead == n.id || e.Dead == n.seed) && (n.condemned || n.gone) }
+		if !slices.ContainsFunc(s.nodes, asked) {
+			return fmt.Errorf("node %d was retired, though nobody asked for that", e.Dead)
+		}
+		s.log = append(s.log, e)
+		s.logf("retired: %+v", e)
+	}
+	return nil
+}
+
+// retired reports whether it was decided anywhere that a node is gone.
+func (s *sim) retired(n *simNode) bool {
+	return slices.ContainsFunc(s.log, func(e ring.Retirement) bool { return e.Dead == n.id })
+}
+
+// checkKnowledge verifies what reclaim relies on: that one node at most speaks for a slot, and that of every grant that
+// took effect slots know that are more than half of the universe, whoever speaks for them by now.
 func (s *sim) checkKnowledge() error {
 	size := uint32(s.universe.Size())
 	ledgers := make([]*ledger, len(s.nodes))
@@ -76,6 +112,9 @@ func (s *sim) checkKnowledge() error {
 		ledgers[i] = n.stored
 		if n.alloc != nil {
 			ledgers[i] = n.alloc.ledger
+		}
+		if s.retired(n) {
+			continue
 		}
 		for _, iv := range ledgers[i].spoken() {
 			for slot := iv.First; slot <= iv.Last; slot++ {
@@ -86,15 +125,35 @@ func (s *sim) checkKnowledge() error {
 			}
 		}
 	}
-	// Of slots that are handed over and have not arrived, the last donor's knowledge will.
-	transit := make(map[uint32]ring.Version)
+	// Of slots that are handed over and have not arrived, the last donor's knowledge will. What the retired have said is
+	// in what their heirs will know.
+	type latest struct{ version ring.Version }
+	transit := make(map[uint32]latest)
+	carry := func(i int, slot uint32, v ring.Version) {
+		if _, ok := speaker[slot]; ok && transit[slot] == (latest{}) || v.Compare(transit[slot].version) <= 0 {
+			return
+		}
+		speaker[slot], transit[slot] = i, latest{v}
+	}
 	for i, l := range ledgers {
 		for _, o := range l.outgoing {
 			for slot := range size {
 				reg := o.grants.At(slot)
-				if _, ok := speaker[slot]; o.handed && reg != (ring.Register{}) && (!ok || transit[slot] != (ring.Version{})) &&
-					reg.Version.Compare(transit[slot]) > 0 {
-					speaker[slot], transit[slot] = i, reg.Version
+				if !o.handed || reg == (ring.Register{}) {
+					continue
+				}
+				carry(i, slot, reg.Version)
+				if reg.Version.Compare(s.handed[slot]) > 0 {
+					s.handed[slot] = reg.Version
+				}
+			}
+		}
+	}
+	for i, n := range s.nodes {
+		if s.retired(n) {
+			for _, iv := range n.stored.spoken() {
+				for slot := iv.First; slot <= iv.Last; slot++ {
+					carry(i, slot, n.stored.ring.At(slot).Version)
 				}
 			}
 		}
@@ -103,24 +162,15 @@ func (s *sim) checkKnowledge() error {
 	for _, j := range speaker {
 		weight[j]++
 	}
-	named := s.seed.Owners[0]&seedBit != 0
-	for i, l := range ledgers {
-		for _, iv := range l.effective {
-			for slot := iv.First; slot <= iv.Last; slot++ {
-				v := l.ring.At(slot).Version
-				if v.Count < 2 || v.Count == 2 && named {
-					continue // seeded or adopted, which takes no majority
-				}
-				n := uint32(0)
-				for j, o := range ledgers {
-					if o.ring.At(slot).Version.Compare(v) >= 0 {
-						n += weight[j]
-					}
-				}
-				if 2*n <= size {
-					return fmt.Errorf("node %d uses slot %d at %v, of which %d of %d slots know", s.nodes[i].id, slot, v, n, size)
-				}
+	for slot, v := range s.handed {
+		n := uint32(0)
+		for j, o := range ledgers {
+			if o.ring.At(slot).Version.Compare(v) >= 0 {
+				n += weight[j]
 			}
+		}
+		if 2*n <= size {
+			return fmt.Errorf("slot %d was handed over at %v, of which %d of %d slots know", slot, v, n, size)
 		}
 	}
 	return nil
@@ -132,11 +182,13 @@ func (s *sim) settle() error {
 	s.calm = true
 	s.logf("calm")
 	for _, n := range s.nodes {
-		if !n.gone && n.alloc == nil {
+		if n.alloc == nil && n.mayStart() {
 			if err := n.start(); err != nil {
 				return err
 			}
 		}
+	}
+	for _, n := range s.living() {
 		if n.alloc != nil {
 			if n.alloc.leaving { // it changed its mind: that takes a restart
 				n.down("restart")
@@ -151,14 +203,16 @@ func (s *sim) settle() error {
 			}
 		}
 	}
-	if err := s.pass(20 * time.Second); err != nil {
-		return err
+	for range 2 {
+		if err := s.bury(); err != nil {
+			return err
+		}
+		if err := s.pass(30 * time.Second); err != nil {
+			return err
+		}
 	}
 	var first *simNode
-	for _, n := range s.nodes {
-		if n.gone {
-			continue
-		}
+	for _, n := range s.living() {
 		l := n.alloc.ledger
 		if first == nil {
 			first = n
@@ -169,15 +223,12 @@ func (s *sim) settle() error {
 			s.logf("  outgoing %v to %d, handed over %v, acks %v", o.grants.Known(), o.to, o.handed, o.acks)
 		}
 	}
-	for _, n := range s.nodes {
-		if n.gone {
-			continue
-		}
+	for _, n := range s.living() {
 		l := n.alloc.ledger
 		switch own := l.ring.OwnedBy(n.id); {
 		case !l.ring.Equal(first.alloc.ledger.ring):
 			return fmt.Errorf("rings of nodes %d and %d differ", first.id, n.id)
-		case s.stuck(l):
+		case len(l.outgoing) > 0:
 			return fmt.Errorf("node %d: %d grants outgoing", n.id, len(l.outgoing))
 		case !slices.Equal(own, l.effective):
 			return fmt.Errorf("node %d owns %v, of which only %v took effect", n.id, own, l.effective)
@@ -186,19 +237,55 @@ func (s *sim) settle() error {
 		}
 	}
 	for _, n := range s.nodes {
-		if n.gone {
-			s.stranded = s.stranded.Union(first.alloc.ledger.ring.OwnedBy(n.id))
+		own := first.alloc.ledger.ring.OwnedBy(n.id)
+		if n.condemned && !s.retired(n) || len(own) > 0 && (n.gone || s.retired(n)) {
+			return fmt.Errorf("node %d is gone, retired %v and owns %v", n.id, s.retired(n), own)
 		}
-	}
-	if len(s.stranded) > 0 {
-		s.logf("stranded: %v", s.stranded)
 	}
 	return s.drain()
 }
 
-// stuck reports whether a node has granted something that does not arrive, though the recipient is there.
-func (s *sim) stuck(l *ledger) bool {
-	return slices.ContainsFunc(l.outgoing, func(o *outgoing) bool { return o.handed || !s.nodes[o.to-1].gone })
+// bury has all nodes forgotten that were declared gone. With half of the universe gone nothing is decided any more, but by
+// force; not even about those that left, of which it is done without being asked for otherwise.
+func (s *sim) bury() error {
+	lost := 2*s.spoken() <= s.universe.Size()
+	for _, n := range s.nodes {
+		for _, o := range n.names() {
+			done := slices.ContainsFunc(s.log, func(e ring.Retirement) bool { return e.Dead == o })
+			if done || !n.condemned && (!n.gone || !lost) {
+				continue
+			}
+			if o == n.id && n.alloc != nil {
+				n.down("condemned")
+			}
+			if _, err := s.living()[0].alloc.want(ForgetRequest{Dead: []ring.Owner{o}, Sure: true, Force: lost}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// spoken returns for how many slots somebody speaks who belongs to the mesh.
+func (s *sim) spoken() uint64 {
+	n := uint64(0)
+	for _, o := range s.living() {
+		if o.alloc != nil {
+			n += o.alloc.ledger.spoken().Len()
+		}
+	}
+	return n
+}
+
+// living returns the nodes that belong to the mesh.
+func (s *sim) living() []*simNode {
+	var out []*simNode
+	for _, n := range s.nodes {
+		if !n.gone && !n.condemned {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // pass lets time go by with all nodes running.
@@ -232,10 +319,7 @@ func (s *sim) pass(d time.Duration) error {
 
 // drain releases everything and then allocates on random nodes until no address is left, which must be all of them.
 func (s *sim) drain() error {
-	for _, n := range s.nodes {
-		if n.alloc == nil {
-			continue
-		}
+	for _, n := range s.living() {
 		for _, l := range n.alloc.List() {
 			if err := n.alloc.Release(l.Owner); err != nil {
 				return err
@@ -245,12 +329,10 @@ func (s *sim) drain() error {
 	if err := s.pass(DefaultQuarantine + 2*time.Second); err != nil {
 		return err
 	}
-	total, want, fulls := 0, int(s.universe.Size()-2-usable(s.stranded, uint32(s.universe.Size()))), 0
+	total, want, fulls := 0, int(s.universe.Size()-2), 0
 	for {
-		n := s.nodes[s.rng.IntN(len(s.nodes))]
-		if n.gone {
-			continue
-		}
+		living := s.living()
+		n := living[s.rng.IntN(len(living))]
 		full, err := s.drainOne(n)
 		if err != nil {
 			return err

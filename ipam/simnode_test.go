@@ -13,14 +13,15 @@ import (
 
 // simNode is one node of the simulation: its disk, its network, and the calls that are under way on it.
 type simNode struct {
-	sim   *sim
-	index int
-	id    ring.Owner
-	seed  ring.Owner // to adopt; 0: none
-	store *fakeStore
-	group int  // of the partition
-	gone  bool // left for good
-	crash bool // while storing: nothing that the node does counts any more
+	sim       *sim
+	index     int
+	id        ring.Owner
+	seed      ring.Owner // to adopt; 0: none
+	store     *fakeStore
+	group     int  // of the partition
+	gone      bool // left for good
+	condemned bool // declared gone: it is down, and stays so until that is decided
+	crash     bool // while storing: nothing that the node does counts any more
 
 	alloc   *Allocator // nil: down
 	waiting []*waiter
@@ -129,10 +130,63 @@ func (n *simNode) start() error {
 		}
 	}
 	a.finish()
+	if n.condemned {
+		// It comes back with an old disk. What it did before somebody told it is what nobody can help: it does nothing.
+		for _, o := range n.sim.living() {
+			if o.alloc != nil && o.alloc.ledger.retired(n.id) {
+				if _, err := a.Merge(o.alloc.Encode()); err != nil && !errors.Is(err, errDisk) {
+					return err
+				}
+				break
+			}
+		}
+		if !a.ledger.retired(n.id) {
+			n.down("not told yet that it is retired")
+		}
+	}
 	if n.crash {
 		n.down("crash while storing")
 	}
 	return nil
+}
+
+// mayStart reports whether the node may be started.
+func (n *simNode) mayStart() bool {
+	told := func(o *simNode) bool { return o.alloc != nil && o.alloc.ledger.retired(n.id) }
+	return !n.gone && (!n.condemned || slices.ContainsFunc(n.sim.living(), told))
+}
+
+// ledgers returns what the node knows, and what its disk does.
+func (n *simNode) ledgers() []*ledger {
+	out := []*ledger{n.stored}
+	if n.alloc != nil {
+		out = append(out, n.alloc.ledger)
+	}
+	return out
+}
+
+// names returns what is to be forgotten if the node is gone: it, and what was seeded for it, if it never came to adopt that.
+func (n *simNode) names() []ring.Owner {
+	if n.seed == 0 {
+		return []ring.Owner{n.id}
+	}
+	return []ring.Owner{n.id, n.seed}
+}
+
+// forget has the node declare another one gone that is down.
+func (n *simNode) forget() error {
+	s := n.sim
+	if n.condemned || n.alloc.leaving {
+		return nil
+	}
+	dead := s.nodes[s.rng.IntN(len(s.nodes))]
+	if dead.alloc != nil || dead == n || !dead.condemned && len(s.living()) < 3 {
+		return nil
+	}
+	dead.condemned = true
+	s.logf("node %d: forget node %d", n.id, dead.id)
+	_, err := n.alloc.want(ForgetRequest{Dead: dead.names(), Sure: true})
+	return err
 }
 
 func (n *simNode) down(why string) {
@@ -142,6 +196,9 @@ func (n *simNode) down(why string) {
 
 func (n *simNode) allocate() {
 	s := n.sim
+	if n.condemned {
+		return
+	}
 	var slot *uint32
 	owner := fmt.Sprintf("w%d", s.next)
 	s.next++
@@ -201,13 +258,8 @@ func (n *simNode) release() {
 
 // leave has the node leave if that works out, or go on to try.
 func (n *simNode) leave() {
-	living := 0
-	for _, o := range n.sim.nodes {
-		if !o.gone {
-			living++
-		}
-	}
-	if living < 3 && !n.alloc.leaving || n.alloc.ledger.adopted != n.seed {
+	living := len(n.sim.living())
+	if n.condemned || living < 3 && !n.alloc.leaving || n.alloc.ledger.adopted != n.seed {
 		return
 	}
 	n.alloc.close()
@@ -224,13 +276,6 @@ func (n *simNode) leave() {
 	n.alloc.finish()
 	report, open, rest := n.alloc.farewell(given)
 	n.sim.logf("node %d: leaving: %+v, open %v, rest %d: %v", n.id, report, open, rest, err)
-	for _, o := range n.sim.nodes {
-		// Of a node that cannot be reached it is not known whether it is about to grant something; such slots are for
-		// reclaim, which is not simulated.
-		if !o.gone && o != n && !n.alloc.parted[o.id] {
-			return
-		}
-	}
 	if err == nil && rest == 0 && len(open) == 0 && !n.crash {
 		n.down("left")
 		n.gone = true

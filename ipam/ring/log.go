@@ -78,24 +78,14 @@ func (r *Ring) Retired(o Owner) *Retirement {
 	return nil
 }
 
-// Heir is who gets what a retired node had: the first that is not retired itself, and how many retirements led to it.
-type Heir struct {
-	Owner Owner
-	Hops  int
-}
-
-// Heirs returns the heir of everybody who is retired.
-func (r *Ring) Heirs() map[Owner]Heir {
+// RetiredAt returns the place in the log of everybody who is retired; nil if nobody is.
+func (r *Ring) RetiredAt() map[Owner]int {
 	if len(r.log) == 0 {
 		return nil
 	}
-	m := make(map[Owner]Heir, len(r.log))
-	for _, e := range slices.Backward(r.log) { // an heir is retired after, if at all
-		h := Heir{e.Heir, 1}
-		if next, ok := m[e.Heir]; ok {
-			h = Heir{next.Owner, next.Hops + 1}
-		}
-		m[e.Dead] = h
+	m := make(map[Owner]int, len(r.log))
+	for i, e := range r.log {
+		m[e.Dead] = i
 	}
 	return m
 }

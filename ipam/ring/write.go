@@ -55,20 +55,25 @@ func (r *Ring) Adopt(seed, to Owner, i Interval) error {
 	})
 }
 
-// TakeOver writes that heir has the slots of i, whose owner is retired and whose heir, by way of others or directly, it is:
-// (e+hops,1) where hops is how many retirements lie between. An intermediate heir may have written what nobody has heard
-// of; that is how it is gone over.
+// TakeOver writes that heir, whom the log's last entry names, has the slots of i, of which the owner, or who has granted it
+// without its having arrived, is retired: (n,1), where n is the length of the log. That is after whatever a retired node
+// has written: no register's epoch is ever greater than the length of the log that its writer knew.
 func (r *Ring) TakeOver(heir Owner, i Interval) error {
-	heirs := r.Heirs()
+	n := len(r.log)
+	if n == 0 || r.log[n-1].Heir != heir {
+		return fmt.Errorf("ring: %w: %016x is not who takes over", ErrNotOwner, uint64(heir))
+	}
+	gone := r.RetiredAt()
 	return r.write(i, func(reg Register) (Register, error) {
-		h, ok := heirs[reg.Owner]
-		if !ok || h.Owner != heir {
+		_, owner := gone[reg.Owner]
+		_, from := gone[reg.From]
+		switch {
+		case !owner && !from:
 			return reg, notOwner(i, reg, heir)
+		case uint64(reg.Version.Epoch) >= uint64(n):
+			return reg, fmt.Errorf("ring: part of %v was taken over in epoch %d already", i, reg.Version.Epoch)
 		}
-		if uint64(reg.Version.Epoch)+uint64(h.Hops) > math.MaxUint32 {
-			return reg, fmt.Errorf("ring: %v has been taken over as often as can be counted", i)
-		}
-		return Register{Version: Version{reg.Version.Epoch + uint32(h.Hops), 1}, Owner: heir}, nil
+		return Register{Version: Version{uint32(n), 1}, Owner: heir}, nil
 	})
 }
 
