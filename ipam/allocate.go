@@ -181,6 +181,9 @@ func (a *Allocator) satisfy(w *waiter) bool {
 	if e := a.byOwner[w.owner]; e != nil {
 		return true // by another call; obtain looks again
 	}
+	if a.hold {
+		return false
+	}
 	slot := w.slot
 	if w.exact {
 		if !a.space.domain.Contains(slot) {

@@ -85,6 +85,7 @@ type Allocator struct {
 	closed     map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
 	out        []parcel
 	changed    bool
+	hold       bool                     // nothing new is handed out before somebody was heard: this node may have been retired while it was down
 	wants      []*want                  // retirements that are wanted, in order
 	absent     map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
 	proposal   *proposal
@@ -152,6 +153,7 @@ func New(cfg Config) (*Allocator, error) {
 	} else if err := a.load(s); err != nil {
 		return nil, fmt.Errorf("%w; restore the data directory from a copy, or reset this node", err)
 	}
+	a.hold = len(s.Ring) > 0 && len(a.others(view{})) > 0
 	a.space.within(a.ledger.effective)
 	return a, nil
 }
@@ -200,6 +202,13 @@ func (a *Allocator) load(s State) error {
 	return nil
 }
 
+// others returns the other nodes that the ring names, as far as they have neither left nor are retired.
+func (a *Allocator) others(v view) []ring.Owner {
+	return slices.DeleteFunc(a.ledger.ring.Owners(), func(o ring.Owner) bool {
+		return o == a.cfg.Self || o&seedBit != 0 || a.ledger.retired(o) || v.lacks(o)
+	})
+}
+
 // Run asks for more addresses when few are left, and repeats what was not answered, until ctx ends. It returns nil then.
 // It must be called once; without it, nothing is repeated.
 func (a *Allocator) Run(ctx context.Context) error {
@@ -246,6 +255,7 @@ func (a *Allocator) Merge(b []byte) (delta []byte, err error) {
 	}
 	if err := a.change(func(x *edit) {
 		x.quiet = true
+		x.after(func() { a.hold = false })
 		changed, merr := a.merge(x, o)
 		switch err = merr; {
 		case x.grown():

@@ -19,6 +19,8 @@ type cluster struct {
 	universe Universe
 	seed     Seed
 
+	reclaimAfter time.Duration // of nodes that join
+
 	mu    sync.Mutex
 	nodes map[ring.Owner]*member
 	cut   map[ring.Owner]int // the side of a partition on which a node is
@@ -65,7 +67,7 @@ func (c *cluster) join(id ring.Owner) *member {
 		m.store = old.store
 	}
 	a, err := New(Config{
-		Self: id, Universe: c.universe, Seed: c.seed, Store: m.store, Net: m, Now: time.Now,
+		Self: id, Universe: c.universe, Seed: c.seed, Store: m.store, Net: m, Now: time.Now, ReclaimAfter: c.reclaimAfter,
 		NameOf: func(o ring.Owner) string {
 			if o&seedBit != 0 {
 				return ""
@@ -105,6 +107,7 @@ func (c *cluster) crash(m *member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m.Allocator = nil
+	c.wake()
 }
 
 // exchange is the push and pull of whole states with those that can be reached.
@@ -233,6 +236,16 @@ func (c *cluster) gone(m *member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.left[m.id] = true
+	c.wake()
+}
+
+// wake tells all nodes that their peers changed. c.mu must be held.
+func (c *cluster) wake() {
+	for _, m := range c.nodes {
+		if m.Allocator != nil {
+			m.Wake()
+		}
+	}
 }
 
 // within fails the test if f takes longer than d of virtual time.

@@ -123,9 +123,15 @@ func (a *Allocator) end(why func(w *waiter) error) {
 
 // work does all that is due, and returns when there is more to do, 0 if nothing is open. a.mu must be held.
 func (a *Allocator) work(now time.Time, v view) time.Duration {
+	if a.hold && (now.Sub(a.started) >= grace || len(a.others(v)) == 0) {
+		a.hold = false
+	}
 	a.expire()
 	a.serve()
 	a.pursue(now, v)
+	if a.hold {
+		return patience
+	}
 	a.askExact(now, v)
 	a.askMore(now, v)
 	a.part(now, v)
@@ -343,6 +349,8 @@ type waitReason struct {
 // reason says what a waiter waits for. a.mu must be held.
 func (a *Allocator) reason(w *waiter, v view) waitReason {
 	switch {
+	case a.hold:
+		return waitReason{text: "this node has just started, and hears the others first"}
 	case len(a.share()[a.cfg.Self]) == 0 && len(v.alive) == 0:
 		return waitReason{text: "this node has no addresses yet and reaches no other node"}
 	case w.exact && a.ledger.ring.At(w.slot).Owner != a.cfg.Self:

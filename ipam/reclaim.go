@@ -72,7 +72,7 @@ type ForgetError struct {
 }
 
 func (e *ForgetError) Error() string {
-	return fmt.Sprintf("not complete: %s (%v); the node is not given up for ever: repeat this when the missing nodes answer, or with --force if they never will",
+	return fmt.Sprintf("not complete: %s (%v); repeat this when the missing nodes answer, or with --force if they never will",
 		strings.Join(e.Progress, "; "), e.Err)
 }
 
