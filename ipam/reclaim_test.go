@@ -113,13 +113,13 @@ func TestForget(t *testing.T) {
 // Two sides of a partition forget the same node: one of them can, and the other waits and says for whom.
 func TestForgetOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		seed, err := SeedNames([]string{"a", "b", "c", "d", "e"})
+		seed, err := SeedNames([]string{"a", "b", "c", "d", "e", "f"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := newCluster(t, "10.32.0.0/24", seed)
 		var nodes []*member
-		for i, name := range []string{"a", "b", "c", "d", "e"} {
+		for i, name := range []string{"a", "b", "c", "d", "e", "f"} {
 			m := c.join(ring.Owner(i + 1))
 			if err := m.Adopt(NameOwner(name)); err != nil {
 				t.Fatal(err)
@@ -127,32 +127,32 @@ func TestForgetOnBothSides(t *testing.T) {
 			nodes = append(nodes, m)
 		}
 		time.Sleep(time.Second)
-		c.crash(nodes[4])
-		c.partition(nodes[:3], nodes[3:4])
+		c.crash(nodes[5])
+		c.partition(nodes[:4], nodes[4:5])
 		var wg sync.WaitGroup
-		wg.Go(func() { c.sure(nodes[0], 10*time.Second, ForgetRequest{Dead: []ring.Owner{5}}) })
+		wg.Go(func() { c.sure(nodes[0], 10*time.Second, ForgetRequest{Dead: []ring.Owner{6}}) })
 		var minority error
 		wg.Go(func() {
-			c.within(10*time.Second, func(ctx context.Context) { minority = nodes[3].Forget(ctx, ForgetRequest{Dead: []ring.Owner{5}}) })
+			c.within(10*time.Second, func(ctx context.Context) { minority = nodes[4].Forget(ctx, ForgetRequest{Dead: []ring.Owner{6}}) })
 		})
 		time.Sleep(9 * time.Second)
-		r := nodes[3].Reclaims()
-		if len(r) != 1 || !strings.HasPrefix(r[0].Text, "takeover of n5: ") || !strings.Contains(r[0].Text, "% of the range has voted, 51% needed, waiting for n1, n") {
+		r := nodes[4].Reclaims()
+		if len(r) != 1 || !strings.HasPrefix(r[0].Text, "takeover of n6: ") || !strings.Contains(r[0].Text, "% of the range has voted, 51% needed, waiting for n") {
 			t.Errorf("%+v", r)
 		}
 		wg.Wait()
 		var e *ForgetError
-		if !errors.As(minority, &e) || !errors.Is(minority, context.DeadlineExceeded) || !strings.HasPrefix(minority.Error(), "not complete: takeover of n5: ") ||
+		if !errors.As(minority, &e) || !errors.Is(minority, context.DeadlineExceeded) || !strings.HasPrefix(minority.Error(), "not complete: takeover of n6: ") ||
 			!strings.HasSuffix(minority.Error(), " (context deadline exceeded); repeat this when the missing nodes answer, or with --force if they never will") {
 			t.Errorf("error %v", minority)
 		}
 		c.heal()
 		time.Sleep(10 * time.Second)
-		c.agree(nodes[:4]...)
-		if log := nodes[3].Retirements(); len(log) != 1 || log[0].By == 4 || log[0].Heir == 4 {
+		c.agree(nodes[:5]...)
+		if log := nodes[4].Retirements(); len(log) != 1 || log[0].By == 5 || log[0].Heir == 5 {
 			t.Errorf("%+v", log)
 		}
-		c.sure(nodes[3], time.Second, ForgetRequest{Dead: []ring.Owner{5}})
+		c.sure(nodes[4], time.Second, ForgetRequest{Dead: []ring.Owner{6}})
 	})
 }
 
