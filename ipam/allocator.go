@@ -66,28 +66,32 @@ type Allocator struct {
 	commitMu sync.Mutex
 
 	// mu guards all below. It is never held while the store, Net or OnChange is called.
-	mu         sync.Mutex
-	ledger     *ledger // replaced with commitMu and mu held
-	shares     map[ring.Owner]ring.Set
-	space      *space
-	byOwner    map[string]*entry
-	bySlot     map[uint32]*entry
-	batch      *batch
-	woken      []uint32 // slots whose rest is over, to be told to the store with the next commit
-	doubt      doubt
-	failing    bool // the last commit failed
-	waiters    []*waiter
-	asks       map[ring.Owner]*ask
-	denials    map[ring.Owner]denial
-	leaving    bool                  // no more addresses are handed out, nor asked for
-	parted     map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
-	partedAt   time.Time             // while leaving: when the others were last told
-	closed     map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
-	out        []parcel
-	changed    bool
-	hold       bool                     // nothing new is handed out before somebody was heard: this node may have been retired while it was down
-	wants      []*want                  // retirements that are wanted, in order
-	absent     map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
+	mu        sync.Mutex
+	ledger    *ledger // replaced with commitMu and mu held
+	shares    map[ring.Owner]ring.Set
+	space     *space
+	byOwner   map[string]*entry
+	bySlot    map[uint32]*entry
+	batch     *batch
+	woken     []uint32 // slots whose rest is over, to be told to the store with the next commit
+	doubt     doubt
+	failing   bool // the last commit failed
+	waiters   []*waiter
+	asks      map[ring.Owner]*ask
+	denials   map[ring.Owner]denial
+	leaving   bool                  // no more addresses are handed out, nor asked for
+	parted    map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
+	partedAt  time.Time             // while leaving: when the others were last told
+	closed    map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
+	out       []parcel
+	changed   bool
+	hold      bool                     // nothing new is handed out before somebody was heard: this node may have been retired while it was down
+	wants     []*want                  // retirements that are wanted, in order
+	absent    map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
+	mentioned struct {                 // what heldBy returned for a ring
+		ring   *ring.Ring
+		owners map[ring.Owner]bool
+	}
 	proposal   *proposal
 	holdOff    time.Time  // no proposal is made before
 	duels      int        // proposals for the next retirement that were overtaken

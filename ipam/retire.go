@@ -259,15 +259,7 @@ func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
 // miss takes note of who is named in the ring, or has to be asked about what is, and does not answer. a.mu must be held.
 func (a *Allocator) miss(now time.Time, v view) {
 	r := a.ledger.ring
-	named := make(map[ring.Owner]bool)
-	for _, o := range r.Owners() {
-		named[o] = true
-	}
-	if len(a.ledger.estate()) > 0 {
-		for _, e := range r.Log() {
-			named[e.Heir] = true
-		}
-	}
+	named := a.heldBy()
 	for o := range a.absent {
 		if !named[o] || v.has(o) {
 			delete(a.absent, o)
@@ -281,4 +273,23 @@ func (a *Allocator) miss(now time.Time, v view) {
 	if votes := r.Votes(); votes != a.stalledAt {
 		a.stalled, a.stalledAt = now, votes
 	}
+}
+
+// heldBy returns who is named in the ring, or has to be asked about what is. a.mu must be held.
+func (a *Allocator) heldBy() map[ring.Owner]bool {
+	r := a.ledger.ring
+	if a.mentioned.ring == r {
+		return a.mentioned.owners
+	}
+	owners := make(map[ring.Owner]bool)
+	for _, o := range r.Owners() {
+		owners[o] = true
+	}
+	if len(a.ledger.estate()) > 0 {
+		for _, e := range r.Log() {
+			owners[e.Heir] = true
+		}
+	}
+	a.mentioned.ring, a.mentioned.owners = r, owners
+	return owners
 }
