@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,8 +15,21 @@ import (
 )
 
 func (c *cli) peers() *cobra.Command {
-	cmd := &cobra.Command{Use: "peers", Short: "List the other nodes and how they are reached"}
-	return reading(c, cmd, func(ctx context.Context, cl *api.Client) ([]api.Peer, error) { return cl.Peers(ctx) }, showPeers)
+	cmd := &cobra.Command{
+		Use:   "peers",
+		Short: "List the other nodes and how they are reached",
+		Long: `Peers lists the other nodes of the mesh. Those that are done with, because they
+have left and own nothing or because they were declared gone and do not answer,
+are listed with --all only.`,
+	}
+	all := cmd.Flags().Bool("all", false, "list nodes that are done with, too")
+	return reading(c, cmd, func(ctx context.Context, cl *api.Client) ([]api.Peer, error) {
+		peers, err := cl.Peers(ctx)
+		if err != nil || *all {
+			return peers, err
+		}
+		return slices.DeleteFunc(peers, func(p api.Peer) bool { return p.Gone }), nil
+	}, showPeers)
 }
 
 func showPeers(w io.Writer, peers []api.Peer) error {

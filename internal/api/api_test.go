@@ -70,7 +70,7 @@ func TestEveryCallReachesTheDaemon(t *testing.T) {
 	if res, err := c.WGRemove(ctx, api.WGRemoveRequest{Name: "phone"}); err != nil || !reflect.DeepEqual(res.Released, added.Addresses) {
 		t.Errorf("wg remove: %+v, %v", res, err)
 	}
-	if l, err := c.Leave(ctx, api.LeaveRequest{}); err != nil || !reflect.DeepEqual(l, d.Left) {
+	if l, err := c.Leave(ctx, api.LeaveRequest{}, nil); err != nil || !reflect.DeepEqual(l, d.Left) {
 		t.Errorf("leave: %+v, %v", l, err)
 	}
 }

@@ -3,14 +3,7 @@
 package api
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
 	"time"
 )
@@ -111,95 +104,8 @@ type BenchCPU struct {
 	ToEngine   float64 `json:"to_engine_seconds_per_gbit"`
 }
 
-// benchEvent is a line of the answer to a request to measure: any number with
-// progress, then one with the result or an error.
-type benchEvent struct {
-	Progress *BenchProgress `json:"progress,omitempty"`
-	Result   *BenchResult   `json:"result,omitempty"`
-	Error    string         `json:"error,omitempty"`
-}
-
-const (
-	pathBench    = "bench"
-	maxEventLine = 64 << 10
-	// eventTime is how long a client may take to accept a line.
-	eventTime = 5 * time.Second
-)
-
-// bench answers line by line. The request's context ends when the client hangs
-// up.
-func (s *Server) bench(mux *http.ServeMux) {
-	mux.HandleFunc("POST /v1/"+pathBench, func(w http.ResponseWriter, r *http.Request) {
-		var q BenchRequest
-		if !decode(w, r, pathBench, &q) {
-			return
-		}
-		// That the client hangs up is seen only once its request has been read to the end.
-		_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody))
-		ctx, cancel := context.WithCancel(r.Context())
-		defer cancel()
-		begun := false
-		rc := http.NewResponseController(w)
-		say := func(e benchEvent) {
-			if !begun {
-				w.Header().Set("Content-Type", "application/x-ndjson")
-				begun = true
-			}
-			err := rc.SetWriteDeadline(time.Now().Add(eventTime))
-			if err == nil {
-				encode(w, e)
-				err = rc.Flush()
-			}
-			if err != nil {
-				cancel() // nobody is there any more
-			}
-		}
-		res, err := s.svc.Bench(ctx, q, func(p BenchProgress) { say(benchEvent{Progress: &p}) })
-		switch {
-		case err != nil && !begun:
-			answer(w, nil, err)
-		case err != nil:
-			say(benchEvent{Error: err.Error()})
-		default:
-			say(benchEvent{Result: &res})
-		}
-	})
-}
-
 // Bench measures the way to another node; progress is called as it comes. When
 // ctx ends, so does the measurement, on both nodes.
 func (c *Client) Bench(ctx context.Context, r BenchRequest, progress func(BenchProgress)) (BenchResult, error) {
-	res, err := c.send(ctx, http.MethodPost, pathBench, r)
-	if err != nil {
-		return BenchResult{}, err
-	}
-	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode != http.StatusOK {
-		b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-		if err != nil {
-			return BenchResult{}, c.brokeOff(err)
-		}
-		return BenchResult{}, c.refusal(res, b)
-	}
-	lines := bufio.NewScanner(res.Body)
-	lines.Buffer(nil, maxEventLine)
-	for lines.Scan() {
-		var e benchEvent
-		if err := json.Unmarshal(bytes.TrimSpace(lines.Bytes()), &e); err != nil {
-			return BenchResult{}, fmt.Errorf("the daemon's answer cannot be read: %w; are weft and its daemon of the same version?", err)
-		}
-		switch {
-		case e.Error != "":
-			return BenchResult{}, errors.New(e.Error)
-		case e.Result != nil:
-			return *e.Result, nil
-		case e.Progress != nil && progress != nil:
-			progress(*e.Progress)
-		}
-	}
-	err = lines.Err()
-	if err == nil {
-		err = io.ErrUnexpectedEOF
-	}
-	return BenchResult{}, c.brokeOff(err)
+	return follow[BenchProgress, BenchResult](ctx, c, "bench", r, progress)
 }

@@ -85,9 +85,10 @@ func (c *Client) Detach(ctx context.Context, r DetachRequest) (d DetachResult, e
 	return d, c.call(ctx, http.MethodPost, "detach", r, &d)
 }
 
-// Leave takes the node out of its mesh for good.
-func (c *Client) Leave(ctx context.Context, r LeaveRequest) (l LeaveResult, err error) {
-	return l, c.call(ctx, http.MethodPost, "leave", r, &l)
+// Leave takes the node out of its mesh for good. With r.Drain it waits first, and tells progress what for; the waiting
+// ends when ctx does, and the node goes on as before then.
+func (c *Client) Leave(ctx context.Context, r LeaveRequest, progress func(LeaveProgress)) (LeaveResult, error) {
+	return follow[LeaveProgress, LeaveResult](ctx, c, "leave", r, progress)
 }
 
 // Stop ends the daemon; the workloads keep what they have.

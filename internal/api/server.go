@@ -124,13 +124,16 @@ func (s *Server) handler() http.Handler {
 	get(mux, "token", func(context.Context) (Token, error) { return s.svc.Token() })
 	post(mux, "attach", s.svc.Attach)
 	post(mux, "detach", s.svc.Detach)
-	post(mux, "leave", s.svc.Leave)
+	stream(mux, "leave", s.svc.Leave)
+	stream(mux, "forget", s.svc.Forget)
+	post(mux, "explain", func(_ context.Context, r ExplainRequest) (Explanation, error) { return s.svc.Explain(r) })
+	post(mux, "gc", func(_ context.Context, r GCRequest) (GCResult, error) { return s.svc.GC(r) })
 	serveWireGuard(mux, s.svc)
 	post(mux, "stop", func(context.Context, struct{}) (struct{}, error) {
 		s.svc.Stop()
 		return struct{}{}, nil
 	})
-	s.bench(mux)
+	stream(mux, "bench", s.svc.Bench)
 	return mux
 }
 

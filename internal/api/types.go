@@ -32,13 +32,16 @@ type Service interface {
 	Token() (Token, error)
 	Attach(ctx context.Context, r AttachRequest) (Workload, error)
 	Detach(ctx context.Context, r DetachRequest) (DetachResult, error)
-	Leave(ctx context.Context, r LeaveRequest) (LeaveResult, error)
+	// Leave gives the node's addresses to the others and makes the daemon end. While it waits for workloads it tells
+	// progress what for, as Bench does; ctx ends that waiting.
+	Leave(ctx context.Context, r LeaveRequest, progress func(LeaveProgress)) (LeaveResult, error)
 	// Bench measures the way to another node, as long as ctx lasts, and tells the progress from one goroutine at a
 	// time, as long as it runs.
 	Bench(ctx context.Context, r BenchRequest, progress func(BenchProgress)) (BenchResult, error)
 	// Stop makes the daemon end as by SIGTERM, after the answer is sent.
 	Stop()
 	WireGuard
+	Reclaim
 }
 
 // Phase is how far a daemon has come.
@@ -51,6 +54,8 @@ const (
 	Waiting  Phase = "waiting"  // in the mesh, waiting for addresses
 	Ready    Phase = "ready"    // traffic can flow
 	Stopping Phase = "stopping"
+	// Retired comes instead of Ready, or after it, and stays: the node was declared gone.
+	Retired Phase = "retired"
 )
 
 // Status is the answer of `weft status`.
@@ -99,7 +104,7 @@ type Target struct {
 type Peer struct {
 	Name          string         `json:"name"`
 	NodeID        string         `json:"node_id"`
-	State         string         `json:"state"` // alive, failed, stopped, left
+	State         string         `json:"state"` // alive, failed, stopped, left, retired: declared gone
 	Since         time.Time      `json:"since"`
 	Path          string         `json:"path"` // udp
 	Session       string         `json:"session"`
@@ -114,6 +119,9 @@ type Peer struct {
 	Prefixes      []netip.Prefix `json:"prefixes,omitempty"`
 	Build         string         `json:"build,omitempty"`
 	Reason        string         `json:"reason,omitempty"` // last error of the session
+	// Gone tells that nothing of the node is left that anybody would have to look after: it has left and owns nothing, or
+	// was declared gone and does not answer.
+	Gone bool `json:"gone"`
 
 	// PathMTU is the largest packet of the overlay in bytes that reaches the node, and PathMTUConfirmed tells that one of that
 	// size has, and none was lost since: paths are probed while they are used.
@@ -159,6 +167,14 @@ type DetachResult struct {
 type LeaveRequest struct {
 	// Force leaves although workloads are attached or WireGuard clients are joined.
 	Force bool `json:"force"`
+	// Drain waits until none are, and takes no new ones meanwhile.
+	Drain bool `json:"drain"`
+}
+
+// LeaveProgress tells what a node that leaves does or waits for.
+type LeaveProgress struct {
+	Text    string `json:"text"`    // one line
+	Leaving bool   `json:"leaving"` // there is no way back any more
 }
 
 // LeaveResult tells what became of the node's addresses.
@@ -185,6 +201,8 @@ type IPAM struct {
 	Quarantined uint64       `json:"quarantined"` // here
 	Pending     uint64       `json:"pending"`     // granted to this node, not yet known to a majority
 	Notes       []string     `json:"notes,omitempty"`
+	Takeovers   []Takeover   `json:"takeovers,omitempty"`   // that are not complete
+	Retirements []Retirement `json:"retirements,omitempty"` // who was declared gone, in the order of the decisions
 }
 
 // Holding is one node's share of the universe.

@@ -110,7 +110,7 @@ func (n *Node) Bench(ctx context.Context, r api.BenchRequest, progress func(api.
 	if err := p.Check(); err != nil {
 		return api.BenchResult{}, err
 	}
-	to, err := findNode(e.mesh.Nodes(), r.Node)
+	to, err := findNode(e.members(), r.Node)
 	if err != nil {
 		return api.BenchResult{}, err
 	}

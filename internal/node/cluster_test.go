@@ -87,6 +87,18 @@ func (h *fakeHost) Detach(w hostnet.Workload) error {
 	return nil
 }
 
+func (h *fakeHost) Missing(all []hostnet.Workload) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var missing []string
+	for _, w := range all {
+		if _, ok := h.up[w.ID]; !ok {
+			missing = append(missing, w.ID)
+		}
+	}
+	return missing, nil
+}
+
 func (h *fakeHost) Remove(hostnet.Changes) ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -356,6 +368,9 @@ func (c *cluster) attach(m *machine, name string) api.Workload {
 	return w
 }
 
+// untold is the progress of a leave that nobody looks at.
+func untold(api.LeaveProgress) {}
+
 // routed tells whether the node of m would send a packet for a to the machine to.
 func (m *machine) routed(a netip.Addr, to *machine) bool {
 	m.mu.Lock()
@@ -593,15 +608,15 @@ func TestLeaveGivesAddressesAway(t *testing.T) {
 		c.ready(n1)
 		c.ready(n2)
 		w := c.attach(n2, "w")
-		_, err := n2.service().Leave(t.Context(), api.LeaveRequest{})
-		want := "1 workloads are attached (" + w.ID + "); detach them, or leave with --force: their addresses stay with this node then"
+		_, err := n2.service().Leave(t.Context(), api.LeaveRequest{}, untold)
+		want := "1 workloads are attached (" + w.ID + "); detach them, wait for that with --drain, or leave with --force: their addresses stay with this node then"
 		if err == nil || err.Error() != want {
 			t.Fatalf("got  %v\nwant %s", err, want)
 		}
 		if _, err := n2.service().Detach(t.Context(), api.DetachRequest{Netns: w.Netns, IfName: "eth0"}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := n2.service().Leave(t.Context(), api.LeaveRequest{}); err != nil {
+		if _, err := n2.service().Leave(t.Context(), api.LeaveRequest{}, untold); err != nil {
 			t.Fatal(err)
 		}
 		if err := n2.stop(); err != nil {

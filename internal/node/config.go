@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -41,6 +42,7 @@ const (
 	maxShards  = 64
 	mostShards = 8 // unasked
 	maxSeeds   = 1024
+	minReclaim = 10 * time.Second
 )
 
 // Config is what `weft launch` was told.
@@ -64,6 +66,8 @@ type Config struct {
 	CopyDSCP   bool // datagrams bear the DSCP of the packets in them
 	Masquerade bool
 	NoBench    bool // other nodes may not measure the way here
+	// ReclaimAfter is how long another node must not have answered before it is declared gone without being told; 0: never.
+	ReclaimAfter time.Duration
 
 	Log         *zap.Logger
 	Out         io.Writer // where the join command is printed
@@ -119,6 +123,9 @@ func (c *Config) check() error {
 	}
 	if c.Shards < 1 || c.Shards > maxShards {
 		return fmt.Errorf("--shards %d is out of range; give 1 to %d", c.Shards, maxShards)
+	}
+	if c.ReclaimAfter != 0 && c.ReclaimAfter < minReclaim {
+		return fmt.Errorf("--reclaim-after %v does not tell a node that is gone from one that restarts; give 0 to leave it to weft forget, or %v and more", c.ReclaimAfter, minReclaim)
 	}
 	if len(c.Seed) == 0 {
 		return nil

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/router"
@@ -47,7 +48,15 @@ func TestConfigRefuses(t *testing.T) {
 		"peer":        {func(c *Config) { c.Peers = []string{""} }, `--peer "" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
 		"mtu":         {func(c *Config) { c.MTU = 100 }, fmt.Sprintf("--mtu 100 is out of range; give 0 to derive it, or 576 to %d", router.MaxMTU)},
 		"mtu v6":      {func(c *Config) { c.MTU = 1000; c.Range = "fd00::/108" }, fmt.Sprintf("--mtu 1000 is out of range; give 0 to derive it, or 1280 to %d", router.MaxMTU)},
-		"shards":      {func(c *Config) { c.Shards = 0 }, "--shards 0 is out of range; give 1 to 64"},
+		"reclaim": {
+			func(c *Config) { c.ReclaimAfter = 9 * time.Second },
+			"--reclaim-after 9s does not tell a node that is gone from one that restarts; give 0 to leave it to weft forget, or 10s and more",
+		},
+		"reclaim before": {
+			func(c *Config) { c.ReclaimAfter = -time.Hour },
+			"--reclaim-after -1h0m0s does not tell a node that is gone from one that restarts; give 0 to leave it to weft forget, or 10s and more",
+		},
+		"shards": {func(c *Config) { c.Shards = 0 }, "--shards 0 is out of range; give 1 to 64"},
 		"seed": {
 			func(c *Config) { c.Seed = []string{"n2", "n3"} },
 			"--seed n2,n3 does not name this node, n1; give the same list on every node that it names, and --peer alone on all others",

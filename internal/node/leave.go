@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -25,19 +26,34 @@ const leavePatience = 15 * time.Second
 
 // Leave implements [api.Service]: it gives the node's addresses to its peers and
 // then ends the daemon for good.
-func (n *Node) Leave(ctx context.Context, r api.LeaveRequest) (api.LeaveResult, error) {
+func (n *Node) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.LeaveProgress)) (left api.LeaveResult, err error) {
 	e, err := n.ready()
 	if err != nil {
 		return api.LeaveResult{}, err
 	}
+	if r.Drain {
+		if r.Force {
+			return api.LeaveResult{}, errors.New("--drain waits for the workloads and --force does not; choose one of them")
+		}
+		var lift func()
+		if lift, err = n.drain(ctx, e, progress); err != nil {
+			return api.LeaveResult{}, err
+		}
+		defer func() {
+			if err != nil {
+				lift()
+			}
+		}()
+	}
 	if ids := e.workloads.ids(); len(ids) > 0 && !r.Force {
-		return api.LeaveResult{}, fmt.Errorf("%d workloads are attached (%s); detach them, or leave with --force: their addresses stay with this node then",
+		return api.LeaveResult{}, fmt.Errorf("%d workloads are attached (%s); detach them, wait for that with --drain, or leave with --force: their addresses stay with this node then",
 			len(ids), strings.Join(head(ids, 5), ", "))
 	}
 	if names := e.clients.names(); len(names) > 0 && !r.Force {
 		return api.LeaveResult{}, fmt.Errorf("%d WireGuard clients join by this node (%s); remove them (weft wg remove), or leave with --force: their addresses stay with this node then",
 			len(names), strings.Join(head(names, 5), ", "))
 	}
+	progress(api.LeaveProgress{Text: "giving the addresses to the other nodes", Leaving: true})
 	res, err := n.giveAway(ctx, e)
 	if err != nil && !r.Force {
 		return api.LeaveResult{}, fmt.Errorf("%w; the node stays, and hands out no address any more: leave again, or restart it to go on", err)
@@ -64,7 +80,7 @@ func (n *Node) Leave(ctx context.Context, r api.LeaveRequest) (api.LeaveResult, 
 // first, and that one, on which the workloads' way out depends, when it is sure
 // that the others take them.
 func (n *Node) giveAway(ctx context.Context, e *engines) (api.LeaveResult, error) {
-	if countNodes(e.mesh.Nodes()).Total == 1 {
+	if countNodes(e.members()).Total == 1 {
 		return api.LeaveResult{Note: "this node was the last of its mesh: there was nobody to give addresses to"}, nil
 	}
 	granted := map[ring.Owner]uint64{}

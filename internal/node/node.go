@@ -22,6 +22,7 @@ import (
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/ipam"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
 )
@@ -58,8 +59,10 @@ type Node struct {
 	mu       sync.Mutex
 	phase    api.Phase
 	waitsFor string
-	warning  map[string]string // by what it is about
-	leaving  bool              // the end is for good
+	warning  map[string]string  // by what it is about
+	leaving  bool               // the end is for good
+	draining bool               // see drain.go
+	retired  *ipam.RetiredError // nil: it is not
 }
 
 // Launch runs a node until ctx ends, which is no error, or until something that
@@ -162,7 +165,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 // isMember tells whether others may have learnt from this node what would be
 // wrong if it were gone: it owns addresses, and others are in the mesh.
 func (n *Node) isMember(e *engines) bool {
-	return e.alloc.Usage().Owned > 0 && countNodes(e.mesh.Nodes()).Total > 1
+	return e.alloc.Usage().Owned > 0 && countNodes(e.members()).Total > 1
 }
 
 // undo takes a first start off the host.
@@ -245,10 +248,20 @@ func whyEnded(ctx context.Context, err error) error {
 	return err
 }
 
+// setPhase says how far the node has come; one that is retired goes nowhere from there but to its end.
 func (n *Node) setPhase(p api.Phase, waitsFor string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.phase == api.Retired && p != api.Stopping {
+		return
+	}
 	n.phase, n.waitsFor = p, waitsFor
+}
+
+func (n *Node) isStopping() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.phase == api.Stopping
 }
 
 func (n *Node) isLeaving() bool {

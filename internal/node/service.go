@@ -27,6 +27,9 @@ import (
 func (n *Node) errNotReady() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.retired != nil {
+		return n.retired
+	}
 	if n.waitsFor != "" {
 		return fmt.Errorf("this node is not ready yet (%s: %s); try again when weft status says ready", n.phase, n.waitsFor)
 	}
@@ -42,6 +45,14 @@ func (n *Node) ready() (*engines, error) {
 	ok := n.phase == api.Ready
 	n.mu.Unlock()
 	if e := n.engines(); ok && e != nil {
+		return e, nil
+	}
+	return nil, n.errNotReady()
+}
+
+// meshed returns the engines if this node is one of its mesh, though it may have no addresses yet.
+func (n *Node) meshed() (*engines, error) {
+	if e := n.engines(); e != nil && !n.isStopping() && n.whyRetired() == nil {
 		return e, nil
 	}
 	return nil, n.errNotReady()
@@ -75,7 +86,7 @@ func (n *Node) Status() api.Status {
 	if l, ok := e.alloc.Lookup(hostOwner); ok {
 		s.Addresses = addresses(l)
 	}
-	nodes := e.mesh.Nodes()
+	nodes := e.members()
 	s.Nodes = countNodes(nodes)
 	s.Warnings = append(s.Warnings, sameNames(nodes)...)
 	s.Warnings = append(s.Warnings, e.workloads.warnings()...)
@@ -149,10 +160,11 @@ func (n *Node) Peers() []api.Peer {
 	for _, p := range e.plane.PeerStats() {
 		stats[p.Key] = p
 	}
-	owned := map[mesh.NodeID][]netip.Prefix{}
-	for _, h := range e.alloc.Owned() {
+	owned, holdings := map[mesh.NodeID][]netip.Prefix{}, e.alloc.Owned()
+	for _, h := range holdings {
 		owned[mesh.NodeID(h.Owner)] = h.Prefixes
 	}
+	retired := retirees(e.alloc.Retirements())
 	peers := []api.Peer{}
 	for _, m := range e.mesh.Nodes() {
 		if m.Status == mesh.Self {
@@ -160,7 +172,10 @@ func (n *Node) Peers() []api.Peer {
 		}
 		p := api.Peer{
 			Name: m.Name, NodeID: m.ID.String(), State: m.Status.String(), Since: m.Since, Build: m.Build,
-			Prefixes: owned[m.ID], MTU: int(m.MTU),
+			Prefixes: owned[m.ID], MTU: int(m.MTU), Gone: isGone(m, retired[m.ID], holdings),
+		}
+		if retired[m.ID] {
+			p.State = string(api.Retired)
 		}
 		if s, ok := stats[session.PublicKey(m.PublicKey)]; ok {
 			p.Path, p.Session, p.Reason = "udp", string(s.State), s.LastError
@@ -215,6 +230,12 @@ func (n *Node) IPAM() api.IPAM {
 	slices.SortFunc(res.Holdings, func(a, b api.Holding) int { return compareNames(a.Node, a.NodeID, b.Node, b.NodeID) })
 	for _, l := range e.alloc.List() {
 		res.Allocations = append(res.Allocations, api.Allocation{Owner: l.Owner, Addresses: addresses(l)})
+	}
+	for _, r := range e.alloc.Reclaims() {
+		res.Takeovers = append(res.Takeovers, takeover(r, name))
+	}
+	for _, r := range e.alloc.Retirements() {
+		res.Retirements = append(res.Retirements, retirement(r, name))
 	}
 	if u.Outgoing > 0 {
 		res.Notes = append(res.Notes, fmt.Sprintf("%d addresses were granted to nodes that have not said yet that they have them", u.Outgoing))
@@ -272,8 +293,11 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Workload, e
 // Detach implements [api.Service].
 func (n *Node) Detach(_ context.Context, r api.DetachRequest) (api.DetachResult, error) {
 	e, err := n.ready()
-	if err != nil {
+	if err != nil && n.whyRetired() == nil { // a retired node still lets go of what it has
 		return api.DetachResult{}, err
+	}
+	if e == nil {
+		e = n.engines()
 	}
 	return e.workloads.detach(r)
 }

@@ -52,6 +52,7 @@ func (n *Node) follow(ctx context.Context, e *engines) {
 			alive = a
 			e.alloc.Wake()
 		}
+		n.withdraw(e)
 		select {
 		case <-ctx.Done():
 			return
@@ -65,17 +66,17 @@ func (n *Node) follow(ctx context.Context, e *engines) {
 	}
 }
 
-// syncPeers gives the router its peers and prefixes, saves new records, and
-// returns how many nodes are alive.
+// syncPeers gives the router its peers and prefixes, of which a retired node has none, saves new records, and returns
+// how many nodes are alive.
 func (n *Node) syncPeers(e *engines) int {
 	n.syncing.Lock()
 	defer n.syncing.Unlock()
-	nodes, holdings := e.mesh.Nodes(), e.alloc.Owned()
+	nodes, holdings, retired := e.mesh.Nodes(), e.alloc.Owned(), n.retire(e)
 	if err := n.setPeers(e, nodes, holdings); err != nil {
 		n.log.Error("the router refused the mesh's peers", zap.Error(err))
 	}
 	local := router.Local{MTU: n.mtu, Prefixes: n.ownPrefixes(holdings)}
-	if l, ok := e.alloc.Lookup(hostOwner); ok {
+	if l, ok := e.alloc.Lookup(hostOwner); ok && !retired {
 		local.Gateway4, local.Gateway6 = l.V4, l.V6
 	}
 	e.plane.SetLocal(local)
@@ -102,7 +103,12 @@ func (n *Node) connectPeers(e *engines) error {
 
 // setPeers gives the router the nodes and the WireGuard clients, if they have changed. The caller has n.syncing.
 func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) error {
-	peers, warning := withClients(peersOf(nodes, holdings, n.mtu), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
+	var peers []router.Peer
+	warning := ""
+	if n.whyRetired() == nil {
+		nodes = without(nodes, e.alloc.Retirements())
+		peers, warning = withClients(peersOf(nodes, holdings, n.mtu), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
+	}
 	n.setWarning("client-key", warning)
 	if reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
 		return nil

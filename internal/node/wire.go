@@ -109,7 +109,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}()
 	if e.alloc, err = ipam.New(ipam.Config{
 		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed,
-		Store: ipamStore{n.store}, Net: ipamNet{e.mesh}, Now: time.Now,
+		Store: ipamStore{n.store}, Net: ipamNet{e.mesh}, Now: time.Now, ReclaimAfter: n.cfg.ReclaimAfter,
 		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
 	}); err != nil {
 		return nil, err
@@ -230,10 +230,7 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	if err := e.mesh.SetRecord(n.describe(e)); err != nil {
 		return err
 	}
-	if err := n.adopt(ctx, e); err != nil {
-		return err
-	}
-	lease, err := n.hostLease(ctx, e)
+	lease, err := n.ownLease(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -244,6 +241,10 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 		return err
 	}
 	n.syncPeers(e)
+	if n.retire(e) { // it answers commands, and that is all that there is to wait for
+		n.sys.notify(daemon.SdNotifyReady)
+		return nil
+	}
 	if !n.state.first {
 		e.plane.Greet()
 	}
@@ -251,10 +252,29 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	n.sys.notify(daemon.SdNotifyReady)
 	n.log.Info("ready: traffic can flow", zap.Stringers("addresses", addresses(lease)), zap.String("range", n.state.universe.Range),
 		zap.Int("mtu", n.mtu), zap.Duration("after", time.Since(n.started)))
-	if len(n.cfg.Peers) == 0 && countNodes(e.mesh.Nodes()).Total == 1 {
+	if len(n.cfg.Peers) == 0 && countNodes(e.members()).Total == 1 {
 		n.invite(e)
 	}
 	return nil
+}
+
+// ownLease gets the host its own addresses on the overlay. A node that is retired, or becomes so while it waits for them,
+// has none; that is no error.
+func (n *Node) ownLease(ctx context.Context, e *engines) (ipam.Lease, error) {
+	if n.retire(e) {
+		n.withdraw(e)
+		return ipam.Lease{}, nil
+	}
+	err := n.adopt(ctx, e)
+	var lease ipam.Lease
+	if err == nil {
+		lease, err = n.hostLease(ctx, e)
+	}
+	if err != nil && n.retire(e) {
+		n.withdraw(e)
+		return ipam.Lease{}, nil
+	}
+	return lease, err
 }
 
 // describe edits this node's record.
@@ -326,13 +346,16 @@ func (n *Node) nameOf(m *mesh.Mesh) func(ring.Owner) string {
 			}
 		}
 		for _, node := range m.Nodes() {
-			if ring.Owner(node.ID) == o && node.Name != "" {
+			if node.Name != "" && (ring.Owner(node.ID) == o || unadopted(o) && ipam.NameOwner(node.Name) == o) {
 				return node.Name
 			}
 		}
 		return mesh.NodeID(o).String()
 	}
 }
+
+// unadopted tells an owner that stands for a name of --seed from a node.
+func unadopted(o ring.Owner) bool { return !mesh.NodeID(o).Valid() }
 
 // packets lets the mesh send its gossip by the router's socket.
 type packets struct{ e *engines }

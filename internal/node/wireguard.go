@@ -60,6 +60,9 @@ func (n *Node) WGAdd(ctx context.Context, r api.WGAddRequest) (api.WGAdded, erro
 	if err != nil {
 		return api.WGAdded{}, err
 	}
+	if n.isDraining() {
+		return api.WGAdded{}, errDraining
+	}
 	key, err := n.clientKey(e, r.PublicKey)
 	if err != nil {
 		return api.WGAdded{}, err

@@ -140,14 +140,14 @@ func TestWireGuardClients(t *testing.T) {
 			}
 		}
 
-		_, err := n2.service().Leave(t.Context(), api.LeaveRequest{})
+		_, err := n2.service().Leave(t.Context(), api.LeaveRequest{}, untold)
 		if err == nil || !strings.HasPrefix(err.Error(), "1 workloads are attached") {
 			t.Errorf("leaving: %v", err)
 		}
 		if _, err := n2.service().Detach(t.Context(), api.DetachRequest{Netns: w.Netns, IfName: "eth0"}); err != nil {
 			t.Fatal(err)
 		}
-		_, err = n2.service().Leave(t.Context(), api.LeaveRequest{})
+		_, err = n2.service().Leave(t.Context(), api.LeaveRequest{}, untold)
 		want := "2 WireGuard clients join by this node (laptop, phone); remove them (weft wg remove), or leave with --force: their addresses stay with this node then"
 		if err == nil || err.Error() != want {
 			t.Errorf("leaving:\ngot  %v\nwant %s", err, want)
@@ -167,7 +167,7 @@ func TestWireGuardClients(t *testing.T) {
 		if again := addClient(t, n2, "phone", 1); again.Addresses[0] == phone.Addresses[0] || again.PresharedKey == phone.PresharedKey {
 			t.Errorf("added again, it has %+v", again)
 		}
-		if left, err := n2.service().Leave(t.Context(), api.LeaveRequest{Force: true}); err != nil || len(left.Kept) < 2 || !strings.Contains(strings.Join(left.Kept, "\n"), "of wg:laptop") {
+		if left, err := n2.service().Leave(t.Context(), api.LeaveRequest{Force: true}, untold); err != nil || len(left.Kept) < 2 || !strings.Contains(strings.Join(left.Kept, "\n"), "of wg:laptop") {
 			t.Errorf("left by force: %+v, %v", left, err)
 		}
 	})
@@ -402,7 +402,7 @@ func TestWireGuardRemovedWhileAdded(t *testing.T) {
 			if got := n.engines().clients.names(); !slices.Equal(got, []string{"phone"}) || len(listed(n2)) != 0 {
 				t.Errorf("clients that are or come: %v", got)
 			}
-			if _, err := n.Leave(t.Context(), api.LeaveRequest{}); err == nil || !strings.HasPrefix(err.Error(), "1 WireGuard clients join by this node (phone); ") {
+			if _, err := n.Leave(t.Context(), api.LeaveRequest{}, untold); err == nil || !strings.HasPrefix(err.Error(), "1 WireGuard clients join by this node (phone); ") {
 				t.Errorf("leaving: %v", err)
 			}
 			if _, err := n.WGRemove(api.WGRemoveRequest{Name: "phone", PublicKey: clientKey(2).String()}); err == nil || err.Error() != "the WireGuard client phone has another key; see: weft wg list" {

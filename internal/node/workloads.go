@@ -27,6 +27,9 @@ import (
 // workload's ID looks like it.
 const hostOwner = "host"
 
+// stateRetired is that of the workloads of a node that was declared gone.
+const stateRetired = "off the network: this node is retired"
+
 // attachPatience bounds how long an attach waits for other nodes to give
 // addresses, when there is none left here.
 const attachPatience = 15 * time.Second
@@ -37,6 +40,7 @@ type hostNetwork interface {
 	Apply(hostnet.Desired, hostnet.Changes) (hostnet.Result, error)
 	Attach(hostnet.Workload) ([]string, error)
 	Detach(hostnet.Workload) error
+	Missing([]hostnet.Workload) ([]string, error)
 	Remove(hostnet.Changes) ([]string, error)
 }
 
@@ -66,6 +70,8 @@ type workloads struct {
 	desired hostnet.Desired   // without the workloads
 	changes hostnet.Changes
 	notes   []string
+	refusal error // why nothing new is attached; nil: it is
+	retired bool  // nothing is on the network any more, see retire.go
 }
 
 // attach gives the namespace of r an interface and addresses, or repairs those
@@ -86,6 +92,9 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 	// The address may have to come from another node: reconcile does not wait for
 	// that, and leaves the address alone when it is there.
 	defer ws.expect(id)()
+	if err := ws.admits(id); err != nil {
+		return api.Workload{}, err
+	}
 	lease, err := ws.allocate(ctx, id, r.IP)
 	if err != nil {
 		return api.Workload{}, err
@@ -93,6 +102,12 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 	ws.gate.RLock()
 	defer ws.gate.RUnlock()
 	w, known := ws.get(id)
+	if err := ws.admits(id); err != nil { // by now
+		if !known {
+			err = errors.Join(err, ws.alloc.Release(id))
+		}
+		return api.Workload{}, err
+	}
 	if !known {
 		w = workload{ID: id, NetnsID: string(ns), IfName: r.IfName, Boot: ws.boot, MTU: ws.mtu(), Attached: ws.now()}
 	}
@@ -209,18 +224,10 @@ func (ws *workloads) reconcile() error {
 	ws.gate.Lock()
 	defer ws.gate.Unlock()
 	var errs []error
-	for _, w := range ws.list() {
-		if w.Boot != ws.boot {
-			ws.log.Info("workload of before the reboot forgotten", zap.String("workload", w.ID))
-			lease, _ := ws.alloc.Lookup(w.ID)
-			errs = append(errs, ws.forget(w, lease))
-		}
-	}
-	for _, l := range ws.alloc.List() {
-		if _, ok := ws.get(l.Owner); !ok && l.Owner != hostOwner && !ws.expected(l.Owner) && !ws.kept(l.Owner) {
-			ws.log.Info("address without workload released", zap.String("owner", l.Owner))
-			errs = append(errs, ws.alloc.Release(l.Owner))
-		}
+	errs = append(errs, ws.forgetLastBoot())
+	for _, l := range ws.strays() {
+		ws.log.Info("address without workload released", zap.String("owner", l.Owner))
+		errs = append(errs, ws.alloc.Release(l.Owner))
 	}
 	res, err := ws.apply()
 	if err != nil {
@@ -232,7 +239,7 @@ func (ws *workloads) reconcile() error {
 			continue
 		}
 		lease, ok := ws.alloc.Lookup(id)
-		if ns, nerr := ws.netnsAt(w.Netns); !ok || nerr != nil || string(ns) != w.NetnsID {
+		if !ok || ws.orphan(w) {
 			ws.log.Info("workload whose namespace is gone forgotten", zap.String("workload", id), zap.String("netns", w.Netns))
 			errs = append(errs, ws.forget(w, lease))
 			continue
@@ -253,10 +260,13 @@ func (ws *workloads) reconcile() error {
 // has the gate.
 func (ws *workloads) apply() (hostnet.Result, error) {
 	ws.mu.Lock()
-	d, before := ws.desired, ws.changes
+	d, before, retired := ws.desired, ws.changes, ws.retired
 	ws.mu.Unlock()
+	if retired {
+		d.Addrs = nil
+	}
 	for _, w := range ws.list() {
-		if lease, ok := ws.alloc.Lookup(w.ID); ok {
+		if lease, ok := ws.alloc.Lookup(w.ID); ok && !retired {
 			d.Workloads = append(d.Workloads, kernel(w, lease))
 		}
 	}
@@ -349,6 +359,9 @@ func (ws *workloads) describe(w workload) api.Workload {
 	defer ws.mu.Unlock()
 	if s, ok := ws.state[w.ID]; ok {
 		a.State = s
+	}
+	if ws.retired {
+		a.State = stateRetired
 	}
 	return a
 }

@@ -29,8 +29,13 @@ type Daemon struct {
 	// What Bench says, and whether it goes on or breaks off then.
 	Phases   []api.BenchProgress
 	Measured api.BenchResult
-	Endless  chan struct{}
+	Endless  chan struct{} // Forget and Leave heed these two as well
 	Broken   string
+	// What Forget, and Leave while it waits, tell of their progress, and what else Forget, Explain and GC say.
+	Progress  []string
+	Forgotten api.ForgetResult
+	History   []string
+	Garbage   []api.Garbage
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
 	// Adding is called when a WireGuard client was added, before that is answered; nil: nothing is.
@@ -129,11 +134,23 @@ func (d *Daemon) Detach(_ context.Context, r api.DetachRequest) (api.DetachResul
 	return res, nil
 }
 
-// Leave implements api.Service.
-func (d *Daemon) Leave(context.Context, api.LeaveRequest) (api.LeaveResult, error) {
+// Leave implements api.Service: when it is to drain it tells Progress, and goes on waiting if Endless is not nil, which it
+// closes when the request ends.
+func (d *Daemon) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.LeaveProgress)) (api.LeaveResult, error) {
 	if err := d.refused(); err != nil {
 		return api.LeaveResult{}, err
 	}
+	if r.Drain {
+		for _, text := range d.Progress {
+			progress(api.LeaveProgress{Text: text})
+		}
+		if d.Endless != nil {
+			<-ctx.Done()
+			close(d.Endless)
+			return api.LeaveResult{}, context.Cause(ctx)
+		}
+	}
+	progress(api.LeaveProgress{Text: "giving the addresses away", Leaving: true})
 	d.stop()
 	return d.Left, nil
 }
