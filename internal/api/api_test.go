@@ -31,6 +31,9 @@ func TestEveryCallReachesTheDaemon(t *testing.T) {
 		Space: api.IPAM{Universe: "10.32.0.0/12", Holdings: []api.Holding{}, Allocations: []api.Allocation{}},
 		Key:   api.Token{Token: "secret", Command: "weft launch"},
 		Left:  api.LeaveResult{Granted: []api.Grant{{To: "n2", Addresses: 5}}},
+
+		History: []string{"once", "then"},
+		Garbage: []api.Garbage{{Owner: "x", Reason: "gone"}},
 	}
 	c := api.NewClient(apitest.Serve(t, d))
 	ctx := t.Context()
@@ -69,6 +72,17 @@ func TestEveryCallReachesTheDaemon(t *testing.T) {
 	}
 	if res, err := c.WGRemove(ctx, api.WGRemoveRequest{Name: "phone"}); err != nil || !reflect.DeepEqual(res.Released, added.Addresses) {
 		t.Errorf("wg remove: %+v, %v", res, err)
+	}
+	if e, err := c.Explain(ctx, api.ExplainRequest{Address: r.IP}); err != nil || e.Address != r.IP || !reflect.DeepEqual(e.Lines, d.History) {
+		t.Errorf("explain: %+v, %v", e, err)
+	}
+	for _, dry := range []bool{true, false} {
+		if g, err := c.GC(ctx, api.GCRequest{DryRun: dry}); err != nil || len(g.Garbage) != 1 || g.Garbage[0].Reason != "gone" {
+			t.Errorf("gc: %+v, %v", g, err)
+		}
+	}
+	if g, err := c.GC(ctx, api.GCRequest{}); err != nil || len(g.Garbage) != 0 {
+		t.Errorf("gc again: %+v, %v", g, err)
 	}
 	if l, err := c.Leave(ctx, api.LeaveRequest{}, nil); err != nil || !reflect.DeepEqual(l, d.Left) {
 		t.Errorf("leave: %+v, %v", l, err)
