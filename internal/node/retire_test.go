@@ -100,7 +100,7 @@ var retiredText = regexp.MustCompile(`^this node was declared gone by n\d on 200
 func isRetired(t *testing.T, m *machine, workloads int) {
 	t.Helper()
 	st := m.service().Status()
-	if st.Phase != api.Retired || st.Ready || !retiredText.MatchString(st.WaitsFor) {
+	if st.Phase != api.Retired || st.Ready || len(st.Addresses) > 0 || !retiredText.MatchString(st.WaitsFor) {
 		t.Errorf("%s is %s: %s", m.name, st.Phase, st.WaitsFor)
 	}
 	m.host.mu.Lock()

@@ -83,7 +83,7 @@ func (n *Node) Status() api.Status {
 	s.Universe, s.MeshID = e.universe.String(), meshID(e.mesh.Universe())
 	s.MTU, s.Offloads = n.mtu, e.plane.Offloads().names()
 	s.TUN, s.Shards = string(e.plane.TUN()), e.plane.Shards()
-	if l, ok := e.alloc.Lookup(hostOwner); ok {
+	if l, ok := e.alloc.Lookup(hostOwner); ok && s.Phase != api.Retired {
 		s.Addresses = addresses(l)
 	}
 	nodes := e.members()
