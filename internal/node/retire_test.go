@@ -89,6 +89,11 @@ func (c *cluster) settled() {
 		}
 		return true
 	})
+	for _, h := range c.machines[0].service().IPAM().Holdings { // nobody asked for more before it had its own
+		if want := map[string]float64{"n1": 31.25, "n2": 31.25, "n3": 37.5}[h.Node]; h.Percent != want {
+			c.t.Fatalf("%s has %v%%, its share is %v%%", h.Node, h.Percent, want)
+		}
+	}
 }
 
 func seeded(cfg *Config) { cfg.Seed = []string{"n1", "n2", "n3"} }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -50,6 +51,10 @@ type engines struct {
 	benches   *benches
 	universe  ipam.Universe
 	link      hostnet.Link
+
+	// adopting is set until this node has the share of its name. It asks for no addresses before: it would end up with
+	// more than its share, and whoever owns half of the range cannot be forgotten.
+	adopting atomic.Bool
 }
 
 // makeEngines makes the engines, which do nothing yet, and makes a first start
@@ -70,6 +75,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}
 	e := &engines{universe: u}
 	e.benches = &benches{n: n, e: e, net: n.sys.overlay()}
+	e.adopting.Store(len(n.cfg.Seed) > 0)
 	if e.link, err = n.awaitNetwork(ctx); err != nil {
 		return nil, err
 	}
@@ -109,7 +115,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}()
 	if e.alloc, err = ipam.New(ipam.Config{
 		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed,
-		Store: ipamStore{n.store}, Net: ipamNet{e.mesh}, Now: time.Now, ReclaimAfter: n.cfg.ReclaimAfter,
+		Store: ipamStore{n.store}, Net: ipamNet{e.mesh, &e.adopting}, Now: time.Now, ReclaimAfter: n.cfg.ReclaimAfter,
 		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
 	}); err != nil {
 		return nil, err
@@ -262,6 +268,7 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 // has none; that is no error.
 func (n *Node) ownLease(ctx context.Context, e *engines) (ipam.Lease, error) {
 	if n.retire(e) {
+		e.adopting.Store(false)
 		n.withdraw(e)
 		return ipam.Lease{}, nil
 	}
@@ -308,7 +315,10 @@ func (n *Node) adopt(ctx context.Context, e *engines) error {
 			return context.Cause(ctx)
 		}
 	}
-	return e.alloc.Adopt(ipam.NameOwner(n.cfg.Name))
+	err := e.alloc.Adopt(ipam.NameOwner(n.cfg.Name))
+	e.adopting.Store(false)
+	e.alloc.Wake()
+	return err
 }
 
 // hostLease gets the host its own addresses on the overlay, waiting for other
@@ -362,8 +372,11 @@ type packets struct{ e *engines }
 
 func (p packets) SendControl(b []byte, to netip.AddrPort) error { return p.e.plane.SendControl(b, to) }
 
-// ipamNet carries the allocator's messages by the mesh.
-type ipamNet struct{ m *mesh.Mesh }
+// ipamNet carries the allocator's messages by the mesh. As long as alone is set there is nobody whom it could ask.
+type ipamNet struct {
+	m     *mesh.Mesh
+	alone *atomic.Bool
+}
 
 func (t ipamNet) Send(to ring.Owner, msg []byte) error {
 	return t.m.Send(mesh.NodeID(to), channelIPAM, msg)
@@ -372,6 +385,9 @@ func (t ipamNet) Send(to ring.Owner, msg []byte) error {
 func (t ipamNet) Broadcast(delta []byte) { t.m.Broadcast(stateRing, delta) }
 
 func (t ipamNet) Peers() []ipam.Peer {
+	if t.alone.Load() {
+		return nil
+	}
 	var peers []ipam.Peer
 	for _, node := range t.m.Nodes() {
 		if node.Status != mesh.Self {
