@@ -70,7 +70,7 @@ node goes on as before.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&r.Force, "force", false, "leave although workloads are attached or WireGuard clients are joined; their addresses stay with this node")
+	cmd.Flags().BoolVar(&r.Force, "force", false, "leave although workloads are attached or WireGuard clients are joined; they are cut off, and another node gets their addresses")
 	cmd.Flags().BoolVar(&r.Drain, "drain", false, "wait until no workload is attached and no WireGuard client is joined, and take no new ones meanwhile")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

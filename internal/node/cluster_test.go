@@ -609,7 +609,7 @@ func TestLeaveGivesAddressesAway(t *testing.T) {
 		c.ready(n2)
 		w := c.attach(n2, "w")
 		_, err := n2.service().Leave(t.Context(), api.LeaveRequest{}, untold)
-		want := "1 workloads are attached (" + w.ID + "); detach them, wait for that with --drain, or leave with --force: their addresses stay with this node then"
+		want := "1 workloads are attached (" + w.ID + "); detach them, wait for that with --drain, or leave with --force: they are cut off then, and another node gets their addresses"
 		if err == nil || err.Error() != want {
 			t.Fatalf("got  %v\nwant %s", err, want)
 		}

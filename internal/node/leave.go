@@ -46,11 +46,11 @@ func (n *Node) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.
 		}()
 	}
 	if ids := e.workloads.ids(); len(ids) > 0 && !r.Force {
-		return api.LeaveResult{}, fmt.Errorf("%d workloads are attached (%s); detach them, wait for that with --drain, or leave with --force: their addresses stay with this node then",
+		return api.LeaveResult{}, fmt.Errorf("%d workloads are attached (%s); detach them, wait for that with --drain, or leave with --force: they are cut off then, and another node gets their addresses",
 			len(ids), strings.Join(head(ids, 5), ", "))
 	}
 	if names := e.clients.names(); len(names) > 0 && !r.Force {
-		return api.LeaveResult{}, fmt.Errorf("%d WireGuard clients join by this node (%s); remove them (weft wg remove), or leave with --force: their addresses stay with this node then",
+		return api.LeaveResult{}, fmt.Errorf("%d WireGuard clients join by this node (%s); remove them (weft wg remove), or leave with --force: they are cut off then, and another node gets their addresses",
 			len(names), strings.Join(head(names, 5), ", "))
 	}
 	progress(api.LeaveProgress{Text: "giving the addresses to the other nodes", Leaving: true})

@@ -248,11 +248,12 @@ func whyEnded(ctx context.Context, err error) error {
 	return err
 }
 
-// setPhase says how far the node has come; one that is retired goes nowhere from there but to its end.
+// setPhase says how far the node has come; one that is retired goes nowhere from there but to its end, and from that
+// nowhere at all.
 func (n *Node) setPhase(p api.Phase, waitsFor string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.phase == api.Retired && p != api.Stopping {
+	if n.phase == api.Retired && p != api.Stopping || n.phase == api.Stopping {
 		return
 	}
 	n.phase, n.waitsFor = p, waitsFor

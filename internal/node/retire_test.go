@@ -336,7 +336,9 @@ func TestForgetByForce(t *testing.T) {
 // What --seed gave to a node that never started is had by its name, also from a node that was not told of the seed.
 func TestForgetASeedName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 3)
+		c := newCluster(t, 4)
+		late := c.machines[3]
+		c.machines = c.machines[:3]
 		n1, n2, n3 := c.machines[0], c.machines[1], c.machines[2]
 		seed := func(cfg *Config) { cfg.Seed = []string{"n1", "n2", "never"} }
 		c.start(n1, seed, "n2")
@@ -354,6 +356,13 @@ func TestForgetASeedName(t *testing.T) {
 			c.eventually(10*time.Second, m.name+" knows", func() bool {
 				return !slices.ContainsFunc(m.service().IPAM().Holdings, func(h api.Holding) bool { return h.NodeID[0] > '7' })
 			})
+		}
+		late.name = "never"
+		c.start(late, seed, "n1")
+		err = <-late.done
+		late.kill = nil
+		if err == nil || !strings.HasPrefix(err.Error(), "the seeded share of this node's name was taken over by node ") {
+			t.Errorf("the node of that name, much later: %v", err)
 		}
 	})
 }

@@ -148,7 +148,7 @@ func TestWireGuardClients(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = n2.service().Leave(t.Context(), api.LeaveRequest{}, untold)
-		want := "2 WireGuard clients join by this node (laptop, phone); remove them (weft wg remove), or leave with --force: their addresses stay with this node then"
+		want := "2 WireGuard clients join by this node (laptop, phone); remove them (weft wg remove), or leave with --force: they are cut off then, and another node gets their addresses"
 		if err == nil || err.Error() != want {
 			t.Errorf("leaving:\ngot  %v\nwant %s", err, want)
 		}
