@@ -67,7 +67,7 @@ stands: other nodes may complete it, and so does forgetting the node again.`,
 
 // forgotten says who took over how many addresses.
 func forgotten(f api.Forgotten) string {
-	text := fmt.Sprintf("%s is retired; it had no addresses", f.Node)
+	text := fmt.Sprintf("%s is retired; it had no addresses left", f.Node)
 	if f.Addresses > 0 {
 		text = fmt.Sprintf("%s took over %d addresses of %s", f.Heir, f.Addresses, f.Node)
 	}

@@ -59,7 +59,7 @@ func TestForget(t *testing.T) {
 	d.Forgotten.Forgotten[0].Forced = true
 	d.Forgotten.Forgotten = append(d.Forgotten.Forgotten, api.Forgotten{Retirement: api.Retirement{Node: "seed", Heir: "n2"}})
 	code, out, errs = run(t, dir, "forget", "node-three", "--force")
-	want := "n2 took over 4096 addresses of node-three (decided without a majority)\nseed is retired; it had no addresses\n"
+	want := "n2 took over 4096 addresses of node-three (decided without a majority)\nseed is retired; it had no addresses left\n"
 	if code != exitDone || out != want || errs != warned+progress {
 		t.Errorf("exit %d, %q, stderr %q", code, out, errs)
 	}

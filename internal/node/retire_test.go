@@ -127,6 +127,9 @@ func isRetired(t *testing.T, m *machine, workloads int) {
 			t.Errorf("%s: %+v", m.name, w)
 		}
 	}
+	if notes := m.service().IPAM().Notes; !slices.Equal(notes, []string{"this node is retired: others may use what is allocated here"}) {
+		t.Errorf("%s notes %q", m.name, notes)
+	}
 	ctx := t.Context()
 	for what, f := range map[string]func() error{
 		"attach": func() error {

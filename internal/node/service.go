@@ -237,6 +237,10 @@ func (n *Node) IPAM() api.IPAM {
 	for _, r := range e.alloc.Retirements() {
 		res.Retirements = append(res.Retirements, retirement(r, name))
 	}
+	if n.whyRetired() != nil {
+		res.Notes = append(res.Notes, "this node is retired: others may use what is allocated here")
+		return res
+	}
 	if u.Outgoing > 0 {
 		res.Notes = append(res.Notes, fmt.Sprintf("%d addresses were granted to nodes that have not said yet that they have them", u.Outgoing))
 	}
