@@ -13,13 +13,13 @@ import (
 const maxBlocks = 8
 
 // pickBlocks chooses what a donor gives of its free slots, which do not have to be usable: CIDR-aligned blocks that
-// hold up to limit usable slots together, one if it comes to at least half of that, and at most maxBlocks. Nothing is
+// hold up to limit usable slots together, as few as come to three quarters of that, and at most maxBlocks. Nothing is
 // returned if limit is 0 or no usable slot is free. near are the slots of the recipient: between equals, the block that
 // makes one prefix with some of those is taken, then the one that is farthest up, away from where the donor allocates.
 func pickBlocks(free, near ring.Set, limit uint64, size uint32) ring.Set {
 	var out []ring.Interval
 	given := uint64(0)
-	for len(out) < maxBlocks && 2*given < max(limit, 1) {
+	for len(out) < maxBlocks && 4*given < 3*max(limit, 1) {
 		best, ok := bestBlock(free, near, limit-given, size)
 		if !ok {
 			break

@@ -143,7 +143,7 @@ func (a *Allocator) choose(x *edit, from ring.Owner, m *message, v view) (blocks
 		}
 		return ring.Set{{First: m.slot, Last: m.slot}}, 0
 	}
-	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m), a.size)
+	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m, known.Len()), a.size)
 	if len(blocks) == 0 {
 		return nil, refusedFull
 	}
@@ -159,17 +159,24 @@ func (a *Allocator) deny(x *edit, to ring.Owner, m *message, why refusal) {
 	x.send(to, r)
 }
 
-// generosity returns how many usable slots to give to a node: half of what it would take to be as well off as this one.
-// Somebody who waits for an address gets the last one; a reserve is not topped up at the cost of this node's.
-func (a *Allocator) generosity(m *message) uint64 {
+// generosity returns how many usable slots to give to a node that owns a number of slots: half of what it would take to be
+// as well off as this one. Somebody who waits for an address gets the last one; a reserve is not topped up at the cost of
+// this node's. As long as it can be helped nobody gets more than three eighths of the universe: whoever has half of it cannot
+// be retired by the others, nor can anything be granted without it; and a node that gave away less than half of all can do
+// without its only peer.
+func (a *Allocator) generosity(m *message, owned uint64) uint64 {
 	left := a.space.left()
 	if m.have >= left {
 		return 0
 	}
-	if m.urgent {
-		return (left - m.have + 1) / 2
+	n := (left - m.have + 1) / 2
+	if most := uint64(a.size) / 8 * 3; owned < most {
+		n = min(n, most-owned)
 	}
-	return min((left-m.have)/2, left-min(left, a.reserve()))
+	if m.urgent {
+		return max(n, 1)
+	}
+	return min(n, (left-m.have)/2, left-min(left, a.reserve()))
 }
 
 // give grants blocks, and says so to the mesh. It reports whether they could be granted.

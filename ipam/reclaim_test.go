@@ -297,3 +297,34 @@ func TestStartHearsOthersFirst(t *testing.T) {
 		_ = c.join(1) // node 2 stays away: it is waited for
 	})
 }
+
+// Any node of three or more can be done without, and the founder of two can do without the other.
+func TestNobodyHasHalf(t *testing.T) {
+	for n := 2; n <= 6; n++ {
+		for _, together := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, "10.32.0.0/12", Seed{Owners: []ring.Owner{1}})
+				var nodes []*member
+				for i := range n {
+					nodes = append(nodes, c.join(ring.Owner(i+1)))
+					if !together {
+						time.Sleep(time.Second)
+					}
+				}
+				time.Sleep(5 * time.Second)
+				for _, h := range nodes[0].Owned() {
+					half := h.Slots >= 1<<19
+					if half != (n == 2 && h.Owner == 1) {
+						t.Errorf("of %d nodes, joined together %v, n%d has %d of %d", n, together, h.Owner, h.Slots, 1<<20)
+					}
+					if len(h.Prefixes) > 8 {
+						t.Errorf("n%d has %v", h.Owner, h.Prefixes)
+					}
+				}
+				dead := nodes[n-1]
+				c.crash(dead)
+				c.sure(nodes[0], 10*time.Second, ForgetRequest{Dead: []ring.Owner{dead.id}})
+			})
+		}
+	}
+}

@@ -151,10 +151,11 @@ func TestPickBlocksPrefers(t *testing.T) {
 		want       ring.Set
 	}{
 		{"the upper half", iv(1, 255), nil, 127, iv(128, 255)},
-		{"a whole quarter before a part of the half", iv(1, 255), nil, 126, iv(64, 127)},
+		{"a whole quarter before a part of the half", iv(1, 255), nil, 85, iv(64, 127)},
+		{"less than three quarters would be too little", iv(1, 255), nil, 126, iv(32, 127)},
 		{"a whole block before a part", iv(16, 19).Union(iv(64, 127)), nil, 4, iv(16, 19)},
 		{"the buddy of what the recipient has", iv(16, 19).Union(iv(32, 35)), iv(20, 23), 4, iv(16, 19)},
-		{"crumbs, if there is nothing else", ring.NewSet(iv(1, 1)[0], iv(3, 3)[0], iv(5, 5)[0]), nil, 2, iv(5, 5)},
+		{"crumbs, if there is nothing else", ring.NewSet(iv(1, 1)[0], iv(3, 3)[0], iv(5, 5)[0]), nil, 1, iv(5, 5)},
 		{"no block of what is never handed out", iv(0, 0).Union(iv(255, 255)), nil, 2, nil},
 		{"the last slot goes along", iv(254, 255), nil, 1, iv(254, 255)},
 	} {
