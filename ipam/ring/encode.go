@@ -56,7 +56,7 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 			known++
 		}
 	}
-	b = slices.Grow(b, 24+ownerSize*len(owners)+8*known+12*len(r.log))
+	b = slices.Grow(b, 24+ownerSize*len(owners)+8*known+12*len(r.log.entries))
 	b = append(b, format)
 	b = binary.AppendUvarint(b, uint64(r.size))
 	b = binary.AppendUvarint(b, uint64(len(owners)))
@@ -77,8 +77,8 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 		at = last + 1
 		b = e.register(b, x.reg)
 	}
-	b = binary.AppendUvarint(b, uint64(len(r.log)))
-	for _, x := range r.log {
+	b = binary.AppendUvarint(b, uint64(len(r.log.entries)))
+	for _, x := range r.log.entries {
 		b = e.entry(b, x)
 	}
 	return e.votes(b, r.votes)
@@ -87,11 +87,11 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 // named returns everybody whom the ring names, ascending.
 func (r *Ring) named() []Owner {
 	out := r.Owners()
-	if len(r.log) == 0 && r.votes == (Votes{}) {
+	if len(r.log.entries) == 0 && r.votes == (Votes{}) {
 		return out
 	}
 	v := r.votes
-	for _, e := range append(slices.Clone(r.log), v.Value) {
+	for _, e := range append(slices.Clone(r.log.entries), v.Value) {
 		out = append(out, e.Dead, e.Heir, e.By)
 	}
 	out = append(out, v.Promised.Node, v.Accepted.Node)
@@ -216,15 +216,14 @@ func (d *decoder) log(r *Ring) {
 	if d.bad || n == 0 {
 		return
 	}
-	r.log = make([]Retirement, 0, n)
-	dead := make(map[Owner]bool, n)
-	for range n {
+	r.log = log{make([]Retirement, 0, n), make(map[Owner]int, n)}
+	for i := range int(n) {
 		e := d.entry()
-		if d.bad = d.bad || e.Dead == e.Heir || dead[e.Dead] || dead[e.Heir]; d.bad {
+		if d.bad = d.bad || r.mayRetire(e) != nil; d.bad {
 			return
 		}
-		dead[e.Dead] = true
-		r.log = append(r.log, e)
+		r.log.entries = append(r.log.entries, e)
+		r.log.index[e.Dead] = i
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 )
 
@@ -36,10 +37,7 @@ type Version struct{ Epoch, Count uint32 }
 
 // Compare returns -1, 0 or +1 as v is before, equal to or after w.
 func (v Version) Compare(w Version) int {
-	if c := cmp.Compare(v.Epoch, w.Epoch); c != 0 {
-		return c
-	}
-	return cmp.Compare(v.Count, w.Count)
+	return cmp.Compare(uint64(v.Epoch)<<32|uint64(v.Count), uint64(w.Epoch)<<32|uint64(w.Count))
 }
 
 // Register is what the ring knows about one slot. The zero Register means that it knows nothing.
@@ -55,7 +53,10 @@ type Register struct {
 // compare orders registers; the merge keeps the greater one. The owners decide only between registers that cannot
 // legally both exist.
 func (x Register) compare(y Register) int {
-	return cmp.Or(x.Version.Compare(y.Version), cmp.Compare(x.Owner, y.Owner), cmp.Compare(x.From, y.From))
+	if x.Version != y.Version {
+		return x.Version.Compare(y.Version)
+	}
+	return cmp.Or(cmp.Compare(x.Owner, y.Owner), cmp.Compare(x.From, y.From))
 }
 
 // Conflict reports that two registers of the same version were different, which no legal history leads to.
@@ -85,8 +86,8 @@ type run struct {
 // the users writes. Use New, Seed or Decode to make one; the zero Ring has no slots.
 type Ring struct {
 	size  uint32
-	runs  []run        // runs[0].first == 0; ascending; no two neighbours have equal registers
-	log   []Retirement // never modified in place, only appended to with a full copy
+	runs  []run // runs[0].first == 0; ascending; no two neighbours have equal registers; never modified, only replaced
+	log   log
 	votes Votes
 }
 
@@ -133,14 +134,16 @@ func Seed(size uint32, owners []Owner) (*Ring, error) {
 // Size returns the number of slots.
 func (r *Ring) Size() uint32 { return r.size }
 
-// Clone returns a copy that shares nothing with r.
+// Clone returns a copy: what is written to one of the two does not show in the other. It costs next to nothing, since they
+// share what neither modifies but only replaces.
 func (r *Ring) Clone() *Ring {
-	return &Ring{size: r.size, runs: slices.Clone(r.runs), log: r.log, votes: r.votes}
+	c := *r
+	return &c
 }
 
 // Equal reports whether both rings have the same size, the same register in every slot, the same log and the same votes.
 func (r *Ring) Equal(o *Ring) bool {
-	return r.size == o.size && r.votes == o.votes && slices.Equal(r.runs, o.runs) && slices.Equal(r.log, o.log)
+	return r.size == o.size && r.votes == o.votes && slices.Equal(r.runs, o.runs) && slices.Equal(r.log.entries, o.log.entries)
 }
 
 // end returns the last slot of run i.
@@ -204,16 +207,20 @@ func (r *Ring) Owned() map[Owner]uint64 {
 
 // Owners returns everybody whom a register names, as its owner or as who granted the slot, in ascending order.
 func (r *Ring) Owners() []Owner {
-	out := make([]Owner, 0, 2*len(r.runs))
+	return slices.Sorted(maps.Keys(r.owners()))
+}
+
+// owners is the set of everybody whom a register names.
+func (r *Ring) owners() map[Owner]uint64 {
+	m := make(map[Owner]uint64, len(r.runs)/8+len(r.log.entries))
 	for _, x := range r.runs {
-		for _, o := range [...]Owner{x.reg.Owner, x.reg.From} {
-			if o != 0 {
-				out = append(out, o)
-			}
+		m[x.reg.Owner] = 0
+		if x.reg.From != 0 {
+			m[x.reg.From] = 0
 		}
 	}
-	slices.Sort(out)
-	return slices.Compact(out)
+	delete(m, 0)
+	return m
 }
 
 // Known returns the slots of which the ring knows something; of a delta, those that it is about.
@@ -254,8 +261,8 @@ func (r *Ring) Only(keep Set) *Ring {
 // Same returns the slots of which r and o, which must be of the same size, know the same, and not nothing.
 func (r *Ring) Same(o *Ring) Set {
 	var out Set
-	r.zip(o, func(i Interval, x, y Register) {
-		if x == y && x != (Register{}) {
+	r.zip(o, func(i Interval, x, y *Register) {
+		if *x == *y && *x != (Register{}) {
 			out = out.append(i)
 		}
 	})
@@ -281,28 +288,30 @@ func (r *Ring) Merge(o *Ring) (News, error) {
 	if r.size != o.size {
 		return news, fmt.Errorf("ring: %w: %d and %d slots", ErrSize, r.size, o.size)
 	}
-	r.zip(o, func(i Interval, x, y Register) {
-		if x == y {
-			return
-		}
-		if x.compare(y) < 0 {
-			news.Slots = news.Slots.append(i)
-		}
-		if x.Version == y.Version {
-			kept, dropped := x.Owner, y.Owner
-			if x.compare(y) < 0 {
-				kept, dropped = dropped, kept
+	runs, last := 0, (*Register)(nil) // of the merge
+	r.zip(o, func(i Interval, x, y *Register) {
+		won, lost := x, y
+		if *x != *y {
+			if x.compare(*y) < 0 {
+				won, lost = y, x
+				news.Slots = news.Slots.append(i)
 			}
-			news.Conflicts = append(news.Conflicts, Conflict{i, x.Version, kept, dropped})
+			if x.Version == y.Version {
+				news.Conflicts = append(news.Conflicts, Conflict{i, x.Version, won.Owner, lost.Owner})
+			}
 		}
+		if last == nil || *last != *won {
+			runs++
+		}
+		last = won
 	})
 	if len(news.Slots) > 0 {
-		b := builder{runs: make([]run, 0, len(r.runs)+len(o.runs))}
-		r.zip(o, func(i Interval, x, y Register) {
-			if x.compare(y) < 0 {
+		b := builder{runs: make([]run, 0, runs)}
+		r.zip(o, func(i Interval, x, y *Register) {
+			if x.compare(*y) < 0 {
 				x = y
 			}
-			b.add(i.First, x)
+			b.add(i.First, *x)
 		})
 		r.runs = b.runs
 	}
@@ -311,11 +320,11 @@ func (r *Ring) Merge(o *Ring) (News, error) {
 }
 
 // zip walks both rings, which must be of the same size, over the longest intervals in which each has one register.
-func (r *Ring) zip(o *Ring, f func(i Interval, x, y Register)) {
+func (r *Ring) zip(o *Ring, f func(i Interval, x, y *Register)) {
 	for i, j, first := 0, 0, uint32(0); i < len(r.runs) && j < len(o.runs); {
 		ri, oj := r.end(i), o.end(j)
 		last := min(ri, oj)
-		f(Interval{first, last}, r.runs[i].reg, o.runs[j].reg)
+		f(Interval{first, last}, &r.runs[i].reg, &o.runs[j].reg)
 		if ri == last {
 			i++
 		}

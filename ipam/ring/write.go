@@ -14,7 +14,7 @@ import (
 // Grant writes that from, who has claimed the slots of i, gives them to to: pending from (e,n+1) on. That none of the slots
 // is in use is for the caller to see to.
 func (r *Ring) Grant(from, to Owner, i Interval) error {
-	if to == 0 || to == from {
+	if from == 0 || to == 0 || to == from {
 		return fmt.Errorf("ring: %016x cannot grant to %016x", uint64(from), uint64(to))
 	}
 	return r.write(i, func(reg Register) (Register, error) {
@@ -29,7 +29,7 @@ func (r *Ring) Grant(from, to Owner, i Interval) error {
 func (r *Ring) Claim(owner Owner, i Interval) error {
 	return r.write(i, func(reg Register) (Register, error) {
 		if reg.Owner != owner || reg.From == 0 {
-			return reg, notOwner(i, reg, owner)
+			return reg, notPending(i, reg, owner, "to")
 		}
 		return reg.next(owner, 0)
 	})
@@ -39,7 +39,7 @@ func (r *Ring) Claim(owner Owner, i Interval) error {
 func (r *Ring) Revoke(from Owner, i Interval) error {
 	return r.write(i, func(reg Register) (Register, error) {
 		if reg.From != from || from == 0 {
-			return reg, notOwner(i, reg, from)
+			return reg, notPending(i, reg, from, "by")
 		}
 		return reg.next(from, 0)
 	})
@@ -47,6 +47,9 @@ func (r *Ring) Revoke(from Owner, i Interval) error {
 
 // Adopt writes that to is who the seed meant by seed, in the slots of i.
 func (r *Ring) Adopt(seed, to Owner, i Interval) error {
+	if seed == 0 || to == 0 || to == seed {
+		return fmt.Errorf("ring: %016x cannot adopt what is %016x's", uint64(to), uint64(seed))
+	}
 	return r.write(i, func(reg Register) (Register, error) {
 		if reg.Owner != seed || reg.From != 0 {
 			return reg, notOwner(i, reg, seed)
@@ -57,23 +60,22 @@ func (r *Ring) Adopt(seed, to Owner, i Interval) error {
 
 // TakeOver writes that heir, whom the log's last entry names, has the slots of i, of which the owner, or who has granted it
 // without its having arrived, is retired: (n,1), where n is the length of the log. That is after whatever a retired node
-// has written: no register's epoch is ever greater than the length of the log that its writer knew.
+// has written: no register's epoch is ever greater than the length of the log that its writer knew. (After logs that have
+// contradicted each other it may be, and the next epoch is taken.)
 func (r *Ring) TakeOver(heir Owner, i Interval) error {
-	n := len(r.log)
-	if n == 0 || r.log[n-1].Heir != heir {
+	n := len(r.log.entries)
+	if n == 0 || r.log.entries[n-1].Heir != heir {
 		return fmt.Errorf("ring: %w: %016x is not who takes over", ErrNotOwner, uint64(heir))
 	}
-	gone := r.RetiredAt()
 	return r.write(i, func(reg Register) (Register, error) {
-		_, owner := gone[reg.Owner]
-		_, from := gone[reg.From]
-		switch {
-		case !owner && !from:
+		if r.Retired(reg.Owner) == nil && r.Retired(reg.From) == nil {
 			return reg, notOwner(i, reg, heir)
-		case uint64(reg.Version.Epoch) >= uint64(n):
-			return reg, fmt.Errorf("ring: part of %v was taken over in epoch %d already", i, reg.Version.Epoch)
 		}
-		return Register{Version: Version{uint32(n), 1}, Owner: heir}, nil
+		epoch := max(uint64(n), uint64(reg.Version.Epoch)+1)
+		if epoch > math.MaxUint32 {
+			return reg, fmt.Errorf("ring: a slot of %016x has been taken over as often as can be counted", uint64(reg.Owner))
+		}
+		return Register{Version: Version{uint32(epoch), 1}, Owner: heir}, nil
 	})
 }
 
@@ -93,18 +95,23 @@ func notOwner(i Interval, reg Register, who Owner) error {
 	return fmt.Errorf("ring: %w: part of %v is owned by %016x, not by %016x", ErrNotOwner, i, uint64(reg.Owner), uint64(who))
 }
 
+// notPending says that part of i is not granted, "to" or "by" who.
+func notPending(i Interval, reg Register, who Owner, role string) error {
+	if reg.From != 0 {
+		return notOwner(i, reg, who)
+	}
+	return fmt.Errorf("ring: %w: part of %v is owned by %016x, and no grant %s %016x", ErrNotOwner, i, uint64(reg.Owner), role, uint64(who))
+}
+
 // write replaces the registers of the slots of i by what f makes of them, unless f returns an error for one.
 func (r *Ring) write(i Interval, f func(Register) (Register, error)) error {
 	if i.First > i.Last || i.Last >= r.size {
 		return fmt.Errorf("ring: %v is not within the %d slots of the ring", i, r.size)
 	}
-	b := builder{runs: make([]run, 0, len(r.runs)+2)}
-	for n, x := range r.runs {
-		last := r.end(n)
-		if last < i.First || x.first > i.Last {
-			b.add(x.first, x.reg)
-			continue
-		}
+	n := r.index(i.First)
+	b := builder{runs: append(make([]run, 0, len(r.runs)+2), r.runs[:n]...)}
+	for ; n < len(r.runs) && r.runs[n].first <= i.Last; n++ {
+		x, last := r.runs[n], r.end(n)
 		if x.first < i.First {
 			b.add(x.first, x.reg)
 		}
@@ -116,6 +123,10 @@ func (r *Ring) write(i Interval, f func(Register) (Register, error)) error {
 		if last > i.Last {
 			b.add(i.Last+1, x.reg)
 		}
+	}
+	if n < len(r.runs) {
+		b.add(r.runs[n].first, r.runs[n].reg)
+		b.runs = append(b.runs, r.runs[n+1:]...)
 	}
 	r.runs = b.runs
 	return nil
