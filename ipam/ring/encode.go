@@ -5,6 +5,7 @@ package ring
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 )
@@ -13,11 +14,11 @@ import (
 //
 //	format   1 byte, 2
 //	size     number of slots, 1..2^32-1
-//	owners   how many, then each as 8 bytes little endian, ascending, none 0; below, owners are indexes into these
+//	owners   how many, then each as 8 bytes little endian, ascending, none 0, all named below, as indexes into these
 //	runs     how many, then for each
-//	  gap      unknown slots since the end of the run before
+//	  owner    times 8; plus 1 if an epoch follows, plus 2 if a granter follows, plus 4 if a gap follows
+//	  gap      unknown slots since the end of the run before; only if there are any
 //	  length   of the run, less 1
-//	  owner    times 4; plus 1 if an epoch follows, plus 2 if a granter follows
 //	  epoch    only if it is not 0
 //	  from     who granted it; only if it is pending
 //	  count
@@ -29,18 +30,20 @@ import (
 //	  promised  count, node
 //	  accepted  count, node; dead, heir, by, at as above; only if 2
 //
-// Unknown slots cost nothing, so a delta is as long as what it tells.
+// Unknown slots cost nothing, so a delta is as long as what it tells. A ring has one form only: runs are as long as they
+// can be, and numbers as short.
 const (
 	format = 2
 
 	ownerSize    = 8
-	minRunSize   = 4
+	minRunSize   = 3
 	minEntrySize = 4
 )
 
 const (
 	runEpoch = 1 << iota
 	runFrom
+	runGap
 	runFlags = iota
 )
 
@@ -49,7 +52,8 @@ func (r *Ring) Encode() []byte { return r.AppendEncode(nil) }
 
 // AppendEncode appends to b what Encode returns.
 func (r *Ring) AppendEncode(b []byte) []byte {
-	owners := r.named()
+	e := encoder{index: r.named()}
+	owners := slices.Sorted(maps.Keys(e.index))
 	known := 0
 	for _, x := range r.runs {
 		if x.reg != (Register{}) {
@@ -60,7 +64,6 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 	b = append(b, format)
 	b = binary.AppendUvarint(b, uint64(r.size))
 	b = binary.AppendUvarint(b, uint64(len(owners)))
-	e := encoder{index: make(map[Owner]uint64, len(owners))}
 	for i, o := range owners {
 		e.index[o] = uint64(i)
 		b = binary.LittleEndian.AppendUint64(b, uint64(o))
@@ -72,10 +75,8 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 			continue
 		}
 		last := r.end(i)
-		b = binary.AppendUvarint(b, uint64(x.first-at))
-		b = binary.AppendUvarint(b, uint64(last-x.first))
+		b = e.run(b, x.first-at, last-x.first, x.reg)
 		at = last + 1
-		b = e.register(b, x.reg)
 	}
 	b = binary.AppendUvarint(b, uint64(len(r.log.entries)))
 	for _, x := range r.log.entries {
@@ -84,28 +85,25 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 	return e.votes(b, r.votes)
 }
 
-// named returns everybody whom the ring names, ascending.
-func (r *Ring) named() []Owner {
-	out := r.Owners()
-	if len(r.log.entries) == 0 && r.votes == (Votes{}) {
-		return out
+// named is the set of everybody whom the ring names.
+func (r *Ring) named() map[Owner]uint64 {
+	m := r.owners()
+	entry := func(e Retirement) { m[e.Dead], m[e.Heir], m[e.By] = 0, 0, 0 }
+	for _, e := range r.log.entries {
+		entry(e)
 	}
-	v := r.votes
-	for _, e := range append(slices.Clone(r.log.entries), v.Value) {
-		out = append(out, e.Dead, e.Heir, e.By)
-	}
-	out = append(out, v.Promised.Node, v.Accepted.Node)
-	slices.Sort(out)
-	out = slices.Compact(out)
-	if len(out) > 0 && out[0] == 0 {
-		out = out[1:]
-	}
-	return out
+	entry(r.votes.Value)
+	m[r.votes.Promised.Node], m[r.votes.Accepted.Node] = 0, 0
+	delete(m, 0)
+	return m
 }
 
-type encoder struct{ index map[Owner]uint64 }
+type encoder struct {
+	index map[Owner]uint64 // of whom in the table of owners
+}
 
-func (e *encoder) register(b []byte, x Register) []byte {
+// run appends a run of length+1 slots after gap unknown ones.
+func (e *encoder) run(b []byte, gap, length uint32, x Register) []byte {
 	flags := uint64(0)
 	if x.Version.Epoch != 0 {
 		flags |= runEpoch
@@ -113,7 +111,14 @@ func (e *encoder) register(b []byte, x Register) []byte {
 	if x.From != 0 {
 		flags |= runFrom
 	}
+	if gap != 0 {
+		flags |= runGap
+	}
 	b = binary.AppendUvarint(b, e.index[x.Owner]<<runFlags|flags)
+	if gap != 0 {
+		b = binary.AppendUvarint(b, uint64(gap))
+	}
+	b = binary.AppendUvarint(b, uint64(length))
 	if x.Version.Epoch != 0 {
 		b = binary.AppendUvarint(b, uint64(x.Version.Epoch))
 	}
@@ -150,12 +155,16 @@ func (e *encoder) votes(b []byte, v Votes) []byte {
 	return e.entry(e.ballot(b, v.Accepted), v.Value)
 }
 
-// Decode parses what Encode returned, from any node: b need not be trusted, and no more memory is used than is
-// proportional to len(b). The ring does not refer to b afterwards. Errors are ErrFormat, for a form that another version
-// writes, and ErrMalformed.
+// Decode parses what Encode returned, from any node, and nothing else: b need not be trusted, and no more memory is used
+// than is proportional to len(b). The ring does not refer to b afterwards. Errors are ErrFormat, for a form that another
+// version writes, and ErrMalformed.
 func Decode(b []byte) (*Ring, error) {
 	if len(b) > 0 && b[0] != format {
-		return nil, fmt.Errorf("ring: %w %d, this build knows %d; upgrade this node", ErrFormat, b[0], format)
+		who := "this node"
+		if b[0] < format {
+			who = "the node that wrote it"
+		}
+		return nil, fmt.Errorf("ring: %w %d, this build knows %d; upgrade %s", ErrFormat, b[0], format, who)
 	}
 	d := decoder{b: b}
 	d.take(1)
@@ -168,7 +177,7 @@ func Decode(b []byte) (*Ring, error) {
 	if d.log(out); !d.bad {
 		d.votes(out)
 	}
-	if d.bad || len(d.b) != 0 {
+	if d.bad || len(d.b) != 0 || slices.Contains(d.named, false) {
 		return nil, fmt.Errorf("ring: %w of %d bytes", ErrMalformed, len(b))
 	}
 	return out, nil
@@ -183,18 +192,22 @@ func (d *decoder) runs(size uint64) []run {
 	}
 	at := uint64(0) // behind the last run
 	for i := uint64(0); i < n && !d.bad; i++ {
-		gap := d.number(size)
-		length := d.number(size) + 1
 		who := d.number(uint64(len(d.owners)) << runFlags)
 		reg := Register{Owner: d.ownerAt(who >> runFlags)}
+		gap := uint64(0)
+		if who&runGap != 0 {
+			gap = d.positive(size)
+		}
+		length := d.number(size) + 1
 		if who&runEpoch != 0 {
-			reg.Version.Epoch = uint32(d.number(math.MaxUint32))
+			reg.Version.Epoch = uint32(d.positive(math.MaxUint32))
 		}
 		if who&runFrom != 0 {
 			reg.From = d.owner()
 		}
 		reg.Version.Count = uint32(d.number(math.MaxUint32))
-		if d.bad || at+gap+length > size || reg.Version == (Version{}) || reg.From == reg.Owner {
+		again := gap == 0 && len(out.runs) > 0 && out.runs[len(out.runs)-1].reg == reg
+		if d.bad || again || at+gap+length > size || reg.Version == (Version{}) || reg.From == reg.Owner {
 			d.bad = true
 			return nil
 		}
@@ -212,7 +225,7 @@ func (d *decoder) runs(size uint64) []run {
 
 // log reads the log of r.
 func (d *decoder) log(r *Ring) {
-	n := d.number(uint64(len(d.b) / minEntrySize))
+	n := d.number(uint64(min(len(d.b)/minEntrySize, len(d.owners)))) // everybody is retired once
 	if d.bad || n == 0 {
 		return
 	}
@@ -255,6 +268,7 @@ type decoder struct {
 	b      []byte
 	bad    bool
 	owners []Owner
+	named  []bool // which of the owners occurred
 }
 
 // readOwners reads the table of owners.
@@ -271,6 +285,7 @@ func (d *decoder) readOwners() {
 		}
 		d.owners = append(d.owners, o)
 	}
+	d.named = make([]bool, len(d.owners))
 }
 
 // ownerAt returns an owner of the table.
@@ -279,6 +294,7 @@ func (d *decoder) ownerAt(i uint64) Owner {
 		d.bad = true
 		return 0
 	}
+	d.named[i] = true
 	return d.owners[i]
 }
 
@@ -295,13 +311,20 @@ func (d *decoder) take(n int) []byte {
 	return out
 }
 
-// number reads a varint that must not exceed limit.
+// positive reads a varint that must be 1 to limit.
+func (d *decoder) positive(limit uint64) uint64 {
+	v := d.number(limit)
+	d.bad = d.bad || v == 0
+	return v
+}
+
+// number reads a varint that must not exceed limit, nor be longer than it has to be.
 func (d *decoder) number(limit uint64) uint64 {
 	if d.bad {
 		return 0
 	}
 	v, n := binary.Uvarint(d.b)
-	if n <= 0 || v > limit {
+	if n <= 0 || v > limit || n > 1 && d.b[n-1] == 0 {
 		d.bad = true
 		return 0
 	}
