@@ -7,9 +7,13 @@
 // rings are merged slot by slot, the register with the greater version wins. Merge is therefore commutative, associative
 // and idempotent, and every register only ever grows: a state-based CRDT.
 //
-// What makes ownership exclusive is who may write: version (0,1) is the seed, which is the same everywhere, and only the
-// owner of a slot at (e,n) may write (e,n+1). Two different registers of the same version are thus a violation; they are
-// resolved in the same way everywhere and reported (Conflict).
+// What makes ownership exclusive is who may write: version (0,1) is the seed, which is the same everywhere; who has claimed a
+// slot at (e,n) writes (e,n+1); so does, of a granted one, the granter until it hands it over, and from then on the recipient;
+// and the heir whom the retirement number e names writes (e,1). Two different registers of the same version are thus a
+// violation; they are resolved in the same way everywhere and reported (Conflict).
+//
+// The ring also carries the log of retirements, and the votes on its next entry: of two logs the longer one wins, and with it its
+// votes; where logs are the same, votes are joined. Together they only ever grow, too.
 //
 // Registers are kept as runs of slots that have the same one, so the size of a ring is that of its fragmentation, not of
 // the range. A ring in which most registers are unknown is what is called a delta: merging it changes nothing where it
