@@ -146,20 +146,20 @@ func BenchmarkMergeLogs(b *testing.B) {
 func BenchmarkEncode(b *testing.B) {
 	r := large(1000, 1)
 	b.ReportAllocs()
-	b.ReportMetric(float64(len(r.Encode())), "bytes")
-	b.ReportMetric(float64(len(r.runs)), "runs")
 	for b.Loop() {
 		r.Encode()
 	}
+	b.ReportMetric(float64(len(r.Encode())), "bytes")
+	b.ReportMetric(float64(len(r.runs)), "runs")
 }
 
 func BenchmarkEncodeLog(b *testing.B) {
 	r := churned(1000)
 	b.ReportAllocs()
-	b.ReportMetric(float64(len(r.Encode())), "bytes")
 	for b.Loop() {
 		r.Encode()
 	}
+	b.ReportMetric(float64(len(r.Encode())), "bytes")
 }
 
 func BenchmarkDecode(b *testing.B) {
