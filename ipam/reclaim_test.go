@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -327,4 +328,42 @@ func TestNobodyHasHalf(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestExplain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/24", 3)
+		n1, n2, n3 := nodes[0], nodes[1], nodes[2]
+		l := n3.allocate(t.Context(), "w", 1)[0]
+		c.crash(n3)
+		explain := func(m *member, want ...string) {
+			t.Helper()
+			got, err := m.Explain(l.V4)
+			if err != nil || strings.Join(got, "\n") != strings.Join(want, "\n") {
+				t.Errorf("%q, %v; want %q", got, err, want)
+			}
+		}
+		explain(n1, "given to a node when the mesh was founded (version 0.1)", "granted to n3, which has it (version 0.3)")
+		c.sure(n1, 3*time.Second, ForgetRequest{Dead: []ring.Owner{3}})
+		time.Sleep(time.Second)
+		r := n1.Retirements()[0]
+		when := r.At.UTC().Format(time.DateTime + " UTC")
+		taken := fmt.Sprintf("taken over by n%d from a node that was gone (n3; decided by n1 on %s) (version 1.1)", r.Heir, when)
+		heir := c.nodes[r.Heir]
+		explain(heir, taken, "on this node it is free")
+		if r.Heir != 2 {
+			explain(n2, taken)
+		}
+		if _, err := heir.AllocateExact(t.Context(), "mine", l.V4); err != nil {
+			t.Fatal(err)
+		}
+		explain(heir, taken, "on this node it is allocated to mine")
+		if err := heir.Release("mine"); err != nil {
+			t.Fatal(err)
+		}
+		explain(heir, taken, "on this node it rests after its release, until "+time.Now().Add(DefaultQuarantine).UTC().Format(time.DateTime+" UTC"))
+		if _, err := n1.Explain(netip.MustParseAddr("192.0.2.1")); err == nil {
+			t.Error("an address from outside was explained")
+		}
+	})
 }
