@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -86,7 +87,7 @@ func TestRefusedLaunch(t *testing.T) {
 			used(t, h)
 			damage(t, h.DataDir())
 			return nil
-		}, []string{"weft.db", "weft reset"}},
+		}, []string{"is corrupt", "kept as weft.db.corrupt-", "put a copy there as weft.db", "weft reset", "weft forget"}},
 		{"data directory of another mesh by its seed", func(t *testing.T, h *lab.Host) []string {
 			used(t, h)
 			return []string{"--seed", h.Name() + ",other", "--token-file", filepath.Join(h.DataDir(), "token")}
@@ -138,12 +139,16 @@ func TestRefusedLaunch(t *testing.T) {
 			}
 			refusedLaunch(t, r, tt.want...)
 			same(t, "the host", before, snapshot(t, h.Namespace))
-			if after := files(t, h.Dir()); after != filesBefore {
+			// A damaged file is kept under another name, and nothing else is touched.
+			if after := kept.ReplaceAllString(files(t, h.Dir()), "$1"); after != filesBefore {
 				t.Errorf("files before:\n%s\nafter:\n%s", filesBefore, after)
 			}
 		})
 	}
 }
+
+// kept matches the name under which a damaged file is kept.
+var kept = regexp.MustCompile(`(weft\.db)\.corrupt-\d{8}T\d{6}Z`)
 
 // hostData stands for the data directory of the test's host in what is wanted.
 const hostData = "DATADIR"

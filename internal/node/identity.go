@@ -107,7 +107,7 @@ func loadState(st *store.Store) (state, error) {
 			return fmt.Errorf("reading the node's identity: %w", err)
 		}
 		if !s.identity.ID.Valid() || len(s.identity.Private) != len(session.PrivateKey{}) {
-			return errors.New("the node's identity is incomplete; restore weft.db from a backup, or run weft reset to start as a new node")
+			return errors.New("the node's identity is incomplete; put a copy of weft.db there that was made after the node ran last, or run weft reset to start as a new node")
 		}
 		if err := json.Unmarshal(tx.Get(store.Meta, keyUniverse), &s.universe); err != nil {
 			return fmt.Errorf("reading the node's universe: %w", err)

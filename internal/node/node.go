@@ -90,6 +90,10 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	}
 	done := n.store.Close
 	defer func() { err = errors.Join(err, done()) }()
+	if u, ok := n.store.Upgraded(); ok {
+		n.log.Info("the state of an earlier version was upgraded; the old file is kept", zap.Uint32("from", u.From), zap.Uint32("to", u.To),
+			zap.String("kept", filepath.Join(cfg.DataDir, u.Kept)))
+	}
 	if n.state, err = loadState(n.store); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 
 // Reset removes all that Weft made on this host, with the state in dataDir and
 // the socket in runDir, and nothing else; it returns what it removed. The
-// daemon must have ended. A state that cannot be read any more is removed, too.
+// daemon must have ended. A state that cannot be read any more is removed, too, with what was kept aside of it.
 func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err error) {
 	lock, err := awaitLock(ctx, runDir)
 	if err != nil {
@@ -46,10 +46,9 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 	if err != nil {
 		return removed, err
 	}
-	for _, f := range []string{
-		filepath.Join(dataDir, store.FileName), filepath.Join(dataDir, tokenFile),
-		filepath.Join(dataDir, tokenFile+token.UnfinishedSuffix), filepath.Join(runDir, api.SocketName),
-	} {
+	for _, f := range append(store.Files(dataDir),
+		filepath.Join(dataDir, tokenFile), filepath.Join(dataDir, tokenFile+token.UnfinishedSuffix), filepath.Join(runDir, api.SocketName),
+	) {
 		rerr := os.Remove(f)
 		switch {
 		case rerr == nil:

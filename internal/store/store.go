@@ -3,15 +3,26 @@
 // Package store keeps a node's state in one bbolt file below its data
 // directory.
 //
-// Invariants: every value carries a checksum, verified at Open; an update is one
-// transaction, on disk (fsync) when Update returns nil and absent when it returns
-// an error; a file of another schema, of another program or a damaged one is
-// refused at Open and left as it is; one process at a time has a data directory
-// open, which a lock on the directory itself sees to before anything in it is
-// looked at. What keys and values mean is the caller's business. internal/node imports it, and nothing else.
+// Invariants: every value carries a checksum, and every bucket a digest of what is in it; an update is one transaction, on
+// disk (fsync) when Update returns nil; one process at a time has a data directory open, which a lock on the directory
+// itself sees to before anything in it is looked at. What keys and values mean is the caller's business. internal/node
+// imports it, and nothing else.
+//
+// # What Open does with a file
+//
+// It reads all of it and proves it sound before bbolt gets to see it (inspect), so damage of any kind costs neither a panic
+// nor a hang, and what is served is what was stored. Then:
+//
+//   - A file of an earlier schema is brought up to date, one transaction for each step. The old file is kept aside as a copy
+//     first, as weft.db.schema-N.
+//   - A file of a later schema, or of another program, is refused and left as it is.
+//   - A damaged file is renamed to weft.db.corrupt-TIME and refused. So is every later start, as long as no weft.db is put
+//     there: to begin with an empty one would make this host another node, while the addresses that its workloads have
+//     still belong to the one that was. `weft reset` does that knowingly.
 package store
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,8 +41,9 @@ import (
 	"github.com/weftnet/weft/internal/dirs"
 )
 
-// Schema is the version of the buckets' meaning that this program writes.
-const Schema = 1
+// Schema is the version of the buckets and of their meaning that this program writes. With a bucket more, or another
+// meaning of one, it grows by one, and the table of migrations gets a line.
+const Schema = 2
 
 // FileName is the name of the file within the data directory.
 const FileName = "weft.db"
@@ -58,6 +71,9 @@ var (
 	ErrSchema  = errors.New("was written by a newer version")
 )
 
+// keySchema is the key, in Meta, of the schema's version: 4 bytes, big-endian.
+const keySchema = "schema"
+
 // Store is an open data directory. It is safe for concurrent use.
 type Store struct {
 	db      *bolt.DB
@@ -65,6 +81,7 @@ type Store struct {
 	lock    *os.File // the directory
 	created bool
 	made    dirs.Made
+	upgrade Upgrade
 }
 
 // Exists tells whether dir holds a node's state.
@@ -77,7 +94,9 @@ func Exists(dir string) bool {
 const lockPatience = time.Second
 
 // Open opens or makes the data directory dir (mode 0700) and its file (0600).
-func Open(dir string) (*Store, error) {
+func Open(dir string) (*Store, error) { return openWith(dir, plan{Schema, migrations()}) }
+
+func openWith(dir string, p plan) (*Store, error) {
 	s := &Store{dir: dir}
 	var err error
 	if s.made, err = dirs.Make(dir); err != nil {
@@ -86,30 +105,113 @@ func Open(dir string) (*Store, error) {
 	if err := s.take(); err != nil { // nothing in it may be touched
 		return nil, err
 	}
-	path := filepath.Join(dir, FileName)
-	st, err := os.Stat(path)
-	// An empty file is what a process left that was killed when it had just made it.
-	s.created = errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0
-	if err = s.open(path); err == nil {
+	if err = s.open(filepath.Join(dir, FileName), p); err == nil {
 		return s, nil
-	}
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		err = s.inUse()
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		err = fmt.Errorf("data directory %s is not writable: %w; make it writable or choose another with --data-dir", dir, cause(err))
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		err = fmt.Errorf("data directory %s is full: %w; free some space there and try again", dir, cause(err))
-	case errors.Is(err, ErrSchema):
-		err = fmt.Errorf("data directory %s %w; run that version of weft again, or weft reset to start as a new node", dir, err)
-	default:
-		err = fmt.Errorf("data directory %s %w (%w); restore %s from a backup, or run weft reset to start as a new node", dir, ErrCorrupt, err, FileName)
 	}
 	if s.created {
 		s.remove()
 	}
 	_ = s.lock.Close()
 	return nil, err
+}
+
+// open opens the file, which nobody else does: the directory is locked.
+func (s *Store) open(path string, p plan) error {
+	st, err := os.Stat(path)
+	// An empty file is what a process left that was killed when it had just made it.
+	s.created = errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0
+	var schema uint32
+	if s.created {
+		if kept := lastCorrupt(s.dir); kept != "" {
+			s.created = false
+			_, err := look(filepath.Join(s.dir, kept), p.schema)
+			return s.corrupt(cmp.Or(err, errors.New("an earlier start found it so")), kept)
+		}
+	} else if schema, err = look(path, p.schema); err != nil {
+		return s.unsound(err)
+	} else if schema > p.schema {
+		return fmt.Errorf("data directory %s %w (schema %d, this one knows %d); run that version of weft again, or weft reset to start as a new node",
+			s.dir, ErrSchema, schema, p.schema)
+	}
+	if schema > 0 && schema < p.schema {
+		kept, err := keepCopy(s.dir, schema)
+		if err != nil {
+			return fmt.Errorf("data directory %s has to be upgraded from schema %d to %d, and its file cannot be copied first: %w; free some space there and try again",
+				s.dir, schema, p.schema, cause(err))
+		}
+		s.upgrade = Upgrade{From: schema, To: p.schema, Kept: kept}
+	}
+	if err = s.database(path); err != nil {
+		return s.refused(err)
+	}
+	if err = p.prepare(s.db, schema); err != nil {
+		_ = s.db.Close()
+		return s.refused(err)
+	}
+	return nil
+}
+
+// look inspects a file.
+func look(path string, newest uint32) (schema uint32, err error) {
+	f, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errRead, err)
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errRead, err)
+	}
+	if !st.Mode().IsRegular() {
+		return 0, errForeign
+	}
+	return inspect(f, st.Size(), newest)
+}
+
+// unsound says why a file that does not pass cannot be used, and keeps a damaged one aside.
+func (s *Store) unsound(err error) error {
+	if errors.Is(err, errForeign) || errors.Is(err, errRead) {
+		return s.refused(err)
+	}
+	kept, kerr := setAside(s.dir)
+	if kerr != nil {
+		kept = fmt.Sprintf("%s, as it cannot be renamed (%v)", FileName, cause(kerr))
+	}
+	return s.corrupt(err, kept)
+}
+
+// refused says why a file cannot be used.
+func (s *Store) refused(err error) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return s.inUse()
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("data directory %s is not writable: %w; make it writable or choose another with --data-dir", s.dir, cause(err))
+	case noSpace(err):
+		return fmt.Errorf("data directory %s is full: %w; free some space there and try again", s.dir, cause(err))
+	case errors.Is(err, errForeign):
+		return fmt.Errorf("data directory %s has a %s that is no state of a node: %w; choose another with --data-dir", s.dir, FileName, err)
+	case errors.Is(err, errMigration):
+		return fmt.Errorf("data directory %s: %w; run the earlier version of weft again, or weft reset to start as a new node", s.dir, err)
+	case errors.Is(err, errRead):
+		return fmt.Errorf("data directory %s: %s: %w; see what is wrong with the disk and try again", s.dir, FileName, err)
+	}
+	return fmt.Errorf("data directory %s cannot be opened: %w; see what is wrong there and try again", s.dir, cause(err))
+}
+
+// corrupt tells the ways out. A copy of the file that is older than what the node did last is none: what was given to other
+// nodes since would still be this one's in it.
+func (s *Store) corrupt(err error, kept string) error {
+	return fmt.Errorf("data directory %s %w (%w) and kept as %s; either put a copy there as %s that was made after this node ran last (an older one gives addresses out twice), "+
+		"or run weft reset, launch this host as a new node, and run weft forget for the old one on another node",
+		s.dir, ErrCorrupt, err, kept, FileName)
+}
+
+// noSpace tells whether the disk, or a quota on it, is full.
+func noSpace(err error) bool {
+	return err != nil && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
+		// bbolt does not wrap the error of growing its file.
+		strings.Contains(err.Error(), syscall.ENOSPC.Error()) || strings.Contains(err.Error(), syscall.EDQUOT.Error()))
 }
 
 // take locks the directory.
@@ -134,14 +236,14 @@ func (s *Store) inUse() error {
 	return fmt.Errorf("data directory %s %w; stop it (weft stop) or choose another with --data-dir", s.dir, ErrInUse)
 }
 
-func (s *Store) open(path string) (err error) {
-	// bbolt answers some kinds of damage with a panic or a fault on its
-	// memory map; both are turned into an error here, once, at the start.
+// database lets bbolt open the file, which is sound.
+func (s *Store) database(path string) (err error) {
+	// A disk that fails now answers with a fault on bbolt's memory map.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	var file *os.File
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("reading it: %v", r)
+			err = fmt.Errorf("%w: %v", errRead, r)
 			if file != nil {
 				// bbolt's memory map stays, and would hold the lock.
 				_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
@@ -149,10 +251,7 @@ func (s *Store) open(path string) (err error) {
 			}
 		}
 	}()
-	if st, serr := os.Stat(path); serr == nil && st.Size() < 4*int64(os.Getpagesize()) && !s.created {
-		return fmt.Errorf("%s is only %d bytes long", FileName, st.Size())
-	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{
+	s.db, err = bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:      time.Second,
 		FreelistType: bolt.FreelistMapType,
 		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
@@ -161,34 +260,7 @@ func (s *Store) open(path string) (err error) {
 			return f, ferr
 		},
 	})
-	if err != nil {
-		return err
-	}
-	if err = check(db); err == nil {
-		err = prepare(db, s.created)
-	}
-	if err != nil {
-		_ = db.Close()
-		return err
-	}
-	s.db = db
-	return nil
-}
-
-// check reads every value of the file, which is small (kilobytes to a few
-// megabytes), and verifies its checksum. It does not use bbolt's own Check,
-// whose goroutine would take the process down with it at the first fault.
-func check(db *bolt.DB) error {
-	return db.View(func(tx *bolt.Tx) error {
-		return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
-			return b.ForEach(func(k, v []byte) error {
-				if _, ok := unseal(Bucket(name), string(k), v); !ok {
-					return fmt.Errorf("the checksum of %q in %q is wrong", k, name)
-				}
-				return nil
-			})
-		})
-	})
+	return err
 }
 
 // seal appends the CRC-32C of bucket, key and value to the value: bbolt's pages
@@ -216,36 +288,18 @@ func sum(b Bucket, key string, value []byte) uint32 {
 	return crc32.Update(crc, table, value)
 }
 
-func prepare(db *bolt.DB, created bool) error {
-	return db.Update(func(tx *bolt.Tx) error {
-		if !created {
-			meta := tx.Bucket([]byte(Meta))
-			first, _ := tx.Cursor().First()
-			if meta == nil && first == nil { // killed before it was prepared
-				return makeBuckets(tx)
-			}
-			if meta == nil {
-				return errors.New("it was not written by weft")
-			}
-			v, ok := unseal(Meta, "schema", meta.Get([]byte("schema")))
-			if !ok || len(v) != 4 {
-				return errors.New("its schema version is missing")
-			}
-			if n := binary.BigEndian.Uint32(v); n > Schema {
-				return fmt.Errorf("%w (schema %d, this one knows %d)", ErrSchema, n, Schema)
-			}
-		}
-		return makeBuckets(tx)
-	})
-}
-
-func makeBuckets(tx *bolt.Tx) error {
-	for _, b := range buckets() {
-		if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
-			return err
-		}
+// weight is what a sealed value adds to its bucket's digest, which is the sum of the weights of all its entries modulo
+// 2^64, and is kept where bbolt has the bucket's sequence number: beside the page that the bucket begins with. So a page
+// that was lost, or is that of an earlier transaction, shows. It is splitmix64 of the checksum; 0 if there is no value.
+func weight(sealed []byte) uint64 {
+	n := len(sealed) - 4
+	if n < 0 {
+		return 0
 	}
-	return (&Tx{tx}).Put(Meta, "schema", binary.BigEndian.AppendUint32(nil, Schema))
+	z := (uint64(binary.BigEndian.Uint32(sealed[n:])) + 1) * 0x9E3779B97F4A7C15
+	z = (z ^ z>>30) * 0xBF58476D1CE4E5B9
+	z = (z ^ z>>27) * 0x94D049BB133111EB
+	return z ^ z>>31
 }
 
 // Dir is the data directory.
@@ -284,15 +338,15 @@ func (s *Store) View(f func(*Tx) error) error {
 	return s.db.View(func(tx *bolt.Tx) error { return f(&Tx{tx}) })
 }
 
-// Update runs f in a transaction of its own. When it returns nil, the changes
-// are on disk; when it returns an error, none of them ever will be.
+// Update runs f in a transaction of its own. When it returns nil, the changes are on disk; after an error of f, or of a
+// disk that is full, none of them ever will be; after another one of the disk it is not known, but it is all or none.
 func (s *Store) Update(f func(*Tx) error) error {
 	err := s.db.Update(func(tx *bolt.Tx) error { return f(&Tx{tx}) })
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("saving to %s: %w; nothing was changed: free some space there and try again", s.dir, cause(err))
+	case noSpace(err):
+		return fmt.Errorf("saving to %s: the disk is full (%w); nothing was changed: free some space there and try again", s.dir, cause(err))
 	default:
 		return fmt.Errorf("saving to %s: %w", s.dir, err)
 	}
@@ -309,12 +363,22 @@ func (t *Tx) Get(b Bucket, key string) []byte {
 
 // Put sets the value of key; both are copied.
 func (t *Tx) Put(b Bucket, key string, value []byte) error {
-	return t.tx.Bucket([]byte(b)).Put([]byte(key), seal(b, key, value))
+	bucket, sealed := t.tx.Bucket([]byte(b)), seal(b, key, value)
+	digest := bucket.Sequence() - weight(bucket.Get([]byte(key))) + weight(sealed)
+	if err := bucket.Put([]byte(key), sealed); err != nil {
+		return err
+	}
+	return bucket.SetSequence(digest)
 }
 
 // Delete removes key; removing one that is not there is no error.
 func (t *Tx) Delete(b Bucket, key string) error {
-	return t.tx.Bucket([]byte(b)).Delete([]byte(key))
+	bucket := t.tx.Bucket([]byte(b))
+	digest := bucket.Sequence() - weight(bucket.Get([]byte(key)))
+	if err := bucket.Delete([]byte(key)); err != nil {
+		return err
+	}
+	return bucket.SetSequence(digest)
 }
 
 // Clear removes all keys of b.
@@ -342,7 +406,11 @@ func (t *Tx) Each(b Bucket, f func(key string, value []byte) error) error {
 func cause(err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
-		return pe.Err
+		err = pe.Err
+	}
+	var se *os.SyscallError
+	if errors.As(err, &se) {
+		err = se.Err
 	}
 	return err
 }

@@ -3,13 +3,9 @@
 package store
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -179,111 +175,6 @@ func TestSecondOpenIsRefused(t *testing.T) {
 	}
 	if !Exists(dir) {
 		t.Error("the refused Open removed the file of the first")
-	}
-}
-
-func TestNewerSchemaIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	s := open(t, dir)
-	if err := s.Update(func(tx *Tx) error {
-		return tx.Put(Meta, "schema", binary.BigEndian.AppendUint32(nil, Schema+1))
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, err := Open(dir)
-	want := fmt.Sprintf("data directory %s was written by a newer version (schema %d, this one knows %d); run that version of weft again, or weft reset to start as a new node", dir, Schema+1, Schema)
-	if !errors.Is(err, ErrSchema) || err.Error() != want {
-		t.Errorf("got  %v\nwant %s", err, want)
-	}
-}
-
-// Damage of every kind is refused with the same advice and without a change to
-// the file, or, where it hit nothing that is in use, is harmless; never a panic.
-func TestDamageIsRefusedAndKept(t *testing.T) {
-	dir := t.TempDir()
-	s := open(t, dir)
-	for i := range 20 {
-		put(t, s, Allocations, fmt.Sprint("owner", i), strings.Repeat("x", 40))
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, FileName)
-	good, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cases := map[string][]byte{
-		"text":      []byte("this is no database"),
-		"zeros":     make([]byte, len(good)),
-		"truncated": good[:len(good)/3],
-		"one page":  good[:os.Getpagesize()],
-	}
-	// What disks do: a page lost, a page of another place, a bit of a value.
-	// (Damage within a page's own structure that leaves its header whole is
-	// caught as well, but not under the race detector's pointer checks.)
-	page := os.Getpagesize()
-	for i := range len(good) / page {
-		for kind, fill := range map[string][]byte{"zeroed": make([]byte, page), "erased": bytes.Repeat([]byte{0xff}, page), "stray": good[4*page : 5*page]} {
-			b := bytes.Clone(good)
-			copy(b[i*page:(i+1)*page], fill)
-			cases[fmt.Sprintf("any: page %d %s", i, kind)] = b
-		}
-	}
-	for at := range good {
-		if strings.HasPrefix(string(good[at:]), "xxxx") && at%7 == 0 {
-			b := bytes.Clone(good)
-			b[at] ^= 1
-			cases[fmt.Sprintf("any: value bit at %d", at)] = b
-		}
-	}
-	bits := 0
-	for name, b := range cases {
-		if err := os.WriteFile(path, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s, err := Open(dir)
-		if err == nil {
-			if !strings.HasPrefix(name, "any: ") {
-				t.Errorf("%s: accepted", name)
-			}
-			_ = s.Close()
-			continue
-		}
-		if strings.Contains(name, "value bit") {
-			bits++
-		}
-		if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "data directory "+dir+" is corrupt (") ||
-			!strings.HasSuffix(err.Error(), "restore weft.db from a backup, or run weft reset to start as a new node") {
-			t.Errorf("%s: %v", name, err)
-		}
-		after, rerr := os.ReadFile(path)
-		if rerr != nil || !bytes.Equal(after, b) {
-			t.Errorf("%s: the damaged file was changed (%v)", name, rerr)
-		}
-	}
-	if bits == 0 {
-		t.Error("no changed value was noticed")
-	}
-}
-
-func TestForeignFileIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	db, err := bolt.Open(filepath.Join(dir, FileName), 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Update(func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("theirs")); return err }); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "it was not written by weft") {
-		t.Errorf("got %v", err)
 	}
 }
 
