@@ -28,6 +28,7 @@ type status struct {
 	Phase     string       `json:"phase"`
 	Ready     bool         `json:"ready"`
 	WaitsFor  string       `json:"waits_for"`
+	NodeID    string       `json:"node_id"`
 	PID       int          `json:"pid"`
 	Socket    string       `json:"socket"`
 	MTU       int          `json:"mtu"`
