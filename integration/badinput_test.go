@@ -75,6 +75,16 @@ func TestRefusedLaunch(t *testing.T) {
 		{"range differs from the mesh's", func(_ *testing.T, h *lab.Host) []string {
 			return []string{"--peer", founder, "--token-file", h.File("token", m.Token, 0o600), "--range", "10.99.0.0/16"}
 		}, []string{"10.99.0.0/16", "10.32.0.0/12"}},
+		{"reserve differs from the mesh's", func(_ *testing.T, h *lab.Host) []string {
+			return []string{"--peer", founder, "--token-file", h.File("token", m.Token, 0o600), "--reserve", "10.33.1.0/24"}
+		}, []string{"--reserve 10.33.1.0/24 differs from the mesh's, which has none; leave the flag out"}},
+		{"reserve differs from this node's", func(t *testing.T, h *lab.Host) []string {
+			used(t, h)
+			return []string{"--reserve", "10.33.1.0/24"}
+		}, []string{"--reserve 10.33.1.0/24 differs from this node's mesh's, which has none; leave the flag out, or run weft reset to join another mesh"}},
+		{"reserve outside the range", func(*testing.T, *lab.Host) []string {
+			return []string{"--range", "10.9.0.0/16", "--reserve", "10.9.0.0/24,10.10.0.0/24"}
+		}, []string{"--reserve: reserve 10.10.0.0/24 lies outside the mesh's range 10.9.0.0/16"}},
 		{"UDP port taken", func(t *testing.T, h *lab.Host) []string {
 			occupy(t, h.Namespace, func() (interface{ Close() error }, error) { return net.ListenUDP("udp", &net.UDPAddr{Port: 6783}) })
 			return nil

@@ -63,6 +63,8 @@ type workload struct {
 // space is what the tests read of `weft ipam --json`.
 type space struct {
 	Size     uint64 `json:"size"`
+	Reserve  string `json:"reserve"`
+	Reserved uint64 `json:"reserved"`
 	Holdings []struct {
 		Node  string `json:"node"`
 		Slots uint64 `json:"slots"`

@@ -42,7 +42,8 @@ type Net interface {
 type Config struct {
 	Self         ring.Owner // this node; top bit clear
 	Universe     Universe
-	Seed         Seed // the same on all nodes
+	Seed         Seed    // the same on all nodes
+	Reserve      Reserve // of Universe, the same on all nodes
 	Store        Store
 	Net          Net
 	Now          func() time.Time
@@ -140,6 +141,7 @@ func New(cfg Config) (*Allocator, error) {
 		a.log = zap.NewNop()
 	}
 	a.space = newSpace(a.size)
+	a.space.reserve = cfg.Reserve.slots
 	seed, err := ring.Seed(a.size, cfg.Seed.Owners)
 	if err != nil {
 		return nil, fmt.Errorf("the seed does not fit the range %v: %w", cfg.Universe, err)
@@ -365,12 +367,13 @@ func (a *Allocator) share() map[ring.Owner]ring.Set {
 // Usage is how things stand, in slots. Slots that are never handed out count in none but Owned, Effective and Pending.
 type Usage struct {
 	Size      uint64 // that may be handed out in the whole universe
+	Reserved  uint64 // of these, in reserve: handed out by name only
 	Owned     uint64 // owned by this node according to the ring
 	Effective uint64 // of these, granted with effect: a majority knows
 	Pending   uint64 // of these, announced: the grant has not taken effect or not arrived
 	Allocated uint64
 	Resting   uint64 // released a moment ago
-	Free      uint64 // may be handed out at once
+	Free      uint64 // may be handed out unasked at once
 	Outgoing  uint64 // granted to others who have not said that they know
 	Majority  bool   // this node and those that answer own more than half of the universe, so grants can take effect
 	Leaving   bool   // Leave was called
@@ -397,6 +400,7 @@ func (a *Allocator) Usage() Usage {
 	n := a.counts()
 	u := Usage{
 		Size:         uint64(a.size) - 2,
+		Reserved:     a.cfg.Reserve.Len(),
 		Owned:        own.Len(),
 		Effective:    a.ledger.effective.Len(),
 		Pending:      a.ledger.announced().Len(),
@@ -429,7 +433,7 @@ func (a *Allocator) Usage() Usage {
 // counts returns how full this node is. a.mu must be held.
 func (a *Allocator) counts() counts {
 	rest := uint64(len(a.space.rests))
-	return counts{usable: a.space.total, inUse: a.space.inside - min(rest, a.space.inside), resting: rest}
+	return counts{usable: a.space.total, inUse: a.space.inside - min(a.space.dozing(), a.space.inside), resting: rest}
 }
 
 // name returns what to call an owner. No lock must be held: NameOf may wait for one that is held around Merge.

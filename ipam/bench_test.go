@@ -46,7 +46,7 @@ func mesh1000(b *testing.B) *ring.Ring {
 				rich, most = o, r.OwnedBy(o)
 			}
 		}
-		for _, i := range pickBlocks(most, nil, most.Len()/2, 1<<20) {
+		for _, i := range pickBlocks(most, nil, most.Len()/2, newSpace(1<<20).usable) {
 			if err := r.Grant(rich, id, i); err != nil {
 				b.Fatal(err)
 			}

@@ -13,14 +13,14 @@ import (
 const maxBlocks = 8
 
 // pickBlocks chooses what a donor gives of its free slots, which do not have to be usable: CIDR-aligned blocks that
-// hold up to limit usable slots together, as few as come to three quarters of that, and at most maxBlocks. Nothing is
+// hold up to limit usable slots together, as usable counts them, as few as come to three quarters of that, and at most maxBlocks. Nothing is
 // returned if limit is 0 or no usable slot is free. near are the slots of the recipient: between equals, the block that
 // makes one prefix with some of those is taken, then the one that is farthest up, away from where the donor allocates.
-func pickBlocks(free, near ring.Set, limit uint64, size uint32) ring.Set {
+func pickBlocks(free, near ring.Set, limit uint64, usable func(ring.Set) uint64) ring.Set {
 	var out []ring.Interval
 	given := uint64(0)
 	for len(out) < maxBlocks && 4*given < 3*max(limit, 1) {
-		best, ok := bestBlock(free, near, limit-given, size)
+		best, ok := bestBlock(free, near, limit-given, usable)
 		if !ok {
 			break
 		}
@@ -39,18 +39,19 @@ type block struct {
 	buddy  bool // it makes a block of twice its length with slots of the recipient
 }
 
-func bestBlock(free, near ring.Set, limit uint64, size uint32) (best block, found bool) {
+func bestBlock(free, near ring.Set, limit uint64, usable func(ring.Set) uint64) (best block, found bool) {
 	for _, run := range free {
 		for i := range run.Blocks() {
-			b := block{Interval: i, usable: usable(ring.Set{i}, size), whole: true}
+			b := block{Interval: i, usable: usable(ring.Set{i}), whole: true}
 			for b.usable > limit && b.Len() > 1 {
 				half := uint32(b.Len() / 2)
 				upper := ring.Interval{First: b.First + half, Last: b.Last}
-				if n := usable(ring.Set{upper}, size); n > 0 {
+				// The upper half, unless what is usable is mostly in the lower one.
+				if n := usable(ring.Set{upper}); 3*n >= b.usable {
 					b.Interval, b.usable = upper, n
 				} else {
 					b.Interval = ring.Interval{First: b.First, Last: b.Last - half}
-					b.usable = usable(ring.Set{b.Interval}, size)
+					b.usable -= n
 				}
 				b.whole = false
 			}

@@ -143,7 +143,7 @@ func (a *Allocator) choose(x *edit, from ring.Owner, m *message, v view) (blocks
 		}
 		return ring.Set{{First: m.slot, Last: m.slot}}, 0
 	}
-	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m, known.Len()), a.size)
+	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m, known.Len()), a.space.usable)
 	if len(blocks) == 0 {
 		return nil, refusedFull
 	}

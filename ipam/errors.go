@@ -98,7 +98,8 @@ type Holder struct {
 // ExhaustedError says that no free address could be had anywhere, who holds how many, and what is in use.
 type ExhaustedError struct {
 	Universe Universe
-	Usable   uint64     // addresses that may be handed out in the whole universe
+	Usable   uint64     // addresses that may be handed out unasked in the whole universe
+	Reserved uint64     // those that are handed out by name only
 	Majority bool       // the nodes that can be reached hold a majority, so that free addresses of theirs could be moved
 	Self     ring.Owner // the node that looked for an address
 	Holders  []Holder
@@ -132,6 +133,9 @@ func (e *ExhaustedError) Error() string {
 	}
 	if missing > 0 {
 		fmt.Fprintf(&b, ", %d held by nodes that do not answer (%s)", missing, list(absent, func(h Holder) uint64 { return h.Usable }))
+	}
+	if e.Reserved > 0 {
+		fmt.Fprintf(&b, ", %d in reserve, to be had by name only", e.Reserved)
 	}
 	b.WriteString("; detach workloads or start a mesh with a larger range")
 	return b.String()

@@ -321,9 +321,9 @@ func later(x, y time.Time) time.Time {
 
 // exhausted says who holds the universe, as far as is known.
 func (a *Allocator) exhausted(now time.Time, v view) *ExhaustedError {
-	e := &ExhaustedError{Universe: a.cfg.Universe, Usable: uint64(a.size) - 2, Majority: a.majority(v), Self: a.cfg.Self}
+	e := &ExhaustedError{Universe: a.cfg.Universe, Usable: uint64(a.size) - 2 - a.cfg.Reserve.Len(), Reserved: a.cfg.Reserve.Len(), Majority: a.majority(v), Self: a.cfg.Self}
 	for o, s := range a.share() {
-		h := Holder{Owner: o, Usable: usable(s, a.size)}
+		h := Holder{Owner: o, Usable: a.space.usable(s)}
 		d, answered := a.denials[o]
 		switch {
 		case o == a.cfg.Self:

@@ -15,10 +15,12 @@ import (
 // It is a bitmap in pages that exist only where something is taken, so that it costs what is in use and not what could be.
 type space struct {
 	size    uint32
+	reserve ring.Set // the slots that are handed out by name only; set before anything else is called
 	slots   ring.Set // what within was given
 	domain  ring.Set // the slots that may be handed out; neither 0 nor size-1 is among them
-	inside  uint64   // how many of domain are taken
-	total   uint64   // how many domain has
+	common  ring.Set // those of domain that are not in reserve
+	inside  uint64   // how many of common are taken
+	total   uint64   // how many common has
 	pages   map[uint32]*page
 	resting []Resting // by Until
 	rests   map[uint32]time.Time
@@ -47,11 +49,35 @@ func (s *space) within(slots ring.Set) {
 	}
 	s.slots = slots
 	s.domain = slots.Subtract(ring.Set{{First: 0, Last: 0}}).Subtract(ring.Set{{First: s.size - 1, Last: s.size - 1}})
-	s.total = s.domain.Len()
-	s.inside = s.all().Intersect(s.domain).Len()
+	s.common = s.domain.Subtract(s.reserve)
+	s.total = s.common.Len()
+	s.inside = s.all().Intersect(s.common).Len()
 }
 
-// left returns how many slots may be handed out now.
+// usable returns how many slots of a set may be handed out unasked: all but the first and the last of the universe, and
+// what is in reserve.
+func (s *space) usable(slots ring.Set) uint64 {
+	n := usable(slots, s.size)
+	if len(s.reserve) > 0 {
+		n -= slots.Intersect(s.reserve).Len()
+	}
+	return n
+}
+
+// dozing returns how many of the slots that rest may be handed out unasked when they wake.
+func (s *space) dozing() (n uint64) {
+	if len(s.reserve) == 0 {
+		return uint64(len(s.rests))
+	}
+	for slot := range s.rests {
+		if !s.reserve.Contains(slot) {
+			n++
+		}
+	}
+	return n
+}
+
+// left returns how many slots may be handed out unasked now.
 func (s *space) left() uint64 { return s.total - s.inside }
 
 // taken reports whether a slot is in use or resting.
@@ -69,7 +95,7 @@ func (s *space) take(slot uint32) {
 	}
 	p.words[slot%pageSlots/64] |= 1 << (slot % 64)
 	p.taken++
-	if s.domain.Contains(slot) {
+	if s.common.Contains(slot) {
 		s.inside++
 	}
 }
@@ -81,7 +107,7 @@ func (s *space) free(slot uint32) {
 	if p.taken--; p.taken == 0 {
 		delete(s.pages, slot>>pageBits)
 	}
-	if s.domain.Contains(slot) {
+	if s.common.Contains(slot) {
 		s.inside--
 	}
 }
@@ -121,7 +147,7 @@ func (s *space) expire(now time.Time) []uint32 {
 	return out
 }
 
-// next returns a slot that may be handed out: the first behind the one that was returned last, going round at the end,
+// next returns a slot that may be handed out unasked: the first behind the one that was returned last, going round at the end,
 // so that a slot comes up again as late as possible.
 func (s *space) next() (uint32, bool) {
 	slot, ok := s.firstFree(s.cursor, s.size-1)
@@ -135,13 +161,13 @@ func (s *space) next() (uint32, bool) {
 }
 
 func (s *space) firstFree(from, to uint32) (uint32, bool) {
-	n, _ := slices.BinarySearchFunc(s.domain, from, func(i ring.Interval, from uint32) int {
+	n, _ := slices.BinarySearchFunc(s.common, from, func(i ring.Interval, from uint32) int {
 		if i.Last < from {
 			return -1
 		}
 		return 1
 	})
-	for _, i := range s.domain[n:] {
+	for _, i := range s.common[n:] {
 		if i.First > to {
 			break
 		}

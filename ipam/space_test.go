@@ -109,7 +109,7 @@ func TestPickBlocks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		free, near := drawSet(t, size, "free"), drawSet(t, size, "near")
 		limit := rapid.Uint64Range(0, size).Draw(t, "limit")
-		got := pickBlocks(free, near, limit, size)
+		got := pickBlocks(free, near, limit, newSpace(size).usable)
 		if len(got.Subtract(free)) > 0 {
 			t.Fatalf("%v is not free in %v", got, free)
 		}
@@ -159,7 +159,7 @@ func TestPickBlocksPrefers(t *testing.T) {
 		{"no block of what is never handed out", iv(0, 0).Union(iv(255, 255)), nil, 2, nil},
 		{"the last slot goes along", iv(254, 255), nil, 1, iv(254, 255)},
 	} {
-		got := pickBlocks(c.free, c.near, c.limit, 256)
+		got := pickBlocks(c.free, c.near, c.limit, newSpace(256).usable)
 		if len(got) != len(c.want) || len(got) > 0 && got[0] != c.want[0] {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}

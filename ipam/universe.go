@@ -148,10 +148,14 @@ type UniverseID [16]byte
 // String returns 32 hexadecimal digits.
 func (id UniverseID) String() string { return hex.EncodeToString(id[:]) }
 
-// ID returns the first 16 bytes of the SHA-256 over the range and the seed. The encoding below is part of what nodes
-// agree on and must never change.
-func (u Universe) ID(s Seed) UniverseID {
+// ID returns the first 16 bytes of the SHA-256 over the range, the seed and, if there is one, the reserve. The encoding below
+// is part of what nodes agree on and must never change.
+func (u Universe) ID(s Seed, r Reserve) UniverseID {
 	h := []byte("weft universe 1\x00")
+	if text := r.String(); text != "" {
+		h = binary.BigEndian.AppendUint16([]byte("weft universe 2\x00"), uint16(len(text)))
+		h = append(h, text...)
+	}
 	for _, p := range []netip.Prefix{u.V4, u.V6} {
 		text := ""
 		if p.IsValid() {

@@ -146,12 +146,12 @@ func TestUniverseID(t *testing.T) {
 		{"10.32.0.0/12,fd00::/64", Seed{Owners: []ring.Owner{1}}, "50eb74ec53847a93e634d8037e1b072d"},
 		{"10.32.0.0/12", names, "157f78b3aa7e00ba65401dd4d864ca9d"},
 	} {
-		if id := mustUniverse(t, c.universe).ID(c.seed).String(); id != c.id {
+		if id := mustUniverse(t, c.universe).ID(c.seed, Reserve{}).String(); id != c.id {
 			t.Errorf("%s with %d seeds has the ID %s, want %s", c.universe, len(c.seed.Owners), id, c.id)
 		}
 	}
 	a, b := mustUniverse(t, "10.32.0.0/12"), mustUniverse(t, "10.32.0.0/13")
-	if a.ID(names) == b.ID(names) || a.ID(names) == a.ID(Seed{Owners: names.Owners[:2]}) {
+	if a.ID(names, Reserve{}) == b.ID(names, Reserve{}) || a.ID(names, Reserve{}) == a.ID(Seed{Owners: names.Owners[:2]}, Reserve{}) {
 		t.Error("different universes have one ID")
 	}
 }

@@ -44,6 +44,7 @@ const (
 	maxIntroduction = 20 << 10
 	maxRanges       = 256
 	maxSeed         = 16 << 10
+	maxReserve      = 3 << 10
 )
 
 // purpose says what the dialler wants of a connection.
@@ -87,6 +88,7 @@ type wireIntroduction struct {
 	Ranges    string `cbor:"7,keyasint,omitempty"`
 	Seed      []byte `cbor:"8,keyasint,omitempty"`
 	Advertise []byte `cbor:"9,keyasint,omitempty"`
+	Reserve   string `cbor:"10,keyasint,omitempty"`
 }
 
 func (me introduction) hello() Hello {
@@ -96,7 +98,7 @@ func (me introduction) hello() Hello {
 func (me introduction) encode() ([]byte, error) {
 	w := wireIntroduction{
 		Purpose: uint8(me.purpose), Verdict: uint8(me.verdict), ID: uint64(me.id), Boot: me.boot, Name: me.name,
-		Ranges: me.universe.Ranges, Seed: me.universe.Seed,
+		Ranges: me.universe.Ranges, Seed: me.universe.Seed, Reserve: me.universe.Reserve,
 	}
 	if me.universe.Known() {
 		w.Universe = me.universe.ID[:]
@@ -119,7 +121,7 @@ func decodeIntroduction(b []byte) (introduction, error) {
 	i := introduction{
 		purpose: purpose(w.Purpose), verdict: verdict(w.Verdict), id: NodeID(w.ID), boot: w.Boot, name: w.Name,
 	}
-	u, err := decodeUniverse(w.Universe, w.Ranges, w.Seed)
+	u, err := decodeUniverse(w.Universe, w.Ranges, w.Seed, w.Reserve)
 	if err != nil {
 		return introduction{}, err
 	}
@@ -135,9 +137,9 @@ func decodeIntroduction(b []byte) (introduction, error) {
 	return i, nil
 }
 
-// decodeUniverse checks the three fields of a universe as they travel.
-func decodeUniverse(id []byte, ranges string, seed []byte) (UniverseInfo, error) {
-	u := UniverseInfo{Ranges: ranges, Seed: seed}
+// decodeUniverse checks the fields of a universe as they travel.
+func decodeUniverse(id []byte, ranges string, seed []byte, reserve string) (UniverseInfo, error) {
+	u := UniverseInfo{Ranges: ranges, Seed: seed, Reserve: reserve}
 	if len(id) != 0 && len(id) != len(u.ID) {
 		return UniverseInfo{}, fmt.Errorf("a universe id of %d bytes: %w", len(id), errWire)
 	}
@@ -149,8 +151,9 @@ func decodeUniverse(id []byte, ranges string, seed []byte) (UniverseInfo, error)
 }
 
 func (u UniverseInfo) check() error {
-	if !printable(u.Ranges, maxRanges) || len(u.Seed) > maxSeed {
-		return fmt.Errorf("a universe with ranges of %d and a seed of %d bytes: at most %d and %d are carried", len(u.Ranges), len(u.Seed), maxRanges, maxSeed)
+	if !printable(u.Ranges, maxRanges) || len(u.Seed) > maxSeed || !printable(u.Reserve, maxReserve) {
+		return fmt.Errorf("a universe with ranges of %d, a seed of %d and a reserve of %d bytes: at most %d, %d and %d are carried",
+			len(u.Ranges), len(u.Seed), len(u.Reserve), maxRanges, maxSeed, maxReserve)
 	}
 	return nil
 }

@@ -86,12 +86,14 @@ func shake(t *testing.T, ka, kb [32]byte, a, b introduction) (dialler, acceptor 
 func TestHello(t *testing.T) {
 	a, b := testIntroduction(1), testIntroduction(2)
 	a.universe.Seed = bytes.Repeat([]byte{7}, maxSeed) // longer than a record of the stream
+	a.universe.Ranges, a.universe.Reserve = strings.Repeat("r", maxRanges), strings.Repeat("R", maxReserve)
+	a.name = strings.Repeat("n", maxName)
 	d, c, ra, rb := shake(t, [32]byte{1}, [32]byte{1}, a, b)
 	if d.err != nil || c.err != nil {
 		t.Fatal(d.err, c.err)
 	}
 	if d.them.id != 2 || d.them.advertise != b.advertise || c.them.id != 1 || !bytes.Equal(c.them.universe.Seed, a.universe.Seed) ||
-		c.them.name != "n" || c.them.boot != a.boot || c.them.universe.Ranges != a.universe.Ranges {
+		c.them.name != a.name || c.them.boot != a.boot || c.them.universe.Ranges != a.universe.Ranges || c.them.universe.Reserve != a.universe.Reserve {
 		t.Errorf("dialler learnt %+v, acceptor %+v", d.them, c.them)
 	}
 	for _, heard := range [][]byte{ra.in.Bytes(), ra.out.Bytes()} {
@@ -390,4 +392,15 @@ func TestStrangers(t *testing.T) {
 		b := c.node("n1").start()
 		c.eventually(time.Second, "a node joins", whole(a, b))
 	})
+}
+
+func TestUniverseInfoString(t *testing.T) {
+	u := testUniverse(1)
+	if got, want := u.String(), "mesh 01010203000000000000000000000000 (range 10.32.0.0/12)"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	u.Reserve = "10.33.0.0/24"
+	if got, want := u.String(), "mesh 01010203000000000000000000000000 (range 10.32.0.0/12, reserve 10.33.0.0/24)"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
 }

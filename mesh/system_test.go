@@ -143,6 +143,7 @@ func TestNewRefuses(t *testing.T) {
 		"token":            func(c *Config) { c.Keys.Hello = [32]byte{} },
 		"gossip packets":   func(c *Config) { c.Packets = nil },
 		"ranges":           func(c *Config) { c.Universe.Seed = make([]byte, maxSeed+1) },
+		"a reserve":        func(c *Config) { c.Universe.Reserve = "\n" },
 		"--peer":           func(c *Config) { c.Targets = []string{"n1:x"} },
 		"--advertise":      func(c *Config) { c.Advertise = netip.MustParseAddr("224.0.0.1") },
 		"another address":  func(c *Config) { c.Advertise = netip.IPv4Unspecified() },

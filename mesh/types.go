@@ -63,17 +63,24 @@ type UniverseInfo struct {
 	ID     [16]byte // zero: not known yet
 	Ranges string   // for people and for joiners, at most 256 bytes
 	Seed   []byte   // how the universe was first divided, at most 16 KiB
+
+	// Reserve is the part that is kept for static use, for people and for joiners, at most 3 KiB; empty: none.
+	Reserve string
 }
 
 // Known tells whether the universe is known (its ID is not zero).
 func (u UniverseInfo) Known() bool { return u.ID != [16]byte{} }
 
-// String returns "mesh <id in hex> (range <ranges>)".
+// String returns "mesh <id in hex> (range <ranges>)", or "... (range <ranges>, reserve <reserve>)".
 func (u UniverseInfo) String() string {
 	if !u.Known() {
 		return "no mesh yet"
 	}
-	return fmt.Sprintf("mesh %s (range %s)", hex.EncodeToString(u.ID[:]), u.Ranges)
+	ranges := u.Ranges
+	if u.Reserve != "" {
+		ranges += ", reserve " + u.Reserve
+	}
+	return fmt.Sprintf("mesh %s (range %s)", hex.EncodeToString(u.ID[:]), ranges)
 }
 
 // Keys are the two secrets that the mesh derives from the token. Gossip keys

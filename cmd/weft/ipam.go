@@ -27,7 +27,7 @@ and who was declared gone.`,
 
 func showIPAM(w io.Writer, i api.IPAM) error {
 	if _, err := fmt.Fprintf(w, "range %s: %d addresses; here %d allocated, %d free, %d resting, %d granted but not yet known to a majority\n\n",
-		i.Universe, i.Size, len(i.Allocations), i.Free, i.Quarantined, i.Pending); err != nil {
+		withReserve(i.Universe, i.Reserve), i.Size, len(i.Allocations), i.Free, i.Quarantined, i.Pending); err != nil {
 		return fmt.Errorf("writing the answer: %w", err)
 	}
 	rows := [][]string{{"NODE", "OWNS", "SHARE", "BLOCKS"}}

@@ -98,6 +98,7 @@ from the data directory, in this order.`,
 	f.Uint16Var(&cfg.Port, "port", node.DefaultPort, "port of data and gossip, UDP and TCP")
 	f.StringVar(&advertise, "advertise", "", "address at which the other nodes reach this one (default: found by the host's routes)")
 	f.StringVar(&cfg.Range, "range", node.DefaultRange, "addresses of the mesh: a v4 prefix, a v6 prefix, or both as v4,v6")
+	f.StringSliceVar(&cfg.Reserve, "reserve", nil, "`CIDR,...` of the range, given out only by name (weft attach --ip); may be given several times")
 	f.StringVar(&cfg.DataDir, "data-dir", node.DefaultDataDir, "directory of the node's state")
 	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of the workloads' interfaces (0: derive it from the link below)")
 	f.IntVar(&cfg.Shards, "shards", node.DefaultShards(), "packet threads, each with its own queue and socket; unless given, one for every two processors, at most 8")

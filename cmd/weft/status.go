@@ -18,6 +18,14 @@ func (c *cli) status() *cobra.Command {
 	return reading(c, cmd, func(ctx context.Context, cl *api.Client) (api.Status, error) { return cl.Status(ctx) }, showStatus)
 }
 
+// withReserve adds to a range what of it is kept for static use.
+func withReserve(universe, reserve string) string {
+	if reserve == "" {
+		return universe
+	}
+	return universe + ", of which in reserve: " + reserve
+}
+
 func showStatus(w io.Writer, s api.Status) error {
 	state := string(s.Phase)
 	if s.WaitsFor != "" {
@@ -41,7 +49,7 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"version:", s.Version},
 		{"process:", fmt.Sprintf("%d, up %s", s.PID, age(s.Uptime))},
 		{"port:", fmt.Sprintf("%d (UDP and TCP)", s.Port)},
-		{"range:", s.Universe},
+		{"range:", withReserve(s.Universe, s.Reserve)},
 		{"mesh:", s.MeshID},
 		{"encryption:", encryption},
 		{"address:", addrs(s.Addresses)},

@@ -261,3 +261,18 @@ func TestSizesAndAges(t *testing.T) {
 		}
 	}
 }
+
+// What is kept for static use is shown where there is some.
+func TestReserveIsShown(t *testing.T) {
+	d := daemon()
+	d.State.Reserve, d.Space.Reserve, d.Space.Reserved = "10.32.1.0/24", "10.32.0.0/31", 1
+	dir := apitest.Serve(t, d)
+	for _, c := range []struct{ command, want string }{
+		{"status", "10.32.0.0/12, of which in reserve: 10.32.1.0/24\n"},
+		{"ipam", "range 10.32.0.0/29, of which in reserve: 10.32.0.0/31: 6 addresses; here"},
+	} {
+		if code, out, errs := run(t, dir, c.command); code != exitDone || !strings.Contains(out, c.want) {
+			t.Errorf("%s: %d %q %q", c.command, code, out, errs)
+		}
+	}
+}

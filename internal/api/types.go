@@ -72,6 +72,7 @@ type Status struct {
 	DataDir   string        `json:"data_dir"`
 	Socket    string        `json:"socket"`
 	Universe  string        `json:"universe,omitempty"` // "10.32.0.0/12,fd00::/108"
+	Reserve   string        `json:"reserve,omitempty"`  // part of it that is kept for static use
 	MeshID    string        `json:"mesh_id,omitempty"`
 	Addresses []netip.Addr  `json:"addresses,omitempty"` // of the host on the overlay
 	Device    string        `json:"device"`
@@ -195,6 +196,8 @@ type IPAM struct {
 	Universe    string       `json:"universe"`
 	MeshID      string       `json:"mesh_id"`
 	Size        uint64       `json:"size"`
+	Reserve     string       `json:"reserve,omitempty"`  // prefixes that are handed out by name only
+	Reserved    uint64       `json:"reserved,omitempty"` // addresses in them
 	Holdings    []Holding    `json:"holdings"`
 	Allocations []Allocation `json:"allocations"`
 	Free        uint64       `json:"free"`        // here

@@ -56,7 +56,8 @@ type Config struct {
 	Port       uint16
 	Advertise  netip.Addr // zero: found by the host's routes
 	Range      string
-	RangeGiven bool // Range was chosen by the user, and must be the mesh's
+	RangeGiven bool     // Range was chosen by the user, and must be the mesh's
+	Reserve    []string // CIDR prefixes of Range that are kept for static use; empty: what the mesh has
 	DataDir    string
 	RunDir     string
 	MTU        int // of workloads; 0: derived from the link below

@@ -38,15 +38,16 @@ type identity struct {
 
 func (i identity) key() session.PrivateKey { return session.PrivateKey(i.Private) }
 
-// universe is the range of the mesh, with the seed that makes it unique.
+// universe is the range of the mesh, with the seed that makes it unique and the part that is kept for static use.
 type universe struct {
-	Range string `json:"range"`
-	Seed  []byte `json:"seed"`
+	Range   string `json:"range"`
+	Seed    []byte `json:"seed"`
+	Reserve string `json:"reserve,omitempty"` // canonical
 }
 
 // universeOf reads what a peer said of its mesh.
 func universeOf(info mesh.UniverseInfo) (universe, error) {
-	u := universe{Range: info.Ranges, Seed: info.Seed}
+	u := universe{Range: info.Ranges, Seed: info.Seed, Reserve: info.Reserve}
 	got, err := u.info()
 	if err != nil {
 		return universe{}, err
@@ -69,12 +70,51 @@ func (u universe) parse() (ipam.Universe, ipam.Seed, error) {
 	return r, s, nil
 }
 
+// reserve returns what is kept for static use.
+func (u universe) reserve() (ipam.Reserve, error) {
+	if u.Reserve == "" {
+		return ipam.Reserve{}, nil
+	}
+	return parseReserve(u.Range, strings.Split(u.Reserve, ","))
+}
+
+func parseReserve(inRange string, prefixes []string) (ipam.Reserve, error) {
+	u, err := ipam.ParseUniverse(inRange)
+	if err != nil {
+		return ipam.Reserve{}, err
+	}
+	return u.ParseReserve(prefixes)
+}
+
+// checkReserve refuses a reserve that was given and is not that of the mesh; whose says which mesh that is.
+func (c *Config) checkReserve(u universe, whose, remedy string) error {
+	if len(c.Reserve) == 0 {
+		return nil
+	}
+	r, err := parseReserve(u.Range, c.Reserve)
+	if err != nil {
+		return fmt.Errorf("--reserve: %w", err)
+	}
+	if r.String() == u.Reserve {
+		return nil
+	}
+	has := u.Reserve
+	if has == "" {
+		has = "none"
+	}
+	return fmt.Errorf("--reserve %s differs from %s mesh's, which has %s; %s", r, whose, has, remedy)
+}
+
 func (u universe) info() (mesh.UniverseInfo, error) {
 	r, s, err := u.parse()
 	if err != nil {
 		return mesh.UniverseInfo{}, err
 	}
-	return mesh.UniverseInfo{ID: r.ID(s), Ranges: u.Range, Seed: u.Seed}, nil
+	reserve, err := u.reserve()
+	if err != nil {
+		return mesh.UniverseInfo{}, err
+	}
+	return mesh.UniverseInfo{ID: r.ID(s, reserve), Ranges: u.Range, Seed: u.Seed, Reserve: u.Reserve}, nil
 }
 
 func (u universe) isZero() bool { return u.Range == "" }
@@ -195,10 +235,21 @@ func (c *Config) chooseUniverse(s state) (universe, error) {
 		mine = universe{Range: c.Range, Seed: founder(s.identity.ID).Encode()}
 	}
 	if s.universe.isZero() {
+		if mine.isZero() {
+			return mine, nil
+		}
+		r, err := parseReserve(c.Range, c.Reserve)
+		if err != nil {
+			return universe{}, fmt.Errorf("--reserve: %w", err)
+		}
+		mine.Reserve = r.String()
 		return mine, nil
 	}
 	if c.RangeGiven && c.Range != s.universe.Range {
 		return universe{}, fmt.Errorf("--range %s differs from this node's mesh, which has %s; leave the flag out, or run weft reset to join another mesh", c.Range, s.universe.Range)
+	}
+	if err := c.checkReserve(s.universe, "this node's", "leave the flag out, or run weft reset to join another mesh"); err != nil {
+		return universe{}, err
 	}
 	if len(c.Seed) > 0 && !bytes.Equal(mine.Seed, s.universe.Seed) {
 		return universe{}, fmt.Errorf("data directory %s is of another universe: its mesh was not founded with --seed %s; choose another --data-dir, or run weft reset",

@@ -197,7 +197,7 @@ func (n *Node) findMesh(ctx context.Context) (universe, error) {
 	if n.cfg.RangeGiven && n.cfg.Range != u.Range {
 		return universe{}, fmt.Errorf("--range %s differs from the mesh's, which has %s; leave the flag out", n.cfg.Range, u.Range)
 	}
-	return u, nil
+	return u, n.cfg.checkReserve(u, "the", "leave the flag out")
 }
 
 // run brings the node up, keeps it going, and ends it in order: the peers are

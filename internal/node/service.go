@@ -80,7 +80,7 @@ func (n *Node) Status() api.Status {
 		}
 		return s
 	}
-	s.Universe, s.MeshID = e.universe.String(), meshID(e.mesh.Universe())
+	s.Universe, s.MeshID, s.Reserve = e.universe.String(), meshID(e.mesh.Universe()), e.mesh.Universe().Reserve
 	s.MTU, s.Offloads = n.mtu, e.plane.Offloads().names()
 	s.TUN, s.Shards = string(e.plane.TUN()), e.plane.Shards()
 	if l, ok := e.alloc.Lookup(hostOwner); ok && s.Phase != api.Retired {
@@ -217,6 +217,7 @@ func (n *Node) IPAM() api.IPAM {
 	u := e.alloc.Usage()
 	res := api.IPAM{
 		Universe: e.universe.String(), MeshID: meshID(e.mesh.Universe()), Size: u.Size,
+		Reserve: e.mesh.Universe().Reserve, Reserved: u.Reserved,
 		Free: u.Free, Quarantined: u.Resting, Pending: u.Pending,
 		Holdings: []api.Holding{}, Allocations: []api.Allocation{},
 	}

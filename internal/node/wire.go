@@ -68,6 +68,10 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	if err != nil {
 		return nil, err
 	}
+	reserve, err := n.state.universe.reserve()
+	if err != nil {
+		return nil, err
+	}
 	if n.state.first {
 		if err := n.sys.overlap(u.Prefixes()); err != nil {
 			return nil, err
@@ -114,7 +118,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		}
 	}()
 	if e.alloc, err = ipam.New(ipam.Config{
-		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed,
+		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed, Reserve: reserve,
 		Store: ipamStore{n.store}, Net: ipamNet{e.mesh, &e.adopting}, Now: time.Now, ReclaimAfter: n.cfg.ReclaimAfter,
 		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
 	}); err != nil {
