@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -262,6 +263,59 @@ func (a *Allocator) Release(owner string) error {
 			return nil
 		}
 	}
+}
+
+// ReleaseAll frees the addresses of all owners whose keys begin with prefix, which must not be empty, in one commit: those of
+// a container's interfaces, if keys are the container and the interface. They rest for the quarantine. It returns how many
+// there were; once the error is nil they are free for good.
+func (a *Allocator) ReleaseAll(prefix string) (int, error) {
+	if prefix == "" {
+		return 0, errors.New("the owners to release are not named; give the beginning of their keys")
+	}
+	n := 0
+	for more := true; more; {
+		var own *batch
+		var others []*batch
+		mine := 0
+		a.mu.Lock()
+		if a.uncertain(prefix) {
+			own = a.nextBatch() // a commit that failed may have stored it
+		}
+		for owner, e := range a.byOwner {
+			switch {
+			case !strings.HasPrefix(owner, prefix):
+			case e.state == held:
+				own = a.stage(e, releasing)
+				mine++
+			default: // another call allocates or releases it: look again when that is decided
+				others = append(others, e.batch)
+			}
+		}
+		a.mu.Unlock()
+		if own != nil {
+			if err := a.commit(own); err != nil {
+				return n, fmt.Errorf("cannot store that the addresses of %s* are free: %w", prefix, err)
+			}
+		}
+		n += mine
+		for _, b := range others {
+			_ = a.commit(b) // those who wait for it learn of the error
+		}
+		more = len(others) > 0
+	}
+	a.report()
+	return n, nil
+}
+
+// uncertain reports whether the store may hold an allocation, to an owner whose key begins with prefix, that is not one. a.mu
+// must be held.
+func (a *Allocator) uncertain(prefix string) bool {
+	for owner := range a.doubt.owners {
+		if strings.HasPrefix(owner, prefix) && a.byOwner[owner] == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // report tells what a commit has changed, and has Run look for more addresses if few are left.
