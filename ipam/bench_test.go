@@ -5,6 +5,7 @@ package ipam
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync/atomic"
 	"testing"
 
@@ -17,27 +18,33 @@ type nullStore struct{ State }
 func (s *nullStore) LoadIPAM() (State, error) { return s.State, nil }
 func (s *nullStore) SaveIPAM(Change) error    { return nil }
 
-func benchAllocator(b *testing.B, r *ring.Ring, self ring.Owner) *Allocator {
-	b.Helper()
-	l := newLone(b, "10.32.0.0/12")
-	l.cfg.Self, l.cfg.Store, l.cfg.Quarantine = self, &nullStore{}, -1
+// benchAllocator is an allocator without a disk: alone in its mesh, or, with a ring, one that has just joined the mesh of it.
+func benchAllocator(tb testing.TB, r *ring.Ring) *Allocator {
+	tb.Helper()
+	l := newLone(tb, "10.32.0.0/12")
+	l.cfg.Store, l.cfg.Quarantine = &nullStore{}, -1
 	if r != nil {
-		led := &ledger{self: self, ring: r, effective: r.OwnedBy(self)}
-		l.cfg.Store = &nullStore{State{Ring: r.Encode(), Grants: led.encode()}}
+		l.cfg.Self = 2
 	}
 	l.restart()
+	if r != nil {
+		if _, err := l.Merge(r.Encode()); err != nil {
+			tb.Fatal(err)
+		}
+	}
 	return l.Allocator
 }
 
 // mesh1000 returns the ring of a mesh of a thousand nodes that have joined one after the other.
-func mesh1000(b *testing.B) *ring.Ring {
-	b.Helper()
+func mesh1000(tb testing.TB) *ring.Ring {
+	tb.Helper()
 	rng := rand.New(rand.NewPCG(1, 1))
 	owners := []ring.Owner{1}
 	r, err := ring.Seed(1<<20, owners)
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
+	worth := newSpace(1 << 20).usable
 	for len(owners) < 1000 {
 		id := ring.Owner(rng.Uint64() >> 1)
 		rich, most := ring.Owner(0), ring.Set(nil)
@@ -46,9 +53,9 @@ func mesh1000(b *testing.B) *ring.Ring {
 				rich, most = o, r.OwnedBy(o)
 			}
 		}
-		for _, i := range pickBlocks(most, nil, most.Len()/2, newSpace(1<<20).usable) {
+		for _, i := range pickBlocks(most, nil, most.Len()/2, worth) {
 			if err := r.Grant(rich, id, i); err != nil {
-				b.Fatal(err)
+				tb.Fatal(err)
 			}
 		}
 		owners = append(owners, id)
@@ -56,10 +63,53 @@ func mesh1000(b *testing.B) *ring.Ring {
 	return r
 }
 
+// heap returns how many bytes are in use after f more than before; f returns what is to be kept until then.
+func heap(tb testing.TB, f func() any) int64 {
+	tb.Helper()
+	var before, after runtime.MemStats
+	for range 2 { // the second one frees what the finalizers of the first let go of
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&before)
+	keep := f()
+	for range 2 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(keep)
+	return int64(after.HeapAlloc) - int64(before.HeapAlloc)
+}
+
+// A mesh of a thousand nodes costs each of them a megabyte at most, and 64 KiB when they tell each other all they know.
+func TestThousandNodesAreSmall(t *testing.T) {
+	r := mesh1000(t)
+	enc := r.Encode()
+	if n := len(r.Owners()); n != 1000 {
+		t.Fatalf("%d nodes", n)
+	}
+	if len(enc) > 64<<10 {
+		t.Errorf("the ring has %d bytes, 64 KiB are allowed", len(enc))
+	}
+	empty := heap(t, func() any { return benchAllocator(t, nil) })
+	full := heap(t, func() any {
+		a := benchAllocator(t, r)
+		if n := len(a.Owned()); n != 1000 {
+			t.Errorf("%d nodes", n)
+		}
+		a.Usage()
+		return a
+	})
+	perNode := (full - empty) / 1000
+	t.Logf("encoded %d bytes, in memory %d bytes for each node", len(enc), perNode)
+	if perNode > 1<<10 {
+		t.Errorf("%d bytes for each node of the mesh, 1024 are allowed", perNode)
+	}
+}
+
 func BenchmarkAllocateRelease(b *testing.B) {
 	for _, held := range []int{0, 10_000, 200_000} {
 		b.Run(fmt.Sprintf("held=%d", held), func(b *testing.B) {
-			a := benchAllocator(b, nil, 1)
+			a := benchAllocator(b, nil)
 			for i := range held {
 				if _, err := a.Allocate(b.Context(), fmt.Sprint("held-", i)); err != nil {
 					b.Fatal(err)
@@ -79,7 +129,7 @@ func BenchmarkAllocateRelease(b *testing.B) {
 }
 
 func BenchmarkAllocateReleaseParallel(b *testing.B) {
-	a := benchAllocator(b, nil, 1)
+	a := benchAllocator(b, nil)
 	var n atomic.Int64
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
@@ -99,7 +149,7 @@ func BenchmarkMerge1000(b *testing.B) {
 	r := mesh1000(b)
 	for name, change := range map[string]bool{"unchanged": false, "delta": true} {
 		b.Run(name, func(b *testing.B) {
-			a := benchAllocator(b, r, 1)
+			a := benchAllocator(b, r)
 			enc := r.Encode()
 			b.ReportMetric(float64(len(enc)), "bytes")
 			next := r.Clone()
@@ -122,8 +172,18 @@ func BenchmarkMerge1000(b *testing.B) {
 	}
 }
 
+// What a mesh of a thousand nodes costs one of them in memory.
+func BenchmarkMemory1000(b *testing.B) {
+	r := mesh1000(b)
+	for b.Loop() {
+		empty := heap(b, func() any { return benchAllocator(b, nil) })
+		full := heap(b, func() any { a := benchAllocator(b, r); a.Owned(); return a })
+		b.ReportMetric(float64(full-empty)/1000, "bytes/node")
+	}
+}
+
 func BenchmarkEncode1000(b *testing.B) {
-	a := benchAllocator(b, mesh1000(b), 1)
+	a := benchAllocator(b, mesh1000(b))
 	b.ReportAllocs()
 	for b.Loop() {
 		a.Encode()
@@ -131,7 +191,7 @@ func BenchmarkEncode1000(b *testing.B) {
 }
 
 func BenchmarkOwned1000(b *testing.B) {
-	a := benchAllocator(b, mesh1000(b), 1)
+	a := benchAllocator(b, mesh1000(b))
 	b.ReportAllocs()
 	for b.Loop() {
 		a.Owned()
