@@ -35,7 +35,7 @@ type waiter struct {
 	exact bool
 	slot  uint32 // if exact
 	since time.Time
-	done  chan struct{} // closed when entry or err is set
+	done  chan struct{} // closed when entry or err is set; made when it has to wait
 
 	entry *entry // staged; to be committed
 	err   error
@@ -113,7 +113,7 @@ func (a *Allocator) begin(owner string, slot *uint32) (e *entry, b *batch, w *wa
 		a.mu.Unlock()
 		return nil, nil, nil, ErrLeaving
 	}
-	w = &waiter{owner: owner, since: a.cfg.Now(), done: make(chan struct{})}
+	w = &waiter{owner: owner, since: a.cfg.Now()}
 	if slot != nil {
 		w.exact, w.slot = true, *slot
 	}
@@ -125,6 +125,7 @@ func (a *Allocator) begin(owner string, slot *uint32) (e *entry, b *batch, w *wa
 		}
 		return w.entry, w.entry.batch, nil, nil
 	}
+	w.done = make(chan struct{})
 	a.waiters = append(a.waiters, w)
 	a.mu.Unlock()
 	a.finish() // asks others, or finds that nobody can help

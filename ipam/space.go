@@ -22,6 +22,7 @@ type space struct {
 	inside  uint64   // how many of common are taken
 	total   uint64   // how many common has
 	pages   map[uint32]*page
+	spare   *page     // an empty one, nil if there is none: where few slots are in use pages come and go
 	resting []Resting // by Until
 	rests   map[uint32]time.Time
 	cursor  uint32 // where the search for the next free slot begins
@@ -90,7 +91,9 @@ func (s *space) taken(slot uint32) bool {
 func (s *space) take(slot uint32) {
 	p := s.pages[slot>>pageBits]
 	if p == nil {
-		p = new(page)
+		if p, s.spare = s.spare, nil; p == nil {
+			p = new(page)
+		}
 		s.pages[slot>>pageBits] = p
 	}
 	p.words[slot%pageSlots/64] |= 1 << (slot % 64)
@@ -106,6 +109,7 @@ func (s *space) free(slot uint32) {
 	p.words[slot%pageSlots/64] &^= 1 << (slot % 64)
 	if p.taken--; p.taken == 0 {
 		delete(s.pages, slot>>pageBits)
+		s.spare = p
 	}
 	if s.common.Contains(slot) {
 		s.inside--
