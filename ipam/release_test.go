@@ -5,6 +5,7 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -170,5 +171,44 @@ func TestReleaseAllWhileAllocating(t *testing.T) {
 		if t.Failed() {
 			break
 		}
+	}
+}
+
+// A slot comes up again as late as possible, also where nothing rests.
+func TestNextFit(t *testing.T) {
+	l := newLone(t, "10.32.0.0/28")
+	l.cfg.Quarantine = -1
+	l.restart()
+	for i := range uint32(30) {
+		if lease := l.must("w"); lease.Slot != i%14+1 {
+			t.Fatalf("allocation %d is slot %d", i, lease.Slot)
+		}
+		if err := l.Release("w"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Nobody sees an allocation before it is durable, nor after its release is.
+func TestSeenWhenDurable(t *testing.T) {
+	l := newLone(t, "10.32.0.0/28")
+	var during []bool
+	l.store.fault = func(Change) fault {
+		_, ok := l.Lookup("w")
+		during = append(during, ok, len(l.List()) == 1)
+		return healthy
+	}
+	lease := l.must("w")
+	if got, ok := l.Lookup("w"); !ok || got != lease || len(l.List()) != 1 {
+		t.Errorf("%+v, %v", got, ok)
+	}
+	if err := l.Release("w"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := l.Lookup("w"); ok || len(l.List()) != 0 {
+		t.Error("still there")
+	}
+	if want := []bool{false, false, true, true}; !slices.Equal(during, want) {
+		t.Errorf("seen during the commits: %v, want %v", during, want)
 	}
 }

@@ -67,15 +67,23 @@ func inspect(r io.ReaderAt, size int64, newest uint32) (schema uint32, err error
 	if err := p.freelist(free); err != nil {
 		return 0, err
 	}
-	return judge(all, newest)
+	switch {
+	case len(all) > 0:
+		return judge(all, newest)
+	case p.last > 1:
+		return 0, errors.New("its buckets are gone")
+	}
+	return 0, nil // killed before it was prepared
 }
 
 // judge decides about what the pages hold.
 func judge(all map[Bucket]*bucketSum, newest uint32) (schema uint32, err error) {
-	if len(all) == 0 {
-		return 0, nil // killed before it was prepared
-	}
 	meta := all[Meta]
+	for _, b := range buckets() {
+		if meta == nil && all[b] != nil {
+			return 0, fmt.Errorf("the bucket %q is missing", Meta)
+		}
+	}
 	if meta == nil {
 		return 0, errForeign
 	}
@@ -132,6 +140,7 @@ type pages struct {
 	r    io.ReaderAt
 	size uint64 // of a page
 	high uint64 // the number of pages that are in use or free
+	last uint64 // the last transaction; 1 if there never was one
 	seen map[uint64]bool
 }
 
@@ -185,7 +194,7 @@ func (p *pages) headers(size int64) (root, free uint64, err error) {
 	if b > a {
 		last = second
 	}
-	root, free, p.high = u64(last[16:]), u64(last[32:]), u64(last[40:])
+	root, free, p.high, p.last = u64(last[16:]), u64(last[32:]), u64(last[40:]), u64(last[48:])
 	if p.high < 4 || p.high > uint64(size)/p.size {
 		return 0, 0, fmt.Errorf("%s is only %d bytes long, and had %d pages of %d bytes", FileName, size, p.high, p.size)
 	}
