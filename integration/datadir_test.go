@@ -57,7 +57,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%s %d workloads and %d addresses, with the host's; want %d workloads", when, len(list), len(allocated), len(have))
 		}
 	}
-	for range 3 {
+	for range 4 {
 		if r, _ := attach(); r.Code != 0 {
 			t.Fatal(r.Stderr)
 		}
@@ -72,17 +72,29 @@ func TestFullDisk(t *testing.T) {
 		}
 		refused(t, r, "saving to "+filepath.Join(disk, "data"), "the disk is full (no space left on device)", "nothing was changed: free some space there and try again")
 		attached("on a full disk")
+		// A detach that cannot be kept is refused, too, and succeeds when there is room.
+		leaving := all[round]
+		r = h.Weft("detach", "--netns", leaving.Path())
+		t.Logf("detach on a full disk: exit code %d", r.Code)
+		if r.Code != 0 {
+			refused(t, r, "saving to "+filepath.Join(disk, "data"), "the disk is full (no space left on device)")
+			attached("after a detach on a full disk")
+		} else {
+			delete(have, leaving.Path())
+		}
 		if s := ask[status](t, h, "status"); s.PID != pid || !s.Ready {
 			t.Errorf("on a full disk: %+v", s)
 		}
 		if err := os.Remove(filepath.Join(disk, "filler")); err != nil {
 			t.Fatal(err)
 		}
+		done(t, h.Weft("detach", "--netns", leaving.Path()))
+		delete(have, leaving.Path())
 		r, w := attach()
 		if r.Code != 0 {
 			t.Fatalf("with room again: %s", r.Stderr)
 		}
-		allReach(t, patience, w, all[0])
+		allReach(t, patience, w, all[3])
 		done(t, h.Weft("detach", "--netns", w.Path()))
 		delete(have, w.Path())
 		attached(fmt.Sprint("after round ", round))
