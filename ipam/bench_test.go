@@ -57,6 +57,9 @@ func mesh1000(tb testing.TB) *ring.Ring {
 			if err := r.Grant(rich, id, i); err != nil {
 				tb.Fatal(err)
 			}
+			if err := r.Claim(id, i); err != nil {
+				tb.Fatal(err)
+			}
 		}
 		owners = append(owners, id)
 	}
