@@ -84,6 +84,7 @@ type Allocator struct {
 	parted    map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
 	partedAt  time.Time             // while leaving: when the others were last told
 	closed    map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more
+	reopened  uint64                // what boot returns at least: more than that of a run that was leaving, by a clock that was ahead
 	out       []parcel
 	changed   bool
 	hold      bool                     // nothing new is handed out before somebody was heard: this node may have been retired while it was down

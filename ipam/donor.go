@@ -87,11 +87,7 @@ func (a *Allocator) learn(x *edit, o *ring.Ring) {
 func (a *Allocator) onRequest(x *edit, from ring.Owner, m *message, v view) {
 	a.expire()
 	a.learn(x, m.ring)
-	if m.last {
-		a.closed[from] = max(a.closed[from], m.boot)
-	} else if m.boot > a.closed[from] {
-		delete(a.closed, from) // it has come back
-	}
+	a.greet(from, m)
 	if a.repeat(x, from, m) {
 		return
 	}
@@ -152,7 +148,7 @@ func (a *Allocator) choose(x *edit, from ring.Owner, m *message, v view) (blocks
 
 // deny says why nothing is granted, and what this node knows if the asker does not.
 func (a *Allocator) deny(x *edit, to ring.Owner, m *message, why refusal) {
-	r := &message{kind: kindDeny, urgent: m.urgent, exact: m.exact, slot: m.slot, reason: why, usage: a.counts()}
+	r := &message{kind: kindDeny, urgent: m.urgent, exact: m.exact, slot: m.slot, boot: a.boot(), closed: a.closed[to], reason: why, usage: a.counts()}
 	if !x.ring.Equal(m.ring) {
 		r.ring = x.ring
 	}

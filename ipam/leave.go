@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -188,11 +189,24 @@ func (a *Allocator) part(now time.Time, v view) {
 		return
 	}
 	a.partedAt = now
-	m := &message{kind: kindRequest, last: true, boot: a.boot(), ring: a.ledger.ring}
 	for _, o := range v.alive {
 		if !a.parted[o] {
-			a.send(o, m)
+			a.send(o, &message{kind: kindRequest, last: true, boot: a.boot(), closed: a.closed[o], ring: a.ledger.ring})
 		}
+	}
+}
+
+// greet takes note of which run of another node speaks: one after that which was leaving is back. And it makes this run, if
+// it is not leaving, one after any that was: the clock may have been set back in between.
+func (a *Allocator) greet(from ring.Owner, m *message) {
+	switch {
+	case m.last:
+		a.closed[from] = max(a.closed[from], m.boot)
+	case m.boot > a.closed[from]:
+		delete(a.closed, from)
+	}
+	if !a.leaving && m.closed >= a.boot() && m.closed < math.MaxUint64 {
+		a.reopened = m.closed + 1
 	}
 }
 

@@ -55,7 +55,8 @@ type message struct {
 	exact  bool   // request, deny: it is about one slot
 	slot   uint32 // that slot
 	have   uint64 // request: how many free slots the asker has
-	boot   uint64 // request: when the asker started
+	boot   uint64 // request, deny: when the sender started
+	closed uint64 // request, deny: the start of the other's run that was leaving, whose requests are not answered; 0: none was
 	last   bool   // request: the asker is leaving; grant nothing more, but repeat what was granted
 
 	ring   *ring.Ring // request, grant, survey, surveyed: all that the sender knows; deny: the same, or nil; news: some of it; vote, voted: log and votes
@@ -95,12 +96,15 @@ func (m *message) encode() []byte {
 		b = binary.AppendUvarint(b, uint64(m.slot))
 		b = binary.AppendUvarint(b, m.have)
 		b = binary.AppendUvarint(b, m.boot)
+		b = binary.AppendUvarint(b, m.closed)
 		b = appendRing(b, m.ring)
 	case kindGrant:
 		b = appendRing(b, m.ring)
 		b = appendRing(b, m.grants)
 	case kindDeny:
 		b = binary.AppendUvarint(b, uint64(m.slot))
+		b = binary.AppendUvarint(b, m.boot)
+		b = binary.AppendUvarint(b, m.closed)
 		b = appendRing(b, m.ring)
 		b = append(b, byte(m.reason))
 		b = binary.AppendUvarint(b, m.usage.usable)
@@ -137,12 +141,15 @@ func decodeMessage(b []byte, size uint32) (*message, error) {
 		m.slot = uint32(r.number(uint64(size) - 1))
 		m.have = r.number(math.MaxUint32)
 		m.boot = r.number(math.MaxUint64)
+		m.closed = r.number(math.MaxUint64)
 		m.ring = r.ring(size, false)
 	case kindGrant:
 		m.ring = r.ring(size, false)
 		m.grants = r.ring(size, false)
 	case kindDeny:
 		m.slot = uint32(r.number(uint64(size) - 1))
+		m.boot = r.number(math.MaxUint64)
+		m.closed = r.number(math.MaxUint64)
 		m.ring = r.ring(size, true)
 		m.reason = refusal(r.byte())
 		m.usage = counts{r.number(math.MaxUint32), r.number(math.MaxUint32), r.number(math.MaxUint32)}

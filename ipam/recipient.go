@@ -70,13 +70,16 @@ func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {
 
 // onDeny takes note of a refusal, once what came along with it is known.
 func (a *Allocator) onDeny(x *edit, from ring.Owner, m *message) {
+	a.greet(from, m)
 	if m.ring != nil {
 		a.learn(x, m.ring)
 	}
 	x.after(func() {
 		switch {
 		case m.reason == refusedClosed && a.leaving:
-			a.parted[from] = true
+			a.parted[from] = a.parted[from] || m.closed >= a.boot()
+		case m.reason == refusedClosed:
+			delete(a.asks, from) // an earlier run was leaving; see greet
 		case m.exact:
 			a.refuse(from, m)
 		case m.reason == refusedUnderway:
@@ -174,8 +177,9 @@ func (a *Allocator) richest(v view) []ring.Owner {
 	return out
 }
 
-// boot tells the runs of this node apart, later ones being greater.
-func (a *Allocator) boot() uint64 { return uint64(a.started.UnixNano()) }
+// boot tells the runs of this node apart, later ones being greater: where the clock was set back in between, others who
+// know of an earlier run say so (see greet).
+func (a *Allocator) boot() uint64 { return max(uint64(a.started.UnixNano()), a.reopened) }
 
 // askExact asks the owners of addresses that are waited for by name.
 func (a *Allocator) askExact(now time.Time, v view) {
@@ -184,7 +188,7 @@ func (a *Allocator) askExact(now time.Time, v view) {
 			continue
 		}
 		if o := a.ledger.ring.At(w.slot).Owner; v.has(o) {
-			a.send(o, &message{kind: kindRequest, urgent: true, exact: true, slot: w.slot, boot: a.boot(), ring: a.ledger.ring})
+			a.send(o, &message{kind: kindRequest, urgent: true, exact: true, slot: w.slot, boot: a.boot(), closed: a.closed[o], ring: a.ledger.ring})
 			w.asked = now
 		}
 	}
@@ -229,7 +233,6 @@ func (a *Allocator) askMore(now time.Time, v view) {
 			slow = append(slow, o)
 		}
 	}
-	m := &message{kind: kindRequest, urgent: urgent, have: a.space.left(), boot: a.boot(), ring: a.ledger.ring}
 	for _, o := range append(quick, slow...) {
 		if open >= allowed {
 			break
@@ -240,7 +243,7 @@ func (a *Allocator) askMore(now time.Time, v view) {
 			a.asks[o] = q
 		}
 		q.last = now
-		a.send(o, m)
+		a.send(o, &message{kind: kindRequest, urgent: urgent, have: a.space.left(), boot: a.boot(), closed: a.closed[o], ring: a.ledger.ring})
 		open++
 	}
 }
