@@ -93,16 +93,15 @@ func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
 	votes, log := l.ring.Votes(), l.ring.Log()
 	w := a.wanted(l, now, v)
 	if p := a.proposal; p != nil {
+		accepted := votes.Accepted == p.ballot
 		switch {
 		case p.index != len(log), votes.Promised != p.ballot:
 			return abandon, w
-		case votes.Accepted == p.ballot:
-			if l.majority(counted(l.spoken(), p.accepted, l, votes.Value.Dead)) {
-				return decide, w
-			}
+		case accepted && l.majority(counted(l.spoken(), p.accepted, l, votes.Value.Dead)):
+			return decide, w
 		case votes.Accepted == (ring.Ballot{}) && (w == nil || w.dead != p.dead):
 			return abandon, w // it answers again, or nobody wants it any more
-		case l.majority(counted(l.spoken(), p.promised, l, p.dead)) && votes.Value.Dead != l.self:
+		case !accepted && l.majority(counted(l.spoken(), p.promised, l, p.dead)) && votes.Value.Dead != l.self:
 			return accept, w
 		case w != nil && w.force && now.Sub(w.since) >= 2*silence:
 			return force, w
@@ -225,8 +224,8 @@ func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
 	var first *want
 	for _, w := range a.wants {
 		ready := w.dead != l.self && !l.retired(w.dead) && (w.sure || !v.has(w.dead))
-		if ready && (first == nil || first.dead == w.dead && w.force) {
-			first = w // of several about the same node the boldest
+		if ready && (first == nil || w.force && !first.force) {
+			first = w // what is asked for by force does not wait for what may not be to be had otherwise
 		}
 	}
 	if first != nil {
