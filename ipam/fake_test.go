@@ -27,6 +27,7 @@ var errDisk = errors.New("disk full")
 // fakeStore is a Store in memory that applies transactions and refuses those that no allocator may write.
 type fakeStore struct {
 	size  uint32
+	self  ring.Owner           // 0: anybody's
 	fault func(c Change) fault // nil: healthy
 
 	mu      sync.Mutex
@@ -36,7 +37,8 @@ type fakeStore struct {
 	resting map[uint32]time.Time
 	used    map[uint32]string // for whom a slot was stored last
 	saves   int
-	broken  error // the first violation
+	read    *ledger // what ring and grants say; nil: not read since they were written
+	broken  error   // the first violation
 }
 
 func newFakeStore(size uint64) *fakeStore {
@@ -69,6 +71,9 @@ func (s *fakeStore) SaveIPAM(c Change) error {
 	if f == failBefore {
 		return errDisk
 	}
+	if c.Ring != nil || c.Grants != nil {
+		s.read = nil
+	}
 	if c.Ring != nil {
 		s.ring = slices.Clone(c.Ring)
 	}
@@ -99,8 +104,8 @@ func (s *fakeStore) SaveIPAM(c Change) error {
 // check verifies what must hold after every transaction, as far as the last one can have broken it.
 func (s *fakeStore) check(c Change) error {
 	if c.Ring != nil || c.Grants != nil {
-		if _, err := s.ledger(0); err != nil {
-			return err
+		if s.current(); s.broken != nil {
+			return s.broken
 		}
 	}
 	for _, p := range c.Put {
@@ -134,4 +139,16 @@ func (s *fakeStore) ledger(self ring.Owner) (*ledger, error) {
 	}
 	l := &ledger{self: self, ring: r}
 	return l, l.decode(s.grants)
+}
+
+// current returns the stored ledger of the node whose store it is. It must not be modified.
+func (s *fakeStore) current() *ledger {
+	if s.read == nil {
+		l, err := s.ledger(s.self)
+		if err != nil && s.broken == nil {
+			s.broken = err
+		}
+		s.read = l
+	}
+	return s.read
 }

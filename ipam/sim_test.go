@@ -3,212 +3,176 @@
 package ipam
 
 import (
-	"errors"
+	"bytes"
 	"flag"
 	"fmt"
-	"math/rand/v2"
+	"io"
 	"os"
-	"slices"
+	"runtime"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/weftnet/weft/ipam/ring"
 )
 
-// The simulator runs several allocators in one goroutine over a network and disks that misbehave, all decisions drawn
-// from one seed. To replay a failure: go test -run TestSimulation ./ipam -sim.seed=N, or WEFT_SIM_SEED=N.
+// The simulator runs whole clusters of allocators in one goroutine, over a network, clocks and disks that misbehave. All
+// decisions are drawn from one seed, so a run can be repeated: what it prints when it fails says how.
+//
+//	sim_test.go        the tests
+//	simrun_test.go     what a run consists of, and what may go wrong in it
+//	simnet_test.go     the network and who seems to be alive
+//	simnode_test.go    a node: start, crash, disk, clock
+//	simcalls_test.go   what its users do
+//	simcheck_test.go   what must hold after every step
+//	simsettle_test.go  what must hold when nothing goes wrong any more
+//	simcrash_test.go   crashes at every commit of a run, one after another
 var (
-	simSeed = flag.Uint64("sim.seed", 0, "run only this seed of TestSimulation, verbosely")
-	simRuns = flag.Uint64("sim.runs", 300, "how many seeds TestSimulation runs")
+	simSeed  = flag.Uint64("sim.seed", 0, "run only this seed of TestSimulation, and print what happens")
+	simFirst = flag.Uint64("sim.first", 1, "the first seed of TestSimulation")
+	simRuns  = flag.Uint64("sim.runs", 300, "how many seeds TestSimulation runs")
+	simSoak  = flag.Duration("sim.soak", 0, "how long TestSimulationSoak runs; 0: not at all")
 )
 
 func TestSimulation(t *testing.T) {
-	first, n := uint64(1), *simRuns
 	if s, err := strconv.ParseUint(os.Getenv("WEFT_SIM_SEED"), 10, 64); err == nil {
 		*simSeed = s
 	}
 	if *simSeed != 0 {
-		first, n = *simSeed, 1
-	}
-	retired := 0
-	for seed := first; seed < first+n; seed++ {
-		s := newSim(seed)
-		s.verbose = *simSeed != 0
-		s.t = t
-		if err := s.run(); err != nil {
-			t.Fatalf("seed %d, step %d: %v\nreplay with: go test ./ipam -run TestSimulation -sim.seed=%d", seed, s.step, err, seed)
+		if s := simulate(*simSeed, os.Stderr); s.err != nil {
+			t.Fatalf("seed %d, step %d: %v", *simSeed, s.step, s.err)
 		}
-		retired += len(s.log)
+		return
 	}
-	t.Logf("%d nodes were retired in %d runs", retired, n)
-}
-
-type sim struct {
-	t        *testing.T
-	verbose  bool
-	rng      *rand.Rand
-	now      time.Time
-	step     int
-	universe Universe
-	seed     Seed
-	nodes    []*simNode
-	wire     []packet
-	calm     bool // no faults of any kind any more
-	loss     int  // of 100
-	next     int  // to name workloads
-
-	log    []ring.Retirement       // as far as anybody knows
-	handed map[uint32]ring.Version // the last version of each slot that was handed over
-}
-
-type packet struct {
-	at       time.Time
-	from, to int // indexes of nodes
-	msg      []byte
-	gossip   bool
-}
-
-func newSim(seed uint64) *sim {
-	s := &sim{handed: make(map[uint32]ring.Version), rng: rand.New(rand.NewPCG(seed, 1)), now: time.Unix(1_000_000, 0)}
-	ranges := []string{"10.32.0.0/28", "10.32.0.0/27", "10.32.0.0/26", "10.32.0.0/25,fd00::/64"}
-	s.universe, _ = ParseUniverse(ranges[s.rng.IntN(len(ranges))])
-	s.loss = s.rng.IntN(40)
-	n := 2 + s.rng.IntN(4)
-	for i := range n {
-		s.nodes = append(s.nodes, &simNode{sim: s, index: i, id: ring.Owner(i + 1), store: newFakeStore(s.universe.Size())})
-		s.nodes[i].store.fault = s.nodes[i].fault
+	c := campaign{first: *simFirst, runs: *simRuns}
+	c.run(t)
+	t.Log(c.report())
+	if c.retired.Load() == 0 || c.granted.Load() == 0 {
+		t.Error("no run had a grant, or no run a retirement")
 	}
-	if named := s.rng.IntN(4); named > 0 && named <= n {
-		var names []string
-		for i := range named {
-			name := fmt.Sprintf("node-%d", i)
-			names = append(names, name)
-			s.nodes[i].seed = NameOwner(name)
+}
+
+// TestSimulationSoak runs new seeds for as long as it is told to, until a run fails.
+func TestSimulationSoak(t *testing.T) {
+	if *simSoak <= 0 {
+		return // make soak
+	}
+	c := campaign{first: uint64(time.Now().UnixNano()) / 1000, end: time.Now().Add(*simSoak), report1: time.Minute}
+	fmt.Printf("the first seed is %d\n", c.first)
+	c.run(t)
+	fmt.Println(c.report())
+}
+
+// A run depends on its seed alone.
+func TestSimulationIsDeterministic(t *testing.T) {
+	for seed := uint64(1); seed <= 20; seed++ {
+		var traces [2]bytes.Buffer
+		for i := range traces {
+			simulate(seed, &traces[i])
 		}
-		s.seed, _ = SeedNames(names)
-	} else {
-		s.seed = Seed{Owners: []ring.Owner{1}}
+		x, y := strings.Split(traces[0].String(), "\n"), strings.Split(traces[1].String(), "\n")
+		for i := range min(len(x), len(y)) {
+			if x[i] != y[i] {
+				t.Fatalf("seed %d, line %d: %s, and then %s", seed, i, x[i], y[i])
+			}
+		}
+		if len(x) != len(y) {
+			t.Fatalf("seed %d: %d lines, and then %d", seed, len(x), len(y))
+		}
 	}
+}
+
+// campaign runs many seeds, on all processors.
+type campaign struct {
+	first   uint64
+	runs    uint64    // how many; 0: until end
+	end     time.Time // when the last run begins
+	report1 time.Duration
+
+	began                                    time.Time
+	next, done, steps, retired, granted, big atomic.Uint64
+	failed                                   atomic.Bool
+}
+
+func (c *campaign) run(t *testing.T) {
+	c.began = time.Now()
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for !c.failed.Load() && c.more() {
+				c.one(t, c.first+c.next.Add(1)-1)
+			}
+		})
+	}
+	stop := make(chan struct{})
+	reported := make(chan struct{})
+	go func() {
+		defer close(reported)
+		if c.report1 == 0 {
+			return
+		}
+		tick := time.NewTicker(c.report1)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				fmt.Println(c.report())
+			}
+		}
+	}()
+	wg.Wait()
+	close(stop)
+	<-reported
+}
+
+func (c *campaign) more() bool {
+	if c.runs > 0 {
+		return c.next.Load() < c.runs
+	}
+	return time.Now().Before(c.end)
+}
+
+// one runs a seed, and repeats it with a trace if it fails.
+func (c *campaign) one(t *testing.T, seed uint64) {
+	s := simulate(seed, nil)
+	c.done.Add(1)
+	c.steps.Add(uint64(s.step))
+	c.retired.Add(uint64(len(s.log)))
+	c.granted.Add(uint64(len(s.handed)))
+	if len(s.nodes) > 12 {
+		c.big.Add(1)
+	}
+	if s.err != nil && !c.failed.Swap(true) {
+		t.Errorf("%s", explain(seed))
+	}
+}
+
+func (c *campaign) report() string {
+	d := time.Since(c.began)
+	return fmt.Sprintf("%v: %d seeds, %d of them of more than 12 nodes; %d steps, %.0f in a minute; %d nodes retired",
+		d.Round(time.Second), c.done.Load(), c.big.Load(), c.steps.Load(), float64(c.steps.Load())/d.Minutes(), c.retired.Load())
+}
+
+// simulate runs a seed. trace may be nil.
+func simulate(seed uint64, trace io.Writer) *sim {
+	s := newSim(seed)
+	s.trace = trace
+	s.run()
 	return s
 }
 
-func (s *sim) logf(format string, args ...any) {
-	if s.verbose {
-		s.t.Logf("%d %v: %s", s.step, s.now.Sub(time.Unix(1_000_000, 0)), fmt.Sprintf(format, args...))
+// explain repeats a run that failed and returns how it came to that.
+func explain(seed uint64) string {
+	var trace bytes.Buffer
+	s := simulate(seed, &trace)
+	lines := strings.Split(strings.TrimSpace(trace.String()), "\n")
+	const most = 60
+	if n := len(lines); n > most {
+		lines = append([]string{lines[0], fmt.Sprintf("... %d lines ...", n-most)}, lines[n-most:]...)
 	}
-}
-
-func (s *sim) run() error {
-	for s.step = range 150 + s.rng.IntN(300) {
-		if err := s.act(); err != nil {
-			return err
-		}
-		if err := s.check(); err != nil {
-			return err
-		}
-	}
-	return s.settle()
-}
-
-// act does one random thing.
-func (s *sim) act() error {
-	n := s.nodes[s.rng.IntN(len(s.nodes))]
-	if n.alloc == nil {
-		if s.rng.IntN(4) == 0 && n.mayStart() {
-			return n.start()
-		}
-		return nil
-	}
-	switch k := s.rng.IntN(100); {
-	case k < 40:
-		return s.deliver()
-	case k < 55:
-		n.allocate()
-	case k < 62:
-		n.release()
-	case k < 74:
-		n.progress()
-	case k < 82:
-		s.advance(time.Duration(s.rng.IntN(1500)) * time.Millisecond)
-		n.alloc.finish()
-	case k < 90:
-		return s.gossip(n, s.nodes[s.rng.IntN(len(s.nodes))])
-	case k < 93:
-		s.partition()
-	case k < 96:
-		n.down("crash")
-	case k < 97:
-		n.leave()
-	case k < 98:
-		return n.forget()
-	default:
-		s.advance(time.Duration(s.rng.IntN(40)) * time.Second)
-	}
-	if n.crash {
-		n.down("crash while storing")
-	}
-	return nil
-}
-
-func (s *sim) advance(d time.Duration) { s.now = s.now.Add(d) }
-
-func (s *sim) partition() {
-	groups := 1 + s.rng.IntN(3)
-	for _, n := range s.nodes {
-		n.group = s.rng.IntN(groups)
-	}
-	s.logf("partition into %d", groups)
-}
-
-func (s *sim) connected(a, b *simNode) bool {
-	return a.alloc != nil && b.alloc != nil && (s.calm || a.group == b.group)
-}
-
-// deliver hands over one packet, not necessarily the next one.
-func (s *sim) deliver() error {
-	if len(s.wire) == 0 {
-		return nil
-	}
-	i := 0
-	if !s.calm && s.rng.IntN(3) == 0 {
-		i = s.rng.IntN(len(s.wire))
-	}
-	p := s.wire[i]
-	s.wire = slices.Delete(s.wire, i, i+1)
-	if p.at.After(s.now) {
-		s.now = p.at
-	}
-	from, to := s.nodes[p.from], s.nodes[p.to]
-	if to.alloc == nil || !s.calm && from.group != to.group {
-		return nil
-	}
-	var err error
-	if p.gossip {
-		_, err = to.alloc.Merge(p.msg)
-		if errors.Is(err, errDisk) {
-			err = nil
-		}
-	} else {
-		to.alloc.HandleMessage(from.id, p.msg)
-	}
-	if to.crash {
-		to.down("crash while storing")
-	}
-	return err
-}
-
-// gossip is the anti-entropy between two nodes.
-func (s *sim) gossip(a, b *simNode) error {
-	if a == b || !s.connected(a, b) {
-		return nil
-	}
-	_, err := b.alloc.Merge(a.alloc.Encode())
-	if b.crash {
-		b.down("crash while storing")
-	}
-	if errors.Is(err, errDisk) {
-		return nil
-	}
-	return err
+	return fmt.Sprintf("seed %d, step %d: %v\n%s\nall of it: go test ./ipam -run '^TestSimulation$' -sim.seed=%d",
+		seed, s.step, s.err, strings.Join(lines, "\n"), seed)
 }
