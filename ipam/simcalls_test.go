@@ -63,7 +63,7 @@ func (n *simNode) progress() {
 	})
 	n.forgets = slices.DeleteFunc(n.forgets, func(c forgetCall) bool {
 		done, err := n.alloc.forgotten(c.r)
-		if done || err != nil || !s.calm && s.rng.IntN(20) == 0 {
+		if done || err != nil || !s.calm && s.loss > 0 && s.rng.IntN(20) == 0 {
 			s.logf("node %d: forget %d: %v %v", n.id, c.r.Dead, done, err)
 			n.alloc.unwant(c.wants)
 			return true

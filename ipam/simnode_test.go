@@ -52,6 +52,9 @@ func (n *simNode) fault(Change) fault {
 	if n.crash {
 		return failBefore
 	}
+	if s.steady {
+		return healthy
+	}
 	if s.commits++; s.commits == s.crashAt {
 		s.logf("node %d: crash at commit %d, fault %d", n.id, s.commits, s.crashAs)
 		n.crash = true

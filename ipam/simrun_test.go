@@ -45,8 +45,9 @@ type sim struct {
 	calmAt   time.Time
 	next     int // to name workloads
 
-	commits int // of all nodes
-	crashAt int // the commit at which the node crashes; 0: none
+	steady  bool // nobody crashes any more
+	commits int  // of all nodes, until then
+	crashAt int  // the commit at which the node crashes; 0: none
 	crashAs fault
 
 	log    []ring.Retirement // as far as anybody knows
@@ -137,7 +138,7 @@ func (s *sim) run() {
 	for range s.rng.IntN(len(s.nodes) + 1) {
 		s.nodes[s.rng.IntN(len(s.nodes))].start()
 	}
-	for range 100 + s.rng.IntN(200+5*len(s.nodes)) {
+	for range 150 + s.rng.IntN(450+5*len(s.nodes)) {
 		s.act()
 		if s.check(); s.err != nil {
 			return
@@ -263,12 +264,17 @@ func (s *sim) earliest() *simNode {
 	return first
 }
 
-// event has the next thing happen that is due by time: a message arrives, or a timer expires.
+// event has the next thing happen, or a message arrive out of turn.
 func (s *sim) event() {
-	if !s.calm && len(s.wire) > 0 && s.rng.IntN(3) == 0 {
+	if len(s.wire) > 0 && s.rng.IntN(3) == 0 {
 		s.deliver(s.rng.IntN(len(s.wire)))
 		return
 	}
+	s.proceed()
+}
+
+// proceed has the next thing happen that is due by time: a message arrives, or a timer expires.
+func (s *sim) proceed() {
 	n := s.earliest()
 	switch {
 	case len(s.wire) > 0 && (n == nil || s.wire[0].at.Before(n.timer)):
