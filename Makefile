@@ -16,6 +16,9 @@ RUN       ?=
 # LARGE are the tests that the race detector crashes in (golang.org/issue/78156); they run without it
 LARGE     := ^(TestTenNodesFailure|TestPartitionAmongTheDead)$$
 FUZZTIME  ?= 10s
+# SIMS is how many runs of the simulator of address management `make test` has, SOAK how long `make soak` has new ones
+SIMS      ?= 10000
+SOAK      ?= 4h
 BENCHTIME ?= 1s
 # ROUNDS is how often each contender of `make bench` has its turn, COMPARE narrows what is compared, without writing the document:
 # make bench ROUNDS=1 COMPARE='-measure udp -contenders weft,nebula'
@@ -27,7 +30,7 @@ NEBULA    ?= v1.11.1
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -46,7 +49,8 @@ test: build ## Run all tests with the race detector, also those that build hosts
 	fi; \
 	set -x; $(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard; \
 	WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PKG); \
-	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh; fi
+	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh; fi; \
+	$(if $(RUN)$(filter-out ./...,$(PKG)),:,CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -v -run '^(TestSimulation|TestCrashAtEveryCommit)$$' ./ipam -sim.runs=$(SIMS) -sim.crashes=20)
 
 lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS
 	$(LINT) run
@@ -57,6 +61,9 @@ fmt: ## Format the source
 
 fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
+
+soak: ## Run new schedules of the simulator of address management for SOAK (default 4h), until one fails
+	CGO_ENABLED=0 $(GO) test -timeout 0 -v -run '^TestSimulationSoak$$' ./ipam -sim.soak=$(SOAK)
 
 bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard

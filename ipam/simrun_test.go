@@ -63,7 +63,7 @@ func newSim(seed uint64) *sim {
 	s := emptySim(seed)
 	ranges, n := []string{"10.32.0.0/28", "10.32.0.0/27", "10.32.0.0/26", "10.32.0.0/28,fd00::/64"}, 2+s.rng.IntN(4)
 	switch k := s.rng.IntN(2000); {
-	case k == 0:
+	case seed%2000 == 0: // they take long
 		n, ranges = 40+s.rng.IntN(61), []string{"10.32.0.0/24", "10.32.0.0/23"}
 	case k < 10:
 		n, ranges = 13+s.rng.IntN(20), []string{"10.32.0.0/26", "10.32.0.0/25"}
