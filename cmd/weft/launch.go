@@ -85,6 +85,12 @@ from the data directory, in this order.`,
 			if cfg.TUN, err = node.ParseTUN(tun); err != nil {
 				return usagef("%v", err)
 			}
+			switch {
+			case cfg.Quarantine < 0:
+				return usagef("--quarantine %v is negative; give a time, or 0 for none", cfg.Quarantine)
+			case cfg.Quarantine == 0:
+				cfg.Quarantine = -1
+			}
 			cfg.Masquerade = !noMasquerade
 			cfg.Out, cfg.Interactive = c.out, interactive(c.out)
 			return node.Launch(cmd.Context(), cfg)
@@ -112,6 +118,7 @@ from the data directory, in this order.`,
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
 	f.BoolVar(&cfg.NoBench, "no-bench", false, "let no other node measure the way here (weft bench)")
 	f.DurationVar(&cfg.ReclaimAfter, "reclaim-after", 0, "declare nodes gone that have not answered for so long, as weft forget does (10s or more; 0: never)")
+	f.DurationVar(&cfg.Quarantine, "quarantine", node.DefaultQuarantine, "how long a freed address rests before another workload may get it (24h at most; 0: not at all)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "console", "console or json")
 	f.BoolVar(&foreground, "foreground", true, "run in the foreground (the only mode)")

@@ -170,6 +170,7 @@ func TestUsage(t *testing.T) {
 		"launch --log-format xml":      `--log-format "xml" is none of console, json`,
 		"launch --advertise here":      `--advertise "here" is no IP address`,
 		"launch --port 0":              "--port 0 is no port; give one between 1 and 65535",
+		"launch --quarantine -1s":      "--quarantine -1s is negative; give a time, or 0 for none",
 		"launch --port 70000":          `invalid argument "70000" for "--port" flag: strconv.ParseUint: parsing "70000": value out of range`,
 		"launch --foreground=false":    "--foreground=false: weft always runs in the foreground; let systemd, a container or a shell supervise it",
 		"token --generate --raw":       "--generate goes alone",

@@ -25,6 +25,8 @@ const (
 	DefaultPort    = 6783
 	DefaultRange   = "10.32.0.0/12"
 	DefaultDataDir = "/var/lib/weft"
+
+	DefaultQuarantine = ipam.DefaultQuarantine
 )
 
 // DefaultShards is one for every two processors that this process may use (cgroup limits count), and 8 at most: the kernel needs
@@ -43,6 +45,8 @@ const (
 	mostShards = 8 // unasked
 	maxSeeds   = 1024
 	minReclaim = 10 * time.Second
+
+	maxQuarantine = 24 * time.Hour
 )
 
 // Config is what `weft launch` was told.
@@ -69,6 +73,8 @@ type Config struct {
 	NoBench    bool // other nodes may not measure the way here
 	// ReclaimAfter is how long another node must not have answered before it is declared gone without being told; 0: never.
 	ReclaimAfter time.Duration
+	// Quarantine is how long a freed address rests; 0: DefaultQuarantine, negative: not at all.
+	Quarantine time.Duration
 
 	Log         *zap.Logger
 	Out         io.Writer // where the join command is printed
@@ -127,6 +133,9 @@ func (c *Config) check() error {
 	}
 	if c.ReclaimAfter != 0 && c.ReclaimAfter < minReclaim {
 		return fmt.Errorf("--reclaim-after %v does not tell a node that is gone from one that restarts; give 0 to leave it to weft forget, or %v and more", c.ReclaimAfter, minReclaim)
+	}
+	if c.Quarantine > maxQuarantine {
+		return fmt.Errorf("--quarantine %v keeps freed addresses for too long; give %v at most", c.Quarantine, maxQuarantine)
 	}
 	if len(c.Seed) == 0 {
 		return nil

@@ -56,6 +56,10 @@ func TestConfigRefuses(t *testing.T) {
 			func(c *Config) { c.ReclaimAfter = -time.Hour },
 			"--reclaim-after -1h0m0s does not tell a node that is gone from one that restarts; give 0 to leave it to weft forget, or 10s and more",
 		},
+		"quarantine": {
+			func(c *Config) { c.Quarantine = 25 * time.Hour },
+			"--quarantine 25h0m0s keeps freed addresses for too long; give 24h0m0s at most",
+		},
 		"shards": {func(c *Config) { c.Shards = 0 }, "--shards 0 is out of range; give 1 to 64"},
 		"seed": {
 			func(c *Config) { c.Seed = []string{"n2", "n3"} },
