@@ -66,8 +66,10 @@ type space struct {
 	Reserve  string `json:"reserve"`
 	Reserved uint64 `json:"reserved"`
 	Holdings []struct {
-		Node  string `json:"node"`
-		Slots uint64 `json:"slots"`
+		Node     string         `json:"node"`
+		NodeID   string         `json:"node_id"`
+		Slots    uint64         `json:"slots"`
+		Prefixes []netip.Prefix `json:"prefixes"`
 	} `json:"holdings"`
 	Allocations []struct {
 		Owner     string       `json:"owner"`
@@ -75,6 +77,17 @@ type space struct {
 	} `json:"allocations"`
 	Free        uint64 `json:"free"`
 	Quarantined uint64 `json:"quarantined"`
+	Pending     uint64 `json:"pending"`
+	Takeovers   []struct {
+		Node string `json:"node"`
+		Text string `json:"text"`
+	} `json:"takeovers"`
+	Retirements []struct {
+		NodeID string `json:"node_id"`
+		Heir   string `json:"heir"`
+		HeirID string `json:"heir_id"`
+		Forced bool   `json:"forced"`
+	} `json:"retirements"`
 }
 
 // ask runs a command with --json on the host.

@@ -107,6 +107,15 @@ func (h *Host) Workload(name string) *Workload {
 	return &Workload{Namespace: h.lab.Namespace(fmt.Sprintf("%s/%s", h.name, name)), host: h}
 }
 
+// TryWorkload is [Host.Workload] that returns the error and can be called from any goroutine.
+func (h *Host) TryWorkload(name string) (*Workload, error) {
+	n, err := h.lab.TryNamespace(fmt.Sprintf("%s/%s", h.name, name))
+	if err != nil {
+		return nil, err
+	}
+	return &Workload{Namespace: n, host: h}, nil
+}
+
 // Host returns the host that the workload is on.
 func (w *Workload) Host() *Host { return w.host }
 
