@@ -4,6 +4,7 @@ package ipam
 
 import (
 	"cmp"
+	"math/bits"
 	"slices"
 
 	"github.com/weftnet/weft/ipam/ring"
@@ -91,56 +92,138 @@ func buddy(i ring.Interval) ring.Interval {
 	return ring.Interval{First: i.First ^ n, Last: i.Last ^ n}
 }
 
-// deal splits the free slots of a leaving node among others, in blocks, so that the poorest gets the largest. owned
-// says how many slots each of them has.
-func deal(free ring.Set, owned map[ring.Owner]uint64) map[ring.Owner]ring.Set {
-	var blocks []ring.Interval
-	for _, run := range free {
-		blocks = slices.AppendSeq(blocks, run.Blocks())
+// deal splits the free slots of a leaving node among others, of whom owned says what they have. The poorest get most; but a
+// block is cut only where an even share asks for it, and what is small goes to whoever has its neighbours, so that what a
+// node has does not turn into crumbs, however many others leave.
+func deal(free ring.Set, owned map[ring.Owner]ring.Set) map[ring.Owner]ring.Set {
+	hands, even := deals(free.Len(), owned)
+	out := make(map[ring.Owner]ring.Set, len(hands))
+	if len(hands) == 0 {
+		return out
 	}
-	// Few large blocks could not be dealt evenly.
-	for len(blocks) > 0 && len(blocks) < 4*len(owned) {
-		largest := 0
-		for n, b := range blocks {
-			if b.Len() > blocks[largest].Len() {
-				largest = n
-			}
+	// No share is worth cutting anything into less than this.
+	cell := uint64(1) << (bits.Len64(max(free.Len()/uint64(4*len(hands)), 1)) - 1)
+	for lots := lotsOf(free, cell); len(lots) > 0; {
+		l := lots[0]
+		lots = lots[1:]
+		h := slices.MinFunc(hands, func(x, y *hand) int { return x.compare(y, l, even/8) })
+		if l.whole && l.n > cell && !h.wants(l) {
+			half := uint32(l.n / 2)
+			lots = append(lots, whole(l.First, l.Last-half), whole(l.First+half, l.Last))
+			slices.SortFunc(lots, lot.compare)
+			continue
 		}
-		b := blocks[largest]
-		if b.Len() <= 16 {
-			break
-		}
-		half := uint32(b.Len() / 2)
-		blocks[largest].Last -= half
-		blocks = append(blocks, ring.Interval{First: b.First + half, Last: b.Last})
-	}
-	slices.SortFunc(blocks, func(a, b ring.Interval) int {
-		if a.Len() != b.Len() {
-			return cmp.Compare(b.Len(), a.Len())
-		}
-		return cmp.Compare(a.First, b.First)
-	})
-	lists := make(map[ring.Owner][]ring.Interval)
-	total := make(map[ring.Owner]uint64, len(owned))
-	for o, n := range owned {
-		total[o] = n
-	}
-	for _, b := range blocks {
-		poorest := ring.Owner(0)
-		for o, n := range total {
-			if poorest == 0 || n < total[poorest] || n == total[poorest] && o < poorest {
-				poorest = o
-			}
-		}
-		if poorest == 0 {
-			break
-		}
-		lists[poorest] = append(lists[poorest], b)
-		total[poorest] += b.Len()
-	}
-	out := make(map[ring.Owner]ring.Set, len(lists))
-	for o, l := range lists {
-		out[o] = ring.NewSet(l...)
+		h.lacks -= int64(l.n)
+		h.has = h.has.Union(l.slots)
+		out[h.o] = out[h.o].Union(l.slots)
 	}
 	return out
+}
+
+// lot is what is dealt as one: a whole block, or what is free of one.
+type lot struct {
+	ring.Interval
+	slots ring.Set
+	n     uint64 // of them
+	whole bool
+}
+
+func whole(first, last uint32) lot {
+	i := ring.Interval{First: first, Last: last}
+	return lot{i, ring.Set{i}, i.Len(), true}
+}
+
+// compare puts the largest first.
+func (l lot) compare(o lot) int { return cmp.Or(cmp.Compare(o.n, l.n), cmp.Compare(l.First, o.First)) }
+
+// lotsOf returns the free blocks of at least cell slots, a power of two, and what is smaller by the block of that length
+// that it is in.
+func lotsOf(free ring.Set, cell uint64) []lot {
+	var lots []lot
+	crumbs := make(map[uint32]ring.Set)
+	for _, run := range free {
+		for b := range run.Blocks() {
+			if b.Len() >= cell {
+				lots = append(lots, whole(b.First, b.Last))
+				continue
+			}
+			first := b.First &^ uint32(cell-1)
+			crumbs[first] = crumbs[first].Union(ring.Set{b})
+		}
+	}
+	for first, s := range crumbs {
+		lots = append(lots, lot{ring.Interval{First: first, Last: first + uint32(cell-1)}, s, s.Len(), false})
+	}
+	slices.SortFunc(lots, lot.compare)
+	return lots
+}
+
+// hand is one of those among whom is dealt.
+type hand struct {
+	o     ring.Owner
+	has   ring.Set
+	lacks int64 // to be as rich as all who get something could be
+}
+
+// deals returns those among whom free slots are dealt, and what each would have if all had the same.
+func deals(free uint64, owned map[ring.Owner]ring.Set) (hands []*hand, even uint64) {
+	all := free
+	for o, s := range owned {
+		hands = append(hands, &hand{o: o, has: s, lacks: -int64(s.Len())})
+		all += s.Len()
+	}
+	slices.SortFunc(hands, func(x, y *hand) int { return cmp.Or(cmp.Compare(y.lacks, x.lacks), cmp.Compare(x.o, y.o)) })
+	sum, level := int64(free), int64(0)
+	for i, h := range hands {
+		if i > 0 && -h.lacks >= level {
+			break
+		}
+		sum -= h.lacks
+		level = sum / int64(i+1)
+	}
+	for _, h := range hands {
+		h.lacks += level
+	}
+	return hands, all / max(uint64(len(hands)), 1)
+}
+
+// wants reports whether h would have little more than it should with a lot.
+func (h *hand) wants(l lot) bool { return 4*h.lacks >= 3*int64(l.n) }
+
+// compare puts first whom a lot should rather go to: the nearest if it is small, and else who lacks as much, can make it one
+// block with what it has, and lacks most.
+func (h *hand) compare(o *hand, l lot, small uint64) int {
+	first := func(x, y bool) int {
+		switch {
+		case x == y:
+			return 0
+		case x:
+			return -1
+		}
+		return 1
+	}
+	x, y := h.far(l), o.far(l)
+	near := cmp.Compare(x, y)
+	if l.n > small {
+		near = cmp.Or(first(h.wants(l), o.wants(l)), first(x == 0, y == 0))
+	}
+	return cmp.Or(near, cmp.Compare(o.lacks, h.lacks), cmp.Compare(h.o, o.o))
+}
+
+// far tells how far the slots of h are from a lot: 0 if both make one block, or else how often the block of the lot has to
+// be doubled until some of them are in it, and one more.
+func (h *hand) far(l lot) int {
+	rest := ring.Set{l.Interval}.Subtract(l.slots)
+	if len(rest) == 0 {
+		rest = ring.Set{buddy(l.Interval)}
+	}
+	if len(rest.Subtract(h.has)) == 0 {
+		return 0
+	}
+	k := 1
+	for b := l.Interval; k < 32 && len(h.has.Intersect(ring.Set{b})) == 0; k++ {
+		n := uint32(b.Len())
+		b = ring.Interval{First: b.First &^ n, Last: b.Last | n}
+	}
+	return k
 }

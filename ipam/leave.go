@@ -121,10 +121,10 @@ func (a *Allocator) giveAll(given map[ring.Owner]uint64) error {
 	var refused error
 	granted := make(map[ring.Owner]uint64)
 	err := a.change(func(x *edit) {
-		owned := make(map[ring.Owner]uint64, len(v.alive))
+		owned := make(map[ring.Owner]ring.Set, len(v.alive))
 		for _, o := range v.alive {
 			if _, leaving := a.closed[o]; !leaving {
-				owned[o] = a.share()[o].Len()
+				owned[o] = a.share()[o]
 			}
 		}
 		free := x.effective.Subtract(a.inUse())

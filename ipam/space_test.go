@@ -170,9 +170,9 @@ func TestPickBlocksPrefers(t *testing.T) {
 func TestDeal(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		free := drawSet(t, 1024, "free")
-		owned := make(map[ring.Owner]uint64)
+		owned := make(map[ring.Owner]ring.Set)
 		for i := range rapid.IntRange(0, 5).Draw(t, "others") {
-			owned[ring.Owner(i+1)] = rapid.Uint64Range(0, 500).Draw(t, "owned")
+			owned[ring.Owner(i+1)] = drawSet(t, 1024, "owned").Subtract(free)
 		}
 		var all ring.Set
 		n := uint64(0)
@@ -187,7 +187,7 @@ func TestDeal(t *testing.T) {
 			t.Fatalf("%v dealt of %v, %d times", all, free, n)
 		}
 	})
-	lots := deal(ring.Set{{First: 0, Last: 1023}}, map[ring.Owner]uint64{1: 0, 2: 0, 3: 0})
+	lots := deal(ring.Set{{First: 0, Last: 1023}}, map[ring.Owner]ring.Set{1: nil, 2: nil, 3: nil})
 	for o, s := range lots {
 		if s.Len() < 256 {
 			t.Errorf("%d gets %d of 1024", o, s.Len())
