@@ -81,6 +81,7 @@ type Allocator struct {
 	asks      map[ring.Owner]*ask
 	denials   map[ring.Owner]denial
 	leaving   bool                  // no more addresses are handed out, nor asked for
+	leavingAt time.Time             // since when
 	parted    map[ring.Owner]bool   // while leaving: those who will answer no earlier request any more
 	partedAt  time.Time             // while leaving: when the others were last told
 	closed    map[ring.Owner]uint64 // nodes that are leaving, and the boot whose requests are not answered any more

@@ -4,6 +4,7 @@ package ipam
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -109,4 +110,25 @@ func (f *fleet) leave(m *member) {
 	}
 	f.c.crash(m)
 	f.c.gone(m)
+}
+
+// Who has half of the range or more cannot be retired by a vote; that is said, and what can be done.
+func TestForgetWhoHasHalf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/24", 2)
+		c.crash(nodes[0])
+		c.within(5*time.Second, func(ctx context.Context) {
+			err := nodes[1].Forget(ctx, ForgetRequest{Dead: []ring.Owner{1}})
+			have := nodes[1].Usage().Owned * 100 / 256
+			want := fmt.Sprintf("takeover of n1: %d%% of the range has voted, 51%% needed; all that the others own is no majority: bring n1 back, or forget it with --force", have)
+			var e *ForgetError
+			if !errors.As(err, &e) || len(e.Progress) != 1 || e.Progress[0] != want {
+				t.Errorf("error %v\nwant %s", err, want)
+			}
+		})
+		c.sure(nodes[1], 20*time.Second, ForgetRequest{Dead: []ring.Owner{1}, Force: true})
+		if u := nodes[1].Usage(); u.Free != 254 {
+			t.Errorf("%+v", u)
+		}
+	})
 }

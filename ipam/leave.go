@@ -111,31 +111,43 @@ func (a *Allocator) Leave(ctx context.Context) (LeaveReport, error) {
 func (a *Allocator) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.leaving = true
+	if !a.leaving {
+		a.leaving, a.leavingAt = true, a.cfg.Now()
+	}
 	a.end(func(*waiter) error { return ErrLeaving })
 }
 
-// giveAll grants all that is free to those who answer. It is an error if there is something and nobody to take it.
+// giveAll grants all that is free to those who answer: who have said since the leaving began that they know of it, because
+// what is granted to a node that died a moment ago may be what the others miss for a majority. It waits for them for a
+// while. It is an error if there is something and nobody to take it.
 func (a *Allocator) giveAll(given map[ring.Owner]uint64) error {
 	v := a.look()
 	var refused error
 	granted := make(map[ring.Owner]uint64)
 	err := a.change(func(x *edit) {
 		owned := make(map[ring.Owner]ring.Set, len(v.alive))
+		silent := false
 		for _, o := range v.alive {
-			if _, leaving := a.closed[o]; !leaving {
+			if _, leaving := a.closed[o]; leaving {
+				continue
+			}
+			if a.parted[o] {
 				owned[o] = a.share()[o]
+			} else {
+				silent = true
 			}
 		}
 		free := x.effective.Subtract(a.inUse())
 		switch {
 		case len(free) == 0:
 			return
-		case len(owned) == 0:
+		case len(owned) == 0 && !silent:
 			refused = errors.New("no address was given away, because no other node that stays answers; try again when one does")
 			return
 		case !a.majority(v):
 			refused = errors.New("no address was given away, because the nodes that answer hold no more than half of the range; try again when more of them do")
+			return
+		case silent && (len(owned) == 0 || a.cfg.Now().Sub(a.leavingAt) < silence):
 			return
 		}
 		shares := deal(free, owned)

@@ -395,11 +395,16 @@ func TestLeaveRefused(t *testing.T) {
 		c.heal()
 		c.crash(nodes[4])
 		c.silence(nodes[2])
-		c.within(3*time.Second, func(ctx context.Context) {
+		before := nodes[0].ledger.ring.Owned()[3]
+		c.within(2*silence, func(ctx context.Context) {
 			_, err = nodes[0].Leave(ctx)
 			if want := "leaving is not confirmed by n3 (context deadline exceeded); wait for these nodes or try again"; err == nil || err.Error() != want {
 				t.Errorf("error %v", err)
 			}
 		})
+		// A node that died a moment ago, and seems to be there, gets nothing; the others have all.
+		if after := nodes[0].ledger.ring.Owned(); after[3] != before || after[1] != 0 {
+			t.Errorf("n3 has %d slots, had %d; n1 has %d", after[3], before, after[1])
+		}
 	})
 }

@@ -41,6 +41,7 @@ type Reclaim struct {
 	Size    uint64     // of the universe
 	Left    uint64     // slots that the dead node still owns
 	Missing []ring.Owner
+	Short   bool   // what all others own is no majority
 	Text    string // one line for people, with names: what is done and what is missing
 }
 
@@ -246,6 +247,7 @@ func (a *Allocator) undecided(now time.Time, v view) (out []Reclaim) {
 			slots = counted(slots, answers, l, w.dead)
 		}
 		r.Slots, r.Missing = slots.Len(), a.missing(slots, v, w.dead)
+		r.Short = 2*r.Left >= r.Size
 		out = append(out, r)
 	}
 	return out
@@ -303,6 +305,9 @@ func (a *Allocator) describe(r Reclaim) string {
 	waiting := ""
 	if len(r.Missing) > 0 {
 		waiting = ", " + a.text(waitReason{"waiting for", r.Missing})
+	}
+	if r.Short {
+		waiting += fmt.Sprintf("; all that the others own is no majority: bring %s back, or forget it with --force", a.name(r.Dead))
 	}
 	needed := fmt.Sprintf("%d%%", ((r.Size/2+1)*100+r.Size-1)/r.Size)
 	switch {
