@@ -134,16 +134,15 @@ func (f *fleet) remove(n int) {
 	f.live = slices.Clone(f.live[n:])
 	for i, h := range old {
 		if i%2 == 0 {
-			continue
+			h.Kill()
 		}
-		for _, w := range f.work[h] {
-			w.Detach()
-		}
-		done(f.t, h.Weft("leave"))
 	}
 	for i, h := range old {
-		if i%2 == 0 {
-			h.Kill()
+		if i%2 == 1 { // the others count the killed ones as alive yet
+			for _, w := range f.work[h] {
+				w.Detach()
+			}
+			done(f.t, h.Weft("leave"))
 		}
 	}
 	for _, h := range old {

@@ -68,7 +68,10 @@ stands: other nodes may complete it, and so does forgetting the node again.`,
 // forgotten says who took over how many addresses.
 func forgotten(f api.Forgotten) string {
 	text := fmt.Sprintf("%s is retired; it had no addresses left", f.Node)
-	if f.Addresses > 0 {
+	switch {
+	case f.Addresses > 0 && f.Heir == f.Node: // a host that was set up anew
+		text = fmt.Sprintf("%s (%s) took over %d addresses of %s (%s)", f.Heir, f.HeirID, f.Addresses, f.Node, f.NodeID)
+	case f.Addresses > 0:
 		text = fmt.Sprintf("%s took over %d addresses of %s", f.Heir, f.Addresses, f.Node)
 	}
 	if f.Forced {

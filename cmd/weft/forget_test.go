@@ -231,3 +231,10 @@ func TestRetiredStatus(t *testing.T) {
 		t.Errorf("exit %d, %q, printed\n%s", code, errs, out)
 	}
 }
+
+func TestForgottenOfOneName(t *testing.T) {
+	f := api.Forgotten{Retirement: api.Retirement{Node: "n2", NodeID: "00000000000000a1", Heir: "n2", HeirID: "00000000000000a2"}, Addresses: 7}
+	if got, want := forgotten(f), "n2 (00000000000000a2) took over 7 addresses of n2 (00000000000000a1)"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
