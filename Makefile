@@ -62,7 +62,8 @@ fmt: ## Format the source
 fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
 
-soak: ## Run new schedules of the simulator of address management for SOAK (default 4h), until one fails
+soak: build ## Run the tests of addresses on hosts at full length (root), then new schedules of their simulator for SOAK (default 4h), until one fails
+	WEFT_BIN=$(CURDIR)/$(BIN)/weft CGO_ENABLED=0 $(GO) test -timeout 1h -v -run '^(TestKillUnderLoad|TestFleet)$$' ./integration -soak
 	CGO_ENABLED=0 $(GO) test -timeout 0 -v -run '^TestSimulationSoak$$' ./ipam -sim.soak=$(SOAK)
 
 bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
