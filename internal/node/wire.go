@@ -37,8 +37,10 @@ const (
 	seedPatience = 3 * time.Second
 	// networkRetry is the time between two looks for the host's network.
 	networkRetry = 100 * time.Millisecond
-	// fullRetry is the time between two tries to get an address of a full universe.
+	// fullRetry is the time between two tries to get an address of a full universe. If other nodes answer than before,
+	// which is looked at every fullLook, it is tried at once.
 	fullRetry = 5 * time.Second
+	fullLook  = 250 * time.Millisecond
 )
 
 // engines are the parts of a running node, connected.
@@ -334,6 +336,7 @@ func (n *Node) hostLease(ctx context.Context, e *engines) (ipam.Lease, error) {
 	}
 	n.setPhase(api.Waiting, "addresses from the other nodes")
 	for {
+		alive := countNodes(e.members()).Alive
 		l, err := e.alloc.Allocate(ctx, hostOwner)
 		var full *ipam.ExhaustedError
 		switch {
@@ -344,10 +347,12 @@ func (n *Node) hostLease(ctx context.Context, e *engines) (ipam.Lease, error) {
 		}
 		n.setPhase(api.Waiting, full.Error())
 		n.log.Warn("waiting for an address", zap.Error(err))
-		select {
-		case <-ctx.Done():
-			return ipam.Lease{}, context.Cause(ctx)
-		case <-time.After(fullRetry):
+		for wait := fullRetry; wait > 0 && countNodes(e.members()).Alive == alive; wait -= fullLook {
+			select {
+			case <-ctx.Done():
+				return ipam.Lease{}, context.Cause(ctx)
+			case <-time.After(fullLook):
+			}
 		}
 	}
 }
