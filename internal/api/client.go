@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"syscall"
 
@@ -166,6 +167,12 @@ func (c *Client) send(ctx context.Context, method, name string, in any) (*http.R
 		return nil, fmt.Errorf("%w on this host (socket %s); start it with: weft launch, or name its --run-dir", ErrNotRunning, c.path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("socket %s may be opened by root only; run weft as root", c.path)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // without the request, which says nothing to anybody
+		}
+		return nil, fmt.Errorf("the daemon on %s ended before it answered, and has done this or not; start it if it does not run, and repeat this: %w", c.path, err)
 	case err != nil:
 		return nil, fmt.Errorf("asking the daemon on %s: %w", c.path, err)
 	}
