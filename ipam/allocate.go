@@ -364,6 +364,8 @@ func (a *Allocator) named(err error) error {
 	var elsewhere *ElsewhereError
 	var retired *RetiredError
 	var alive *AliveError
+	var adopted *AdoptedError
+	var forgotten *ForgottenError
 	switch {
 	case errors.As(err, &full):
 		for i := range full.Holders {
@@ -371,6 +373,10 @@ func (a *Allocator) named(err error) error {
 		}
 	case errors.As(err, &elsewhere):
 		elsewhere.Node = a.name(elsewhere.Owner)
+	case errors.As(err, &adopted):
+		adopted.Name = a.name(adopted.By)
+	case errors.As(err, &forgotten):
+		forgotten.HeirName, forgotten.ByName = a.name(forgotten.Heir), a.name(forgotten.By)
 	case errors.As(err, &alive):
 		alive.Name = a.name(alive.Owner)
 	case errors.As(err, &retired):

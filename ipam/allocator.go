@@ -88,10 +88,14 @@ type Allocator struct {
 	reopened  uint64                // what boot returns at least: more than that of a run that was leaving, by a clock that was ahead
 	out       []parcel
 	changed   bool
-	hold      bool                     // nothing new is handed out before somebody was heard: this node may have been retired while it was down
-	wants     []*want                  // retirements that are wanted, in order
-	absent    map[ring.Owner]time.Time // who is named in the ring and does not answer, and since when
-	mentioned struct {                 // what heldBy returned for a ring
+	hold      bool                  // nothing new is handed out before somebody was heard: this node may have been retired while it was down
+	wants     []*want               // retirements that are wanted, in order
+	absent    map[ring.Owner]missed // who is named in the ring and does not answer, and since when
+	buried    struct {              // what deceased returned for a log
+		log  []ring.Retirement
+		dead []ring.Owner
+	}
+	mentioned struct { // what heldBy returned for a ring
 		ring   *ring.Ring
 		owners map[ring.Owner]bool
 	}
@@ -137,7 +141,7 @@ func New(cfg Config) (*Allocator, error) {
 		strange:    make(map[ring.Owner]bool),
 		violated:   make(map[ring.Conflict]bool),
 		split:      make(map[ring.Split]bool),
-		absent:     make(map[ring.Owner]time.Time),
+		absent:     make(map[ring.Owner]missed),
 	}
 	if a.log == nil {
 		a.log = zap.NewNop()
@@ -159,7 +163,7 @@ func New(cfg Config) (*Allocator, error) {
 			return nil, fmt.Errorf("cannot store the addresses: %w", err)
 		}
 	} else if err := a.load(s); err != nil {
-		return nil, fmt.Errorf("%w; restore the data directory from a copy, or reset this node", err)
+		return nil, fmt.Errorf("%w; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change", err)
 	}
 	a.hold = len(s.Ring) > 0 && len(a.others(view{})) > 0
 	a.space.within(a.ledger.effective)
@@ -209,6 +213,9 @@ func (a *Allocator) load(s State) error {
 	}
 	return nil
 }
+
+// complete reports whether a ring is all that a node knew, and not a delta.
+func complete(r *ring.Ring) bool { return r != nil && r.Known().Len() == uint64(r.Size()) }
 
 // others returns the other nodes that the ring names, as far as they have neither left nor are retired.
 func (a *Allocator) others(v view) []ring.Owner {
@@ -263,7 +270,7 @@ func (a *Allocator) Merge(b []byte) (delta []byte, err error) {
 	}
 	if err := a.change(func(x *edit) {
 		x.quiet = true
-		x.after(func() { a.hold = false })
+		x.after(func() { a.hold = a.hold && !complete(o) })
 		changed, merr := a.merge(x, o)
 		switch err = merr; {
 		case x.grown():
@@ -289,6 +296,12 @@ func (a *Allocator) merge(x *edit, o *ring.Ring) (changed ring.Set, err error) {
 	if err != nil {
 		return nil, err
 	}
+	x.after(func() { a.complain(x.ring, news, lost) })
+	return news.Slots, nil
+}
+
+// complain takes note of violations that a merge into r met. a.mu must be held.
+func (a *Allocator) complain(r *ring.Ring, news ring.News, lost ring.Set) {
 	for _, c := range news.Conflicts {
 		if a.violated[c] || len(a.violated) >= maxViolations {
 			continue
@@ -308,12 +321,11 @@ func (a *Allocator) merge(x *edit, o *ring.Ring) (changed ring.Set, err error) {
 	}
 	for _, i := range lost {
 		a.lost += i.Len()
-		to := x.ring.At(i.First).Owner
+		to := r.At(i.First).Owner
 		a.notes = append(a.notes, func() string {
 			return fmt.Sprintf("%d addresses from %s were this node's and were given to %s without it", i.Len(), a.addr(i.First), a.name(to))
 		})
 	}
-	return news.Slots, nil
 }
 
 // violation reports what no run of the protocol leads to. No lock must be held.
@@ -484,11 +496,8 @@ func (a *Allocator) look() view {
 	var v view
 	peers := a.cfg.Net.Peers()
 	a.mu.Lock()
-	for _, r := range a.ledger.ring.Log() {
-		v.retired = append(v.retired, r.Dead)
-	}
+	v.retired = a.deceased()
 	a.mu.Unlock()
-	slices.Sort(v.retired)
 	for _, p := range peers {
 		switch {
 		case p.Owner == a.cfg.Self, p.Owner == 0:
@@ -505,6 +514,19 @@ func (a *Allocator) look() view {
 	slices.Sort(v.left)
 	v.alive = slices.Compact(v.alive)
 	return v
+}
+
+// deceased returns who is retired, ascending. It is not modified afterwards. a.mu must be held.
+func (a *Allocator) deceased() []ring.Owner {
+	log := a.ledger.ring.Log()
+	if n := len(log); n != len(a.buried.log) || n > 0 && &log[0] != &a.buried.log[0] {
+		a.buried.log, a.buried.dead = log, make([]ring.Owner, 0, n)
+		for _, r := range log {
+			a.buried.dead = append(a.buried.dead, r.Dead)
+		}
+		slices.Sort(a.buried.dead)
+	}
+	return a.buried.dead
 }
 
 // majority reports whether this node and those that answer speak for more than half of the universe, as far as the ring

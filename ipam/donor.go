@@ -23,7 +23,7 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 	}
 	v := a.look()
 	err = a.change(func(x *edit) {
-		x.after(func() { a.hold = false })
+		x.after(func() { a.hold = a.hold && !complete(m.ring) })
 		if x.retired(from) && !m.kind.heedsRetired() {
 			// It does not know, or else it would not say that.
 			x.send(from, &message{kind: kindNews, ring: ring.New(a.size).WithLog(x.ring)})

@@ -24,12 +24,12 @@ func TestNewRefuses(t *testing.T) {
 		"a seed's":       {func(c *Config, _ *fakeStore) { c.Self = NameOwner("a") }, "cannot be a node's identity"},
 		"no clock":       {func(c *Config, _ *fakeStore) { c.Now = nil }, "ipam: universe, store, net and clock must be given"},
 		"no seed":        {func(c *Config, _ *fakeStore) { c.Seed = Seed{} }, "the seed does not fit the range 10.32.0.0/24: ring: cannot split 256 slots among 0 owners"},
-		"a corrupt ring": {func(_ *Config, s *fakeStore) { s.ring = s.ring[:5] }, "the stored ring is not readable: ring: malformed ring of 5 bytes; restore the data directory from a copy, or reset this node"},
-		"a foreign ring": {func(_ *Config, s *fakeStore) { s.ring = ring.New(16).Encode() }, "the stored ring has 16 slots, the range 10.32.0.0/24 has 256; restore the data directory from a copy, or reset this node"},
-		"corrupt grants": {func(_ *Config, s *fakeStore) { s.grants = s.grants[:3] }, "the stored grants of 3 bytes are malformed; restore the data directory from a copy, or reset this node"},
-		"no grants":      {func(_ *Config, s *fakeStore) { s.grants = nil }, "the stored grants of 0 bytes are malformed or were written by a later version; restore the data directory from a copy, or reset this node"},
-		"one slot twice": {func(_ *Config, s *fakeStore) { s.allocs["x"] = 1 }, "the stored allocation of slot 1 to x is not possible; restore the data directory from a copy, or reset this node"},
-		"no such slot":   {func(_ *Config, s *fakeStore) { s.allocs["x"] = 256 }, "the stored allocation of slot 256 to x is not possible; restore the data directory from a copy, or reset this node"},
+		"a corrupt ring": {func(_ *Config, s *fakeStore) { s.ring = s.ring[:5] }, "the stored ring is not readable: ring: malformed ring of 5 bytes; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change"},
+		"a foreign ring": {func(_ *Config, s *fakeStore) { s.ring = ring.New(16).Encode() }, "the stored ring has 16 slots, the range 10.32.0.0/24 has 256; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change"},
+		"corrupt grants": {func(_ *Config, s *fakeStore) { s.grants = s.grants[:3] }, "the stored grants of 3 bytes are malformed; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change"},
+		"no grants":      {func(_ *Config, s *fakeStore) { s.grants = nil }, "the stored grants of 0 bytes are malformed or were written by a later version; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change"},
+		"one slot twice": {func(_ *Config, s *fakeStore) { s.allocs["x"] = 1 }, "the stored allocation of slot 1 to x is not possible; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change"},
+		"no such slot":   {func(_ *Config, s *fakeStore) { s.allocs["x"] = 256 }, "the stored allocation of slot 256 to x is not possible; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change"},
 	} {
 		cfg, store := good.cfg, newFakeStore(256)
 		store.ring, store.grants = good.store.ring, good.store.grants

@@ -42,38 +42,20 @@ func (l *ledger) due(answers map[ring.Owner]ring.Set) (take ring.Set, ask []ring
 	if len(log) == 0 || log[len(log)-1].Heir != l.self {
 		return nil, nil
 	}
-	gone := l.ring.RetiredAt()
 	missing := make(map[ring.Owner]bool)
 	for i, reg := range l.ring.Only(l.estate()).All() {
 		if reg == (ring.Register{}) {
 			continue
 		}
 		may := ring.Set{i}
-		need := func(o ring.Owner) {
-			if _, retired := gone[o]; retired || o == l.self || o == 0 {
-				return
-			}
-			if _, ok := answers[o]; !ok {
+		for _, o := range l.witnessesOf(reg) {
+			if _, ok := answers[o]; !ok && o != l.self {
 				missing[o] = true
 				may = nil
 			}
 		}
-		need(reg.Owner)
-		need(reg.From)
 		if reg.From != 0 {
 			may = may.Subtract(answers[reg.From]) // it has not handed them over, and takes them back
-		}
-		first := len(log)
-		for _, o := range [...]ring.Owner{reg.Owner, reg.From} {
-			if n, ok := gone[o]; ok {
-				first = min(first, n)
-			}
-		}
-		if reg.Owner&seedBit != 0 {
-			first = 0 // adopting takes no majority: any retired node may have, and its heir may know
-		}
-		for _, e := range log[first:] {
-			need(e.Heir)
 		}
 		take = append(take, may...)
 	}
@@ -82,6 +64,41 @@ func (l *ledger) due(answers map[ring.Owner]ring.Set) (take ring.Set, ask []ring
 	}
 	slices.Sort(ask)
 	return ring.NewSet(take...), ask
+}
+
+// witnessesOf returns who has to be asked before a slot with the register is taken over: its owner and who has granted it, and
+// all heirs since the first of them was retired; not those of them who are retired.
+func (l *ledger) witnessesOf(reg ring.Register) []ring.Owner {
+	gone, log := l.ring.RetiredAt(), l.ring.Log()
+	first := len(log)
+	out := []ring.Owner{reg.Owner, reg.From}
+	for _, o := range out {
+		if n, ok := gone[o]; ok {
+			first = min(first, n)
+		}
+	}
+	if reg.Owner&seedBit != 0 {
+		first = 0 // adopting takes no majority: any retired node may have, and its heir may know
+	}
+	for _, e := range log[first:] {
+		out = append(out, e.Heir)
+	}
+	return slices.DeleteFunc(out, func(o ring.Owner) bool { _, retired := gone[o]; return retired || o == 0 })
+}
+
+// witnesses returns who has to be asked before all that is due is taken over, ascending.
+func (l *ledger) witnesses() []ring.Owner {
+	var out []ring.Owner
+	for _, reg := range l.ring.Only(l.estate()).All() {
+		if reg != (ring.Register{}) {
+			out = append(out, l.witnessesOf(reg)...)
+		}
+	}
+	if log := l.ring.Log(); len(out) > 0 {
+		out = append(out, log[len(log)-1].Heir)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // takeOver takes slots over.

@@ -59,7 +59,7 @@ func (a *Allocator) tell(s ring.Step) string {
 	case ring.Granted:
 		return fmt.Sprintf("granted by %s to %s, which has not got it yet%s", a.name(s.From), who, version)
 	case ring.Claimed:
-		return "granted to " + who + ", which has it" + version
+		return who + " has it: it was granted it, or took back what it had granted" + version
 	case ring.TakenOver:
 		var gone []string
 		for _, x := range s.Retirements {

@@ -18,31 +18,44 @@ type survey struct {
 	length  int // of the log, for which it is made
 	began   time.Time
 	answers map[ring.Owner]ring.Set
-	sent    map[ring.Owner]time.Time
+	sent    asked
 }
 
-// heritage returns what this node may take over now: nothing before a majority has answered, and whoever is retired and
-// answers all the same, for it has to know first. After a forced retirement, for which there may be no majority, it is all
-// who answer.
+// heritage returns what this node may take over now: nothing before a majority has answered, and whoever is retired,
+// concerned and answers all the same, for it has to know first. After a forced retirement, for which there may be no
+// majority, it is all who answer.
 func (a *Allocator) heritage(l *ledger, v view) ring.Set {
 	s := a.survey
 	log := l.ring.Log()
-	if s == nil || s.length != len(log) {
+	if s == nil || s.length != len(log) || len(a.ghosts(l, v)) > 0 {
 		return nil
 	}
-	for _, o := range v.undead {
-		if _, ok := s.answers[o]; !ok {
-			return nil
-		}
-	}
-	if !l.majority(s.known(l)) {
-		missing := func(o ring.Owner) bool { _, ok := s.answers[o]; return !ok }
-		if !log[len(log)-1].Forced || slices.ContainsFunc(v.alive, missing) || a.cfg.Now().Sub(s.began) < silence {
-			return nil
-		}
+	all := !slices.ContainsFunc(v.alive, s.lacks)
+	if !l.majority(s.known(l)) && (!log[len(log)-1].Forced || !all || a.cfg.Now().Sub(s.began) < silence) {
+		return nil
 	}
 	take, _ := l.due(s.answers)
+	if !all {
+		// Whoever has the name of a seeded share may be adopting it before it hears that it is too late.
+		take = take.Subtract(l.ring.Where(func(x ring.Register) bool { return x.Owner&seedBit != 0 }))
+	}
 	return take
+}
+
+// ghosts returns the retired nodes whose slots are to be taken over, and which answer, as far as they have not said that they
+// know. They are waited for, but not for ever.
+func (a *Allocator) ghosts(l *ledger, v view) []ring.Owner {
+	if len(v.undead) == 0 || a.survey == nil || a.cfg.Now().Sub(a.survey.began) >= 4*silence {
+		return nil
+	}
+	concerned := l.ring.Only(l.estate()).Owners()
+	return slices.DeleteFunc(slices.Clone(v.undead), func(o ring.Owner) bool { return !contains(concerned, o) || !a.survey.lacks(o) })
+}
+
+// lacks reports whether a node has not answered.
+func (s *survey) lacks(o ring.Owner) bool {
+	_, ok := s.answers[o]
+	return !ok
 }
 
 // known returns the slots of those who have answered, and of this node.
@@ -106,28 +119,28 @@ func (a *Allocator) reclaim(now time.Time, v view) time.Duration {
 	return 0
 }
 
-// inquire makes the survey that this node needs as the heir.
+// inquire makes the survey that this node needs as the heir: it asks those first without whom some slots cannot be taken
+// over, then the richest, until a majority has answered.
 func (a *Allocator) inquire(now time.Time, v view) {
-	log := a.ledger.ring.Log()
-	if len(log) == 0 || log[len(log)-1].Heir != a.cfg.Self || len(a.ledger.estate()) == 0 {
+	l := a.ledger
+	log := l.ring.Log()
+	if len(log) == 0 || log[len(log)-1].Heir != a.cfg.Self || len(l.estate()) == 0 {
 		a.survey = nil
 		return
 	}
 	if a.survey == nil || a.survey.length != len(log) {
-		a.survey = &survey{length: len(log), began: now, answers: make(map[ring.Owner]ring.Set), sent: make(map[ring.Owner]time.Time)}
+		a.survey = &survey{length: len(log), began: now, answers: make(map[ring.Owner]ring.Set), sent: make(asked)}
 	}
 	s := a.survey
-	var m *message
-	for _, list := range [][]ring.Owner{v.alive, v.undead} {
-		for _, o := range list {
-			if _, ok := s.answers[o]; ok && now.Sub(s.sent[o]) < abstain || now.Sub(s.sent[o]) < retry {
-				continue
-			}
-			if m == nil {
-				m = &message{kind: kindSurvey, ring: a.ledger.ring}
-			}
-			a.send(o, m)
-			s.sent[o] = now
-		}
+	_, list := l.due(s.answers)
+	list = append(slices.DeleteFunc(list, func(o ring.Owner) bool { return !v.has(o) }), a.ghosts(l, v)...)
+	seeded := slices.ContainsFunc(l.ring.Only(l.estate()).Owners(), func(o ring.Owner) bool { return o&seedBit != 0 })
+	if !l.majority(s.known(l)) || seeded || log[len(log)-1].Forced {
+		list = append(list, a.richest(v)...)
+		list = append(list, v.alive...) // those, too, who own nothing may speak for something
 	}
+	s.sent.ask(list, s.answers, now, func() []byte {
+		m := &message{kind: kindSurvey, ring: l.ring}
+		return m.encode()
+	}, func(o ring.Owner, msg []byte) { a.out = append(a.out, parcel{o, msg}) })
 }

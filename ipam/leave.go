@@ -31,6 +31,13 @@ func (a *Allocator) Adopt(seed ring.Owner) error {
 		if x.adopted == seed {
 			return
 		}
+		if refused = a.expelled(); refused != nil {
+			return
+		}
+		if r := x.ring.Retired(seed); r != nil {
+			refused = &ForgottenError{Retirement: retirement(*r)}
+			return
+		}
 		if other := share.Subtract(x.ring.OwnedBy(seed)); len(other) > 0 {
 			// The first grant of all was the adoption; where later ones have gone over it, the best guess is who has it now.
 			by := x.ring.At(other[0].First).Owner
@@ -50,13 +57,9 @@ func (a *Allocator) Adopt(seed ring.Owner) error {
 	if err != nil {
 		return fmt.Errorf("cannot store the adoption of the seeded share: %w", err)
 	}
-	var adopted *AdoptedError
-	if errors.As(refused, &adopted) {
-		adopted.Name = a.name(adopted.By)
-	}
 	a.finish()
 	a.Wake()
-	return refused
+	return a.named(refused)
 }
 
 // Share is how many slots a node got.
@@ -89,6 +92,9 @@ func (a *Allocator) Leave(ctx context.Context) (LeaveReport, error) {
 		a.finish()
 		a.Wake()
 		report, open, rest := a.farewell(given)
+		if retired, ok := a.Retired(); ok {
+			return report, retired
+		}
 		switch {
 		case err != nil:
 			return report, err

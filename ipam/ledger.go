@@ -120,6 +120,9 @@ func (l *ledger) grant(to ring.Owner, blocks ring.Set) (*outgoing, error) {
 	if len(blocks.Subtract(l.effective)) > 0 {
 		return nil, errors.New("ipam: slots that are not effective cannot be granted")
 	}
+	if l.retired(to) {
+		return nil, errors.New("ipam: nothing is granted to a node that is retired")
+	}
 	err := l.edit(func(r *ring.Ring) error {
 		return each(blocks, func(i ring.Interval) error { return r.Grant(l.self, to, i) })
 	})
@@ -253,6 +256,9 @@ func (l *ledger) announced() ring.Set { return l.ring.OwnedBy(l.self).Subtract(l
 // adopt takes over the share that was seeded under a name. There is nobody else who may write its slots, so that needs no
 // majority.
 func (l *ledger) adopt(seed ring.Owner, share ring.Set) error {
+	if l.retired(seed) || l.retired(l.self) {
+		return errors.New("ipam: who is retired, or was seeded under a name that is, adopts nothing")
+	}
 	err := l.edit(func(r *ring.Ring) error {
 		return each(share, func(i ring.Interval) error { return r.Adopt(seed, l.self, i) })
 	})

@@ -56,6 +56,17 @@ func (e *RetiredError) Error() string {
 		e.ByName, e.At.UTC().Format("2006-01-02 15:04:05 UTC"), e.HeirName)
 }
 
+// ForgottenError says that the share that was seeded under a node's name was declared nobody's before the node adopted it.
+type ForgottenError struct {
+	Retirement
+	HeirName, ByName string // filled in where errors are returned
+}
+
+func (e *ForgottenError) Error() string {
+	return fmt.Sprintf("the share of the range that was seeded under this node's name was declared nobody's by %s on %s, and went to %s; join with --peer instead of --seed",
+		e.ByName, e.At.UTC().Format("2006-01-02 15:04:05 UTC"), e.HeirName)
+}
+
 // AliveError says that a node that is to be forgotten answers.
 type AliveError struct {
 	Owner ring.Owner
@@ -148,7 +159,7 @@ func (a *Allocator) forgotten(r ForgetRequest) (bool, error) {
 		if !a.ledger.retired(o) && v.has(o) && !r.Sure {
 			return false, &AliveError{Owner: o}
 		}
-		done = done && a.ledger.retired(o) && len(a.share()[o]) == 0
+		done = done && a.ledger.retired(o) && a.leftBy(o) == 0
 	}
 	return done, nil
 }
@@ -222,6 +233,11 @@ func (a *Allocator) Reclaims() []Reclaim {
 	return out
 }
 
+// leftBy returns how many slots a retired node still owns, or has granted without their having arrived. a.mu must be held.
+func (a *Allocator) leftBy(o ring.Owner) uint64 {
+	return a.ledger.ring.Where(func(x ring.Register) bool { return x.Owner == o || x.From == o }).Len()
+}
+
 // undecided returns the retirements that are wanted here, or were proposed. a.mu must be held.
 func (a *Allocator) undecided(now time.Time, v view) (out []Reclaim) {
 	l := a.ledger
@@ -258,7 +274,7 @@ func (a *Allocator) unfinished(v view) (out []Reclaim) {
 	l := a.ledger
 	log := l.ring.Log()
 	for _, e := range log {
-		left := a.share()[e.Dead].Len()
+		left := a.leftBy(e.Dead)
 		if left == 0 {
 			continue
 		}
@@ -266,9 +282,11 @@ func (a *Allocator) unfinished(v view) (out []Reclaim) {
 		if s := a.survey; s != nil {
 			known := s.known(l)
 			_, ask := l.due(s.answers)
-			r.Slots, r.Missing = known.Len(), append(a.missing(known, v, e.Dead), ask...)
+			r.Slots, r.Missing = known.Len(), slices.Concat(a.missing(known, v, e.Dead), ask, a.ghosts(l, v))
 			slices.Sort(r.Missing)
 			r.Missing = slices.Compact(r.Missing)
+		} else if r.Heir != l.self && !v.has(r.Heir) {
+			r.Missing = []ring.Owner{r.Heir}
 		}
 		out = append(out, r)
 	}
@@ -284,7 +302,7 @@ func (a *Allocator) missing(have ring.Set, v view, dead ring.Owner) []ring.Owner
 	}
 	var parts []part
 	for o, s := range a.share() {
-		if rest := s.Subtract(have); o != dead && o != a.cfg.Self && o&seedBit == 0 && len(rest) > 0 && !contains(v.retired, o) && !v.lacks(o) {
+		if rest := s.Subtract(have); o != dead && o != a.cfg.Self && len(rest) > 0 && !contains(v.retired, o) && !v.lacks(o) {
 			parts = append(parts, part{o, rest})
 		}
 	}
@@ -314,8 +332,14 @@ func (a *Allocator) describe(r Reclaim) string {
 	case r.Heir == 0:
 		return fmt.Sprintf("takeover of %s: %s of the range has voted, %s needed%s", a.name(r.Dead), percent(r.Slots), needed, waiting)
 	case r.Heir != a.cfg.Self:
-		return fmt.Sprintf("takeover of %s: decided, %s takes over %d addresses", a.name(r.Dead), a.name(r.Heir), r.Left)
+		if len(r.Missing) > 0 {
+			waiting += fmt.Sprintf("; forget %s too (weft forget) if it is gone", a.name(r.Heir))
+		}
+		return fmt.Sprintf("takeover of %s: decided, %s takes over %d addresses%s", a.name(r.Dead), a.name(r.Heir), r.Left, waiting)
 	default:
+		if len(r.Missing) > 0 {
+			waiting += "; forget these too (weft forget) if they are gone"
+		}
 		return fmt.Sprintf("takeover of %s: decided, this node takes over %d addresses once %s of the range has told it what it knows, %s has%s",
 			a.name(r.Dead), r.Left, needed, percent(r.Slots), waiting)
 	}

@@ -22,6 +22,12 @@ const (
 	rankDelay    = time.Second     // between the nodes that want to do so
 )
 
+// missed is since when a node does not answer, or has left.
+type missed struct {
+	since time.Time
+	left  bool
+}
+
 // want is a retirement that is wanted.
 type want struct {
 	dead  ring.Owner
@@ -37,7 +43,7 @@ type proposal struct {
 	dead     ring.Owner // whose retirement is wanted; what is proposed may be another one's, which was proposed before
 	promised map[ring.Owner]ring.Set
 	accepted map[ring.Owner]ring.Set
-	sent     map[ring.Owner]time.Time // in the current phase
+	sent     asked // in the current phase
 }
 
 // counted returns the slots of those answers that count, besides own ones.
@@ -103,22 +109,40 @@ func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
 			return abandon, w // it answers again, or nobody wants it any more
 		case !accepted && l.majority(counted(l.spoken(), p.promised, l, p.dead)) && votes.Value.Dead != l.self:
 			return accept, w
-		case w != nil && w.force && now.Sub(w.since) >= 2*silence:
+		case a.mayForce(w, now) && (!a.majority(v) || a.canvassed(l, v)):
 			return force, w
 		}
 		return idle, w
 	}
 	switch {
 	case l.retired(l.self), a.leaving:
-	case w != nil && w.force && (!a.majority(v) || now.Sub(w.since) >= 2*silence):
+	case a.mayForce(w, now) && !a.majority(v):
 		return force, w
 	case now.Before(a.holdOff), votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == l.self:
+	case votes.Promised != (ring.Ballot{}) && votes.Promised.Node != l.self && (votes != a.stalledAt || now.Sub(a.stalled) < finishAfter):
+		// Somebody else is about it.
 	case w != nil:
 		return begin, w
-	case votes.Accepted != (ring.Ballot{}) && now.Sub(a.stalled) >= finishAfter+a.rank(v)*rankDelay && a.majority(v):
+	case votes.Accepted != (ring.Ballot{}) && !v.has(votes.Value.Dead) && now.Sub(a.stalled) >= finishAfter+a.rank(v)*rankDelay && a.majority(v):
 		return begin, nil
 	}
 	return idle, w
+}
+
+// mayForce reports whether a retirement may be decided without a majority, if there is none: it was asked for, and there was
+// time to find one.
+func (a *Allocator) mayForce(w *want, now time.Time) bool {
+	return w != nil && w.force && !a.hold && now.Sub(w.since) >= 2*silence && now.Sub(a.started) >= 2*silence
+}
+
+// canvassed reports whether all who answer at all have voted in the current phase.
+func (a *Allocator) canvassed(l *ledger, v view) bool {
+	p := a.proposal
+	answers := p.promised
+	if l.ring.Votes().Accepted == p.ballot {
+		answers = p.accepted
+	}
+	return !slices.ContainsFunc(v.alive, func(o ring.Owner) bool { _, ok := answers[o]; return !ok })
 }
 
 // wantsStep reports whether propose has something to do.
@@ -145,7 +169,7 @@ func (a *Allocator) propose(x *edit, now time.Time, v view) {
 	case begin:
 		q := &proposal{
 			index: len(x.ring.Log()), ballot: ring.Ballot{Count: votes.Promised.Count + 1, Node: x.self},
-			promised: make(map[ring.Owner]ring.Set), accepted: make(map[ring.Owner]ring.Set), sent: make(map[ring.Owner]time.Time),
+			promised: make(map[ring.Owner]ring.Set), accepted: make(map[ring.Owner]ring.Set), sent: make(asked),
 		}
 		if q.dead = votes.Value.Dead; w != nil {
 			q.dead = w.dead
@@ -186,17 +210,10 @@ func (a *Allocator) canvass(now time.Time, v view) {
 	if l.ring.Votes().Accepted == p.ballot {
 		answers = p.accepted
 	}
-	var m *message
-	for _, o := range v.alive {
-		if _, ok := answers[o]; ok && now.Sub(p.sent[o]) < abstain || now.Sub(p.sent[o]) < retry {
-			continue
-		}
-		if m == nil {
-			m = &message{kind: kindVote, ring: ring.New(a.size).WithLog(l.ring)}
-		}
-		a.send(o, m)
-		p.sent[o] = now
-	}
+	p.sent.ask(v.alive, answers, now, func() []byte {
+		m := &message{kind: kindVote, ring: ring.New(a.size).WithLog(l.ring)}
+		return m.encode()
+	}, func(o ring.Owner, msg []byte) { a.out = append(a.out, parcel{o, msg}) })
 }
 
 // rank returns how many of those who answer are before this node.
@@ -235,8 +252,8 @@ func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
 		return nil
 	}
 	var best *want
-	for o, since := range a.absent {
-		patience := a.cfg.ReclaimAfter
+	for o, missed := range a.absent {
+		since, patience := missed.since, a.cfg.ReclaimAfter
 		switch {
 		case l.retired(o), o == l.self, v.has(o):
 			continue
@@ -265,8 +282,9 @@ func (a *Allocator) miss(now time.Time, v view) {
 		}
 	}
 	for o := range named {
-		if _, ok := a.absent[o]; !ok && o != a.cfg.Self && !v.has(o) && !contains(v.retired, o) {
-			a.absent[o] = now
+		m, ok := a.absent[o]
+		if left := v.lacks(o); (!ok || left && !m.left) && o != a.cfg.Self && !v.has(o) && !contains(v.retired, o) {
+			a.absent[o] = missed{since: now, left: left}
 		}
 	}
 	if votes := r.Votes(); votes != a.stalledAt {
@@ -284,10 +302,8 @@ func (a *Allocator) heldBy() map[ring.Owner]bool {
 	for _, o := range r.Owners() {
 		owners[o] = true
 	}
-	if len(a.ledger.estate()) > 0 {
-		for _, e := range r.Log() {
-			owners[e.Heir] = true
-		}
+	for _, o := range a.ledger.witnesses() {
+		owners[o] = true
 	}
 	a.mentioned.ring, a.mentioned.owners = r, owners
 	return owners
