@@ -119,7 +119,7 @@ func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
 	case a.mayForce(w, now) && !a.majority(v):
 		return force, w
 	case now.Before(a.holdOff), votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == l.self:
-	case votes.Promised != (ring.Ballot{}) && votes.Promised.Node != l.self && (votes != a.stalledAt || now.Sub(a.stalled) < finishAfter):
+	case votes.Promised != (ring.Ballot{}) && votes.Promised.Node != l.self && (votes != a.stalledAt || now.Sub(a.stalled) < finishAfter+a.rank(v)*patience):
 		// Somebody else is about it.
 	case w != nil:
 		return begin, w
