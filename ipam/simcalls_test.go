@@ -127,7 +127,9 @@ func (n *simNode) inspect() {
 	}
 	a.Reclaims()
 	a.Retirements()
-	a.Retired()
+	if _, retired := a.Retired(); retired != n.knows() {
+		n.sim.fail("node %d: retired %v", n.id, retired)
+	}
 	a.Owned()
 	v4, _ := a.cfg.Universe.Addrs(uint32(n.sim.rng.IntN(int(a.size))))
 	if _, err := a.Explain(v4); err != nil {

@@ -211,7 +211,11 @@ func (s *sim) checkRest() {
 
 // checkCalls asks for addresses of other nodes by name, each of which is given or refused for a reason that is true.
 func (s *sim) checkCalls() {
-	for range 4 {
+	calls := 4
+	if len(s.nodes) > 12 {
+		calls = 1
+	}
+	for range calls {
 		if s.err != nil {
 			return
 		}
@@ -269,7 +273,7 @@ func (s *sim) drain() {
 	s.check()
 	s.pass(max(s.rest, 0) + 2*time.Second)
 	total, want, fulls := 0, int(s.universe.Size()-2), 0
-	if s.rng.IntN(5) > 0 {
+	if s.rng.IntN(5) > 0 || len(s.nodes) > 12 {
 		want = min(want, 6)
 	}
 	for s.err == nil && fulls <= 5 && total < want {
