@@ -27,7 +27,7 @@ type seen struct {
 	up    *Allocator
 	by    ledger          // what it went by
 	regs  []ring.Register // of by.ring
-	may   ring.Set // slots that it may hand out, now or after a crash
+	may   ring.Set        // slots that it may hand out, now or after a crash
 	spoke ring.Set
 }
 
