@@ -101,7 +101,7 @@ func (n *simNode) start() {
 	}
 	n.crash = false
 	a, err := New(Config{
-		Self: n.id, Universe: s.universe, Seed: s.seed, Store: n.store, Net: n, Now: n.clock,
+		Self: n.id, Universe: s.universe, Reserve: s.static, Seed: s.seed, Store: n.store, Net: n, Now: n.clock,
 		Quarantine: s.rest, ReclaimAfter: s.reclaim,
 	})
 	if n.crash || errors.Is(err, errDisk) {

@@ -35,6 +35,7 @@ type sim struct {
 	step     int // what has happened so far, each followed by a check
 	err      error
 	universe Universe
+	static   Reserve
 	seed     Seed
 	strays   []ring.Owner // seed names that are nobody's
 	nodes    []*simNode
@@ -82,6 +83,9 @@ func newSim(seed uint64) *sim {
 		s.reclaim = time.Duration(3+s.rng.IntN(40)) * time.Second
 	}
 	s.found(ranges[s.rng.IntN(len(ranges))], n, s.rng.IntN(5))
+	if s.rng.IntN(6) == 0 {
+		s.keep([]string{"10.32.0.0/30", "10.32.0.4/30", "10.32.0.4/31"}[s.rng.IntN(3)])
+	}
 	return s
 }
 
@@ -119,6 +123,14 @@ func (s *sim) found(universe string, n, names int) {
 	}
 }
 
+// keep keeps a part of the universe for what is asked for by name.
+func (s *sim) keep(prefix string) {
+	var err error
+	if s.static, err = s.universe.ParseReserve([]string{prefix}); err != nil {
+		s.fail("%s: %w", prefix, err)
+	}
+}
+
 func (s *sim) logf(format string, args ...any) {
 	if s.trace != nil {
 		fmt.Fprintf(s.trace, "%5d %9.3f  %s\n", s.step, s.now.Sub(epoch).Seconds(), fmt.Sprintf(format, args...))
@@ -134,7 +146,7 @@ func (s *sim) fail(format string, args ...any) {
 }
 
 func (s *sim) run() {
-	s.logf("%d nodes of %d, %v, %+v", len(s.nodes), s.most, s.universe, s.chaos)
+	s.logf("%d nodes of %d, %v without %v, %+v", len(s.nodes), s.most, s.universe, s.static, s.chaos)
 	for range s.rng.IntN(len(s.nodes) + 1) {
 		s.nodes[s.rng.IntN(len(s.nodes))].start()
 	}

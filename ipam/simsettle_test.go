@@ -272,7 +272,7 @@ func (s *sim) drain() {
 	}
 	s.check()
 	s.pass(max(s.rest, 0) + 2*time.Second)
-	total, want, fulls := 0, int(s.universe.Size()-2), 0
+	total, want, fulls := 0, int(s.universe.Size()-2-s.static.Len()), 0
 	if s.rng.IntN(5) > 0 || len(s.nodes) > 12 {
 		want = min(want, 6)
 	}
@@ -295,7 +295,7 @@ func (s *sim) drain() {
 			sum += free[n.id]
 		}
 	}
-	if total != want || sum != s.universe.Size()-2 {
+	if total != want || sum != s.universe.Size()-2-s.static.Len() {
 		s.fail("%d of %d addresses could be had; free: %v", total, want, free)
 	}
 }
@@ -330,6 +330,9 @@ func (s *sim) drainOne(n *simNode) bool {
 	}
 	if err != nil {
 		s.fail("node %d: %w", n.id, err)
+	}
+	if e := n.alloc.byOwner[owner]; e == nil || e.state != held || s.static.slots.Contains(e.slot) {
+		s.fail("node %d has %+v, which was not asked for by name", n.id, e)
 	}
 	s.check()
 	return true
