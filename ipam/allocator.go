@@ -165,6 +165,7 @@ func New(cfg Config) (*Allocator, error) {
 	} else if err := a.load(s); err != nil {
 		return nil, fmt.Errorf("%w; reset this node (weft reset) and forget it on another (weft forget), or restore a copy of the data directory that is not older than its last change", err)
 	}
+	a.stalled, a.stalledAt = a.started, a.ledger.ring.Votes()
 	a.hold = len(s.Ring) > 0 && len(a.others(view{})) > 0
 	a.space.within(a.ledger.effective)
 	return a, nil

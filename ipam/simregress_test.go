@@ -87,3 +87,38 @@ func TestForceDoesNotQueue(t *testing.T) {
 		}
 	})
 }
+
+// Who comes up again with a proposal that was not decided hears others before it finishes that, even if it could alone.
+func TestStartDoesNotFinishProposalsAtOnce(t *testing.T) {
+	s := emptySim(1)
+	s.chaos = chaos{most: 3, rest: -1}
+	s.found("10.32.0.0/28", 3, 0)
+	s.calm = true
+	s.restart()
+	s.pass(5 * time.Second)
+	n := s.nodes[0]
+	ballot := ring.Ballot{Count: 7, Node: 2}
+	if err := n.alloc.change(func(x *edit) {
+		if err := x.edit(func(r *ring.Ring) error {
+			_, err := r.Accept(ballot, ring.Retirement{Dead: 3, Heir: 2, By: 2, At: 1})
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.nodes[2].condemned = true
+	s.nodes[2].down("gone for good")
+	n.down("restart")
+	n.start()
+	for _, wait := range []time.Duration{0, 2 * time.Second} {
+		s.pass(wait)
+		if v := n.ledger().ring.Votes(); len(n.ledger().ring.Log()) > 0 || v.Promised != ballot {
+			t.Errorf("after %v the log is %v, and the vote %+v", wait, n.ledger().ring.Log(), v)
+		}
+	}
+	if s.pass(10 * time.Second); !s.dead[3] || s.err != nil {
+		t.Errorf("not finished: %v", s.err)
+	}
+}
