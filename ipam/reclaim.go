@@ -187,8 +187,10 @@ func (a *Allocator) mourn(news []ring.Retirement) {
 
 // announce logs a retirement. No lock must be held.
 func (a *Allocator) announce(r ring.Retirement) {
-	fields := []zap.Field{zap.String("node", a.name(r.Dead)), zap.String("heir", a.name(r.Heir)), zap.String("by", a.name(r.By)),
-		zap.Time("at", time.Unix(r.At, 0).UTC()), zap.Bool("forced", r.Forced)}
+	fields := []zap.Field{
+		zap.String("node", a.name(r.Dead)), zap.String("heir", a.name(r.Heir)), zap.String("by", a.name(r.By)),
+		zap.Time("at", time.Unix(r.At, 0).UTC()), zap.Bool("forced", r.Forced),
+	}
 	if r.Dead == a.cfg.Self {
 		a.log.Error("this node was declared gone: its addresses are another's, and it hands out no more", fields...)
 		return

@@ -119,11 +119,11 @@ func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
 	case a.mayForce(w, now) && !a.majority(v):
 		return force, w
 	case now.Before(a.holdOff), votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == l.self:
-	case votes.Promised != (ring.Ballot{}) && votes.Promised.Node != l.self && (votes != a.stalledAt || now.Sub(a.stalled) < finishAfter+a.rank(v)*patience):
+	case votes.Promised != (ring.Ballot{}) && votes.Promised.Node != l.self && (votes != a.stalledAt || now.Sub(a.stalled) < finishAfter+a.turn(v, patience)):
 		// Somebody else is about it.
 	case w != nil:
 		return begin, w
-	case votes.Accepted != (ring.Ballot{}) && !v.has(votes.Value.Dead) && now.Sub(a.stalled) >= finishAfter+a.rank(v)*rankDelay && a.majority(v):
+	case votes.Accepted != (ring.Ballot{}) && !v.has(votes.Value.Dead) && now.Sub(a.stalled) >= finishAfter+a.turn(v, rankDelay) && a.majority(v):
 		return begin, nil
 	}
 	return idle, w
@@ -163,7 +163,7 @@ func (a *Allocator) propose(x *edit, now time.Time, v view) {
 			a.proposal = nil
 			if overtaken {
 				a.duels = min(a.duels+1, 5)
-				a.holdOff = now.Add(patience<<a.duels + a.rank(v)*patience)
+				a.holdOff = now.Add(patience<<a.duels + a.turn(v, patience))
 			}
 		})
 	case begin:
@@ -216,10 +216,10 @@ func (a *Allocator) canvass(now time.Time, v view) {
 	}, func(o ring.Owner, msg []byte) { a.out = append(a.out, parcel{o, msg}) })
 }
 
-// rank returns how many of those who answer are before this node.
-func (a *Allocator) rank(v view) time.Duration {
+// turn returns how long this node waits for its turn, if each of those who answer and are before it takes as long as that.
+func (a *Allocator) turn(v view, each time.Duration) time.Duration {
 	n, _ := slices.BinarySearch(v.alive, a.cfg.Self)
-	return time.Duration(n)
+	return time.Duration(n) * each
 }
 
 // heir returns who is to have the slots of a node: the one of those that answer, or this one, that owns least, so that
@@ -262,7 +262,7 @@ func (a *Allocator) wanted(l *ledger, now time.Time, v view) *want {
 		case patience <= 0, o&seedBit != 0:
 			continue
 		}
-		if now.Sub(since) < patience+a.rank(v)*rankDelay && (a.proposal == nil || a.proposal.dead != o) {
+		if now.Sub(since) < patience+a.turn(v, rankDelay) && (a.proposal == nil || a.proposal.dead != o) {
 			continue
 		}
 		if best == nil || o < best.dead {
