@@ -30,7 +30,7 @@ NEBULA    ?= v1.11.1
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz soak bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak model bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -65,6 +65,9 @@ fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 soak: build ## Run the tests of addresses on hosts at full length (root), then new schedules of their simulator for SOAK (default 4h), until one fails
 	WEFT_BIN=$(CURDIR)/$(BIN)/weft CGO_ENABLED=0 $(GO) test -timeout 1h -v -run '^(TestKillUnderLoad|TestFleet)$$' ./integration -soak
 	CGO_ENABLED=0 $(GO) test -timeout 0 -v -run '^TestSimulationSoak$$' ./ipam -sim.soak=$(SOAK)
+
+model: ## Check the models of grant, takeover and the votes on retirements with spin (QUICK=1: the small ones only)
+	@scripts/model
 
 bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
