@@ -3,9 +3,11 @@
 package integration
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,7 +38,20 @@ func founders(t *testing.T, n int, flags ...string) *lab.Net {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, patience, func() error { return allAlive(n, m.Hosts()...) })
+	eventually(t, patience, func() error {
+		if err := allAlive(n, m.Hosts()...); err != nil {
+			return err
+		}
+		ring, err := sameRing(m.Hosts()...)
+		for _, h := range m.Hosts() {
+			s, serr := tell[status](h, "status")
+			err = errors.Join(err, serr)
+			if !slices.ContainsFunc(ring.Holdings, func(o holding) bool { return o.NodeID == s.NodeID }) {
+				err = errors.Join(err, fmt.Errorf("%s has not taken its share, as far as the others know", h.Name()))
+			}
+		}
+		return err
+	})
 	return m
 }
 
@@ -89,6 +104,11 @@ func attach(t *testing.T, n int, hosts ...*lab.Host) []*lab.Workload {
 		}
 	}
 	return workloads
+}
+
+// tell is ask that returns the error.
+func tell[T any](h *lab.Host, args ...string) (v T, err error) {
+	return v, h.Query(&v, args...)
 }
 
 // sameRing checks that all hosts tell the same about who owns what, and returns it.

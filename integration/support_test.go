@@ -60,17 +60,20 @@ type workload struct {
 	State     string       `json:"state"`
 }
 
+// holding is one node's part of the range, in `weft ipam --json`.
+type holding struct {
+	Node     string         `json:"node"`
+	NodeID   string         `json:"node_id"`
+	Slots    uint64         `json:"slots"`
+	Prefixes []netip.Prefix `json:"prefixes"`
+}
+
 // space is what the tests read of `weft ipam --json`.
 type space struct {
-	Size     uint64 `json:"size"`
-	Reserve  string `json:"reserve"`
-	Reserved uint64 `json:"reserved"`
-	Holdings []struct {
-		Node     string         `json:"node"`
-		NodeID   string         `json:"node_id"`
-		Slots    uint64         `json:"slots"`
-		Prefixes []netip.Prefix `json:"prefixes"`
-	} `json:"holdings"`
+	Size        uint64    `json:"size"`
+	Reserve     string    `json:"reserve"`
+	Reserved    uint64    `json:"reserved"`
+	Holdings    []holding `json:"holdings"`
 	Allocations []struct {
 		Owner     string       `json:"owner"`
 		Addresses []netip.Addr `json:"addresses"`

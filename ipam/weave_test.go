@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +31,7 @@ func TestWeave1962RingsThatContradictEachOther(t *testing.T) {
 			nodes[0].allocate(ctx, "a", 100)
 			nodes[2].allocate(ctx, "c", 100)
 		})
+		time.Sleep(5 * time.Second) // so that all have heard of all
 		c.crash(n2)
 		n2.store.restore(old)
 		n2 = c.join(2) // a merge that is refused fails the test
@@ -168,6 +170,8 @@ func TestWeave3444NodesDeletedAndJoinedAgain(t *testing.T) {
 			return k == 0 && n%10 != 0
 		})
 		stop, stopped := make(chan struct{}), make(chan struct{})
+		end := sync.OnceFunc(func() { close(stop); <-stopped })
+		defer end()
 		go func() {
 			defer close(stopped)
 			for {
@@ -188,11 +192,11 @@ func TestWeave3444NodesDeletedAndJoinedAgain(t *testing.T) {
 			}
 			c.crash(m)
 			c.sure(nodes[i%len(nodes)], time.Minute, ForgetRequest{Dead: []ring.Owner{next}})
+			time.Sleep(15 * time.Second) // the heir may know of more than who forgets, and not be done
 			next++
 		}
 		time.Sleep(time.Minute)
-		close(stop)
-		<-stopped
+		end()
 		c.lose(nil)
 		c.agree(nodes...)
 		c.within(time.Minute, func(ctx context.Context) {
