@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/bench"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/netlock"
+	"github.com/weftnet/weft/internal/netns"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/mesh/memnet"
+	"github.com/weftnet/weft/router"
+)
+
+// fakeHost is a host's network that keeps what it is told, and checks it: the
+// same address for two workloads, or a workload outside the desired state, is a
+// failure of the test.
+type fakeHost struct {
+	t  *testing.T
+	mu sync.Mutex
+	// up is what is attached, and survives the node, as the kernel's state does.
+	up      map[string]hostnet.Workload
+	desired hostnet.Desired
+	fail    error // what Attach does next
+}
+
+func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
+
+func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.desired = d
+	res := hostnet.Result{Changes: c}
+	wanted := map[string]bool{}
+	for _, w := range d.Workloads {
+		wanted[w.ID] = true
+		if _, ok := h.up[w.ID]; !ok {
+			res.Missing = append(res.Missing, w.ID)
+		}
+	}
+	for id := range h.up {
+		if !wanted[id] {
+			delete(h.up, id)
+		}
+	}
+	return res, nil
+}
+
+func (h *fakeHost) Attach(w hostnet.Workload) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fail != nil {
+		return nil, h.fail
+	}
+	for id, other := range h.up {
+		if id != w.ID && slices.Equal(other.Addrs, w.Addrs) {
+			h.t.Errorf("%s and %s both have %v", id, w.ID, w.Addrs)
+		}
+	}
+	h.up[w.ID] = w
+	return nil, nil
+}
+
+func (h *fakeHost) Detach(w hostnet.Workload) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.up, w.ID)
+	return nil
+}
+
+func (h *fakeHost) Missing(all []hostnet.Workload) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var missing []string
+	for _, w := range all {
+		if _, ok := h.up[w.ID]; !ok {
+			missing = append(missing, w.ID)
+		}
+	}
+	return missing, nil
+}
+
+func (h *fakeHost) Remove(hostnet.Changes) ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.up)
+	h.desired = hostnet.Desired{}
+	return nil, nil
+}
+
+// fakePlane carries gossip over a network in memory, and knows its peers.
+type fakePlane struct {
+	host *memnet.Host
+
+	mu      sync.Mutex
+	peers   []router.Peer
+	local   router.Local
+	greeted bool
+	refuse  error              // what SetPeers does next
+	told    func()             // what SetPeers calls the next time
+	stats   []router.PeerStats // made up
+}
+
+func (p *fakePlane) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+
+func (p *fakePlane) SetPeers(peers []router.Peer) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refuse != nil {
+		return p.refuse
+	}
+	p.peers = peers
+	if p.told != nil {
+		p.told()
+		p.told = nil
+	}
+	return nil
+}
+
+func (p *fakePlane) SetLocal(l router.Local) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.local = l
+}
+
+func (p *fakePlane) SendControl(b []byte, to netip.AddrPort) error { return p.host.SendControl(b, to) }
+
+func (p *fakePlane) Offloads() Offloads { return Offloads{TSO: true, GRO: true} }
+func (p *fakePlane) TUN() TUN           { return TUNNative }
+func (p *fakePlane) Shards() int        { return 1 }
+
+func (p *fakePlane) Greet() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.greeted = true
+}
+
+func (p *fakePlane) Stats() router.Stats    { return router.Stats{} }
+func (p *fakePlane) CPUTime() time.Duration { return 0 }
+func (p *fakePlane) Close() error           { p.host.Receive(0, nil); return nil }
+
+func (p *fakePlane) PeerStats() []router.PeerStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats
+}
+
+// machine is one host of a cluster, which outlives the nodes that run on it.
+type machine struct {
+	t    *testing.T
+	name string
+	addr netip.Addr
+	net  *memnet.Host
+	host *fakeHost
+	dir  string
+	over bench.Network // nil: none
+
+	mu     sync.Mutex
+	spaces map[string]netns.ID // path -> namespace
+	boot   string
+	states []string // told to the supervisor
+	svc    api.Service
+	broken error // what making the data path ends in
+
+	unplugged bool // has no network
+	nowhere   bool // has no address that others could reach
+	carrier   *fakePlane
+
+	kill context.CancelFunc
+	done chan error
+}
+
+type nothing struct{}
+
+func (nothing) Close() error { return nil }
+
+func (m *machine) lock(context.Context, netlock.Holder) (io.Closer, error)   { return nothing{}, nil }
+func (m *machine) probe() error                                              { return nil }
+func (m *machine) listen(uint16, int, Offloads, *zap.Logger) (socket, error) { return nothing{}, nil }
+func (m *machine) removeDevice() error                                       { return nil }
+func (m *machine) network() mesh.Network                                     { return m.net }
+func (m *machine) overlay() bench.Network                                    { return m.over }
+func (m *machine) overlap([]netip.Prefix) error                              { return nil }
+func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.unplugged {
+		return hostnet.Link{}, hostnet.ErrNoNetwork
+	}
+	if m.nowhere {
+		return hostnet.Link{Name: "eth0", MTU: 1500}, nil
+	}
+	return hostnet.Link{Name: "eth0", MTU: 1500, Addr: m.addr, Addrs: []netip.Addr{m.addr}}, nil
+}
+
+func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
+	if m.broken != nil {
+		return nil, m.broken
+	}
+	p := &fakePlane{host: m.net}
+	m.net.Receive(DefaultPort, c.control)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.carrier = p
+	return p, nil
+}
+
+func (m *machine) netnsAt(path string) (netns.ID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if id, ok := m.spaces[path]; ok {
+		return id, nil
+	}
+	return "", fmt.Errorf("%s %w", path, netns.ErrNotNetns)
+}
+
+func (m *machine) bootID() (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.boot, nil
+}
+
+func (m *machine) notify(state string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.states = append(m.states, state)
+}
+
+type fakeControl struct{}
+
+func (fakeControl) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (fakeControl) Path() string                  { return "nowhere" }
+
+func (m *machine) control(_ context.Context, _ string, svc api.Service, _ *zap.Logger) (controlServer, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.svc = svc
+	return fakeControl{}, nil
+}
+
+// fakeSystem is a machine as the node sees it.
+type fakeSystem struct{ *machine }
+
+func (s fakeSystem) host(*zap.Logger) hostNetwork { return s.machine.host }
