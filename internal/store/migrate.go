@@ -32,6 +32,7 @@ var errMigration = errors.New("the state cannot be upgraded")
 type plan struct {
 	schema uint32
 	steps  map[uint32]migration
+	checks []Check // of a file that is not new, before the first step
 }
 
 // Upgrade tells what Open did with a file of an earlier schema.

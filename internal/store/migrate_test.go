@@ -17,7 +17,15 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// writeSchema1 makes a file as the first versions wrote it: with checksums, and without digests.
+// ringOf1 and grantsOf1 are what a node that founded a mesh of two, and gave half of 65536 addresses away, had with schema 1.
+const (
+	ringOf1 = "\x01\x80\x80\x04\x02[\x94\x0eUVJ\xec\x14VX\x95WI\x81*,\x02\x00\xff\xff\x01\x00\x01\x00\xff\xff\x01\x02\x02"
+
+	grantsOf1 = "\x01\x00\x14\x01\x80\x80\x04\x01[\x94\x0eUVJ\xec\x14\x01\x00\xff\xff\x01\x00\x01\x01\xd6\xb0\xbc\x95\xa9\xa0\x95," +
+		"\x01\x16\x01\x80\x80\x04\x01VX\x95WI\x81*,\x01\x80\x80\x02\xff\xff\x01\x00\x02"
+)
+
+// writeSchema1 makes a file as the first builds wrote it: with checksums, and without digests.
 func writeSchema1(t *testing.T, dir string) (holds map[string]string) {
 	t.Helper()
 	db, err := bolt.Open(filepath.Join(dir, FileName), 0o600, nil)
@@ -37,6 +45,12 @@ func writeSchema1(t *testing.T, dir string) (holds map[string]string) {
 				if err := b.Put([]byte(k), seal(name, k, []byte(v))); err != nil {
 					return err
 				}
+			}
+		}
+		for k, v := range map[string]string{"ring": ringOf1, "grants": grantsOf1} {
+			holds["ipam/"+k] = v
+			if err := tx.Bucket([]byte(IPAM)).Put([]byte(k), seal(IPAM, k, []byte(v))); err != nil {
+				return err
 			}
 		}
 		return tx.Bucket([]byte(Meta)).Put([]byte("schema"), seal(Meta, "schema", []byte{0, 0, 0, 1}))
@@ -113,7 +127,7 @@ func later(do map[uint32]func()) plan {
 			return tx.Put(Workloads, "steps", fmt.Appendf(nil, "%s %d", v, n))
 		}
 	}
-	return plan{Schema + 2, steps}
+	return plan{Schema + 2, steps, nil}
 }
 
 // A process that is killed in the middle of any step goes on with it at its next start. What a kill leaves is what the file
@@ -224,6 +238,11 @@ func TestLaterSchemaIsRefused(t *testing.T) {
 		if err := tx.DeleteBucket([]byte(Clients)); err != nil {
 			return err
 		}
+		for _, b := range []Bucket{Workloads, Meta} { // buckets within buckets
+			if _, err := tx.Bucket([]byte(b)).CreateBucket([]byte("deeper")); err != nil {
+				return err
+			}
+		}
 		return (&Tx{tx}).Put(Meta, keySchema, binary.BigEndian.AppendUint32(nil, Schema+1))
 	}); err != nil {
 		t.Fatal(err)
@@ -239,5 +258,54 @@ func TestLaterSchemaIsRefused(t *testing.T) {
 	}
 	if !bytes.Equal(read(t, dir, FileName), before) {
 		t.Error("the file was changed")
+	}
+}
+
+// What the caller cannot use stays what it was, of its schema, and without a copy beside it: the build that wrote it goes on
+// with it.
+func TestCheckRefuses(t *testing.T) {
+	dir := t.TempDir()
+	holds := writeSchema1(t, dir)
+	before := read(t, dir, FileName)
+	refusing := func(tx *Tx) error {
+		if got := string(tx.Get(IPAM, "ring")); got != ringOf1 {
+			t.Errorf("the ring is %q", got)
+		}
+		if got := tx.Get("not there yet", "ring"); got != nil {
+			t.Errorf("a bucket that is missing holds %q", got)
+		}
+		return errors.New("has a ring that cannot be taken over")
+	}
+	for range 2 {
+		if _, err := Open(dir, refusing); err == nil || err.Error() != "data directory "+dir+" has a ring that cannot be taken over" {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(read(t, dir, FileName), before) {
+			t.Error("the file was changed")
+		}
+		if got := Files(dir); len(got) != 1 {
+			t.Errorf("files: %v", got)
+		}
+	}
+	calls := 0
+	counting := func(*Tx) error { calls++; return nil }
+	s, err := Open(dir, counting, counting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, s); !reflect.DeepEqual(got, holds) || calls != 2 {
+		t.Errorf("after %d checks it holds %v", calls, got)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, refusing); err == nil || !strings.HasSuffix(err.Error(), "cannot be taken over") {
+		t.Errorf("a file of the newest schema: %v", err)
+	}
+	if s, err = Open(t.TempDir(), refusing); err != nil {
+		t.Fatalf("a new file: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -30,6 +30,7 @@ const (
 	flagBucket = 0x01       // of a leaf element
 	noFreelist = ^uint64(0) // the list is not kept
 	maxKey     = 32768      // bytes
+	firstPages = 4          // that a file begins with: two headers, the list of free pages, the root
 	maxDepth   = 32         // of a tree; with two keys on a page that is more than any file has
 )
 
@@ -41,8 +42,8 @@ var (
 
 // inspect reads a whole file of size bytes and proves it sound, without bbolt, which answers damage with panics, faults on
 // its memory map or loops: both header pages, every page that is in use, the list of free ones, the order of the keys,
-// the checksum of every value, and that no value is missing. It returns the schema; 0 if nothing was ever stored; what a
-// schema above newest means is not looked at. Memory and time are bounded by the file's size.
+// the checksum of every value, and that no value is missing. It returns the schema; 0 if nothing was ever stored.
+// What the buckets of a schema above newest hold is not judged. Memory and time are bounded by the file's size.
 //
 // A header page that is damaged is one of the two that bbolt has, and bbolt would go on with the other, which is the
 // state of one transaction before: an address that was answered for would be forgotten. A crash does not tear a header: it
@@ -122,8 +123,9 @@ type bucketSum struct {
 }
 
 func (s *bucketSum) add(e element) error {
-	if e.flags != 0 {
-		return fmt.Errorf("the bucket %.40q within %q", e.key, s.name)
+	if e.flags != 0 { // which a later schema may have
+		s.bad = cmp.Or(s.bad, fmt.Errorf("the bucket %.40q within %q", e.key, s.name))
+		return nil
 	}
 	if _, ok := unseal(s.name, string(e.key), e.value); !ok && s.bad == nil {
 		s.bad = fmt.Errorf("the checksum of %.40q in %q is wrong", e.key, s.name)
@@ -187,7 +189,9 @@ func (p *pages) headers(size int64) (root, free uint64, err error) {
 		return 0, 0, errors.New("its second header page is damaged")
 	}
 	a, b := u64(first[48:]), u64(second[48:])
-	if a%2 != 0 || b%2 != 1 || a != b+1 && b != a+1 {
+	// The even transaction's comes first, and they take turns. But a copy that bbolt has made (WriteTo) may have them the other
+	// way round, and then the first transaction in it takes the place of the last one.
+	if a != b+1 && b != a+1 && (a != b+2 || a%2 != 0) {
 		return 0, 0, fmt.Errorf("its header pages do not belong together (%d and %d)", a, b)
 	}
 	last := first
@@ -195,7 +199,7 @@ func (p *pages) headers(size int64) (root, free uint64, err error) {
 		last = second
 	}
 	root, free, p.high, p.last = u64(last[16:]), u64(last[32:]), u64(last[40:]), u64(last[48:])
-	if p.high < 4 || p.high > uint64(size)/p.size {
+	if p.high < firstPages || p.high > uint64(size)/p.size {
 		return 0, 0, fmt.Errorf("%s is only %d bytes long, and had %d pages of %d bytes", FileName, size, p.high, p.size)
 	}
 	return root, free, nil

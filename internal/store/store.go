@@ -13,6 +13,7 @@
 // It reads all of it and proves it sound before bbolt gets to see it (inspect), so damage of any kind costs neither a panic
 // nor a hang, and what is served is what was stored. Then:
 //
+//   - A file whose contents the caller refuses is left as it is, and of its schema.
 //   - A file of an earlier schema is brought up to date, one transaction for each step. The old file is kept aside as a copy
 //     first, as weft.db.schema-N.
 //   - A file of a later schema, or of another program, is refused and left as it is.
@@ -27,10 +28,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -93,8 +96,16 @@ func Exists(dir string) bool {
 // lockPatience is how long Open waits for a process that is just ending.
 const lockPatience = time.Second
 
-// Open opens or makes the data directory dir (mode 0700) and its file (0600).
-func Open(dir string) (*Store, error) { return openWith(dir, plan{Schema, migrations()}) }
+// A Check tells why a file that holds what the transaction shows cannot be used, to follow "data directory DIR "; nil if it
+// can be. The file may be of any schema up to [Schema], as it was before an upgrade, so buckets may be missing; those are
+// empty to Get. It must not change anything.
+type Check func(*Tx) error
+
+// Open opens or makes the data directory dir (mode 0700) and its file (0600). A file that one of checks refuses is not
+// changed, nor upgraded; a new one is not checked.
+func Open(dir string, checks ...Check) (*Store, error) {
+	return openWith(dir, plan{Schema, migrations(), checks})
+}
 
 func openWith(dir string, p plan) (*Store, error) {
 	s := &Store{dir: dir}
@@ -117,9 +128,9 @@ func openWith(dir string, p plan) (*Store, error) {
 
 // open opens the file, which nobody else does: the directory is locked.
 func (s *Store) open(path string, p plan) error {
-	st, err := os.Stat(path)
-	// An empty file is what a process left that was killed when it had just made it.
-	s.created = errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0
+	_, err := os.Stat(path)
+	unborn := err == nil && blank(path)
+	s.created = errors.Is(err, fs.ErrNotExist) || unborn
 	var schema uint32
 	if s.created {
 		if kept := lastCorrupt(s.dir); kept != "" {
@@ -127,11 +138,34 @@ func (s *Store) open(path string, p plan) error {
 			_, err := look(filepath.Join(s.dir, kept), p.schema)
 			return s.corrupt(cmp.Or(err, errors.New("an earlier start found it so")), kept)
 		}
+		if unborn {
+			if err := os.Truncate(path, 0); err != nil { // bbolt makes a file of an empty one only
+				return s.refused(err)
+			}
+		}
 	} else if schema, err = look(path, p.schema); err != nil {
 		return s.unsound(err)
 	} else if schema > p.schema {
 		return fmt.Errorf("data directory %s %w (schema %d, this one knows %d); run that version of weft again, or weft reset to start as a new node",
 			s.dir, ErrSchema, schema, p.schema)
+	}
+	if err = s.database(path); err != nil {
+		return s.refused(err)
+	}
+	if err = s.prepare(p, schema); err != nil {
+		_ = s.db.Close()
+	}
+	return err
+}
+
+// prepare makes what the file holds, which is of a schema, or new if that is 0, what this program works with.
+func (s *Store) prepare(p plan, schema uint32) error {
+	if schema > 0 {
+		for _, check := range p.checks {
+			if err := s.View(check); err != nil {
+				return fmt.Errorf("data directory %s %w", s.dir, err)
+			}
+		}
 	}
 	if schema > 0 && schema < p.schema {
 		kept, err := keepCopy(s.dir, schema)
@@ -141,11 +175,7 @@ func (s *Store) open(path string, p plan) error {
 		}
 		s.upgrade = Upgrade{From: schema, To: p.schema, Kept: kept}
 	}
-	if err = s.database(path); err != nil {
-		return s.refused(err)
-	}
-	if err = p.prepare(s.db, schema); err != nil {
-		_ = s.db.Close()
+	if err := p.prepare(s.db, schema); err != nil {
 		return s.refused(err)
 	}
 	return nil
@@ -166,6 +196,23 @@ func look(path string, newest uint32) (schema uint32, err error) {
 		return 0, errForeign
 	}
 	return inspect(f, st.Size(), newest)
+}
+
+// blank tells whether nothing was ever stored in a file, because the power went, or the process was killed, while bbolt made
+// it: it is empty, or no longer than what bbolt makes first, and all zero. Whatever is committed makes it longer.
+func blank(path string) bool {
+	f, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Size() > int64(firstPages*os.Getpagesize()) {
+		return false
+	}
+	b := make([]byte, st.Size())
+	_, err = io.ReadFull(f, b)
+	return err == nil && !slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
 }
 
 // unsound says why a file that does not pass cannot be used, and keeps a damaged one aside.
@@ -354,7 +401,11 @@ func (s *Store) Update(f func(*Tx) error) error {
 
 // Get returns a copy of the value of key, nil if there is none.
 func (t *Tx) Get(b Bucket, key string) []byte {
-	v, ok := unseal(b, key, t.tx.Bucket([]byte(b)).Get([]byte(key)))
+	bucket := t.tx.Bucket([]byte(b))
+	if bucket == nil { // of an earlier schema
+		return nil
+	}
+	v, ok := unseal(b, key, bucket.Get([]byte(key)))
 	if !ok {
 		return nil
 	}

@@ -4,8 +4,10 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -108,6 +110,84 @@ func TestUnfinishedFileIsFinished(t *testing.T) {
 	}
 	s := open(t, dir)
 	put(t, s, Meta, "a", "1")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A power cut while the file was made for the first time leaves pages of zeros, of which none was ever more. A file that is
+// longer was.
+func TestPowerCutAtTheFirstStart(t *testing.T) {
+	pages := func(n int) int { return n * os.Getpagesize() }
+	for size, fresh := range map[int]bool{0: true, 1: true, pages(1): true, pages(4): true, pages(4) + 1: false, pages(8): false} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, FileName)
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(dir)
+		if !fresh {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%d zeros: %v", size, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%d zeros: %v", size, err)
+			continue
+		}
+		if st, err := os.Stat(path); err != nil || st.Size() <= int64(pages(4)) {
+			t.Errorf("what was stored fits into %d pages: %v, %v", firstPages, st, err)
+		}
+		put(t, s, Meta, "a", "1")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir)
+		if got := get(t, s, Meta, "a"); got != "1" {
+			t.Errorf("%d zeros: got %q", size, got)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	for name, b := range map[string][]byte{FileName: make([]byte, pages(4)), corruptPrefix + "20260101T000000Z": []byte("damaged")} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(dir); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("zeros where a damaged file was: %v", err)
+	}
+}
+
+// A copy that bbolt itself has made is one, whatever transaction it was made at.
+func TestCopyByBolt(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	for i := range 4 {
+		put(t, s, Meta, "a", strconv.Itoa(i))
+		copied := t.TempDir()
+		if err := s.db.View(func(tx *bolt.Tx) error { return tx.CopyFile(filepath.Join(copied, FileName), 0o600) }); err != nil {
+			t.Fatal(err)
+		}
+		want := strconv.Itoa(i)
+		for n := range 4 { // starts, each with one transaction
+			c, err := Open(copied)
+			if err != nil {
+				t.Fatalf("the copy of %d, start %d: %v", i, n, err)
+			}
+			if got := get(t, c, Meta, "a"); got != want {
+				t.Errorf("the copy of %d, start %d: got %q, want %q", i, n, got, want)
+			}
+			want = fmt.Sprint(i, n)
+			put(t, c, Meta, "a", want)
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
