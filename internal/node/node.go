@@ -85,7 +85,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	if err := sys.probe(); err != nil {
 		return err
 	}
-	if n.store, err = store.Open(cfg.DataDir); err != nil {
+	if n.store, err = store.Open(cfg.DataDir, usable); err != nil {
 		return err
 	}
 	done := n.store.Close

@@ -25,6 +25,19 @@ const (
 	prefixRest = "rest/" // + slot -> Unix nanoseconds
 )
 
+// oldRing is the first byte of a ring of before the first release. It has no log of who was declared gone, nor do the nodes
+// that it names keep one, so nothing can be concluded from it.
+const oldRing = 1
+
+// usable is the [store.Check] of a node's state.
+func usable(tx *store.Tx) error {
+	if b := tx.Get(store.IPAM, keyRing); len(b) > 0 && b[0] == oldRing {
+		return errors.New("was written by a build from before the first release, whose address ring cannot be taken over, and stays as it is; " +
+			"run that build again and leave the mesh with it (weft leave), or run weft reset, launch this host as a new node, and run weft forget for the old one on another node")
+	}
+	return nil
+}
+
 // ipamStore keeps the allocator's state; it implements ipam.Store.
 type ipamStore struct{ st *store.Store }
 
