@@ -5,13 +5,18 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/hostnet"
-	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/ipam"
 )
 
@@ -28,7 +33,8 @@ func (n *Node) GC(r api.GCRequest) (api.GCResult, error) {
 	return api.GCResult{Garbage: garbage}, err
 }
 
-// collect releases the addresses that nobody can use any more, unless they are only to be listed.
+// collect releases the addresses that nobody can use any more, unless they are only to be listed. What fails is left, and
+// keeps nothing else.
 //
 // A namespace is gone when its interface is, which the kernel removes with it, and its path does not lead to it any more.
 // A path alone proves nothing: a process may live on in a namespace without one. The host's own addresses and those of
@@ -36,20 +42,12 @@ func (n *Node) GC(r api.GCRequest) (api.GCResult, error) {
 func (ws *workloads) collect(dryRun bool) ([]api.Garbage, error) {
 	ws.gate.Lock()
 	defer ws.gate.Unlock()
-	garbage := []api.Garbage{}
+	var found []api.Garbage
 	var errs []error
-	found := func(owner, path, reason string, lease ipam.Lease, release func() error) {
-		if !dryRun {
-			if err := release(); err != nil {
-				errs = append(errs, fmt.Errorf("releasing what %s has: %w", owner, err))
-				return
-			}
-			ws.log.Info("address released", zap.String("owner", owner), zap.String("reason", reason), zap.Stringers("addresses", addresses(lease)))
-		}
-		garbage = append(garbage, api.Garbage{Owner: owner, Addresses: addresses(lease), Netns: path, Reason: reason})
-	}
+	var strays []string
 	for _, l := range ws.strays() {
-		found(l.Owner, "", "no workload is attached under this name", l, func() error { return ws.alloc.Release(l.Owner) })
+		strays = append(strays, l.Owner)
+		found = append(found, api.Garbage{Owner: l.Owner, Addresses: addresses(l), Reason: "no workload is attached under this name"})
 	}
 	var all []hostnet.Workload
 	for _, w := range ws.list() {
@@ -58,15 +56,38 @@ func (ws *workloads) collect(dryRun bool) ([]api.Garbage, error) {
 	}
 	missing, err := ws.host.Missing(all)
 	if err != nil {
-		return garbage, errors.Join(append(errs, err)...)
+		errs, missing = append(errs, err), nil
 	}
+	var gone []workload
 	for _, id := range missing {
 		w, ok := ws.get(id)
-		if !ok || !ws.orphan(w) {
+		if !ok {
 			continue
 		}
-		lease, _ := ws.alloc.Lookup(id)
-		found(id, w.Netns, "its namespace is gone", lease, func() error { return ws.forget(w, lease) })
+		orphan, err := ws.orphan(w)
+		if err != nil {
+			errs = append(errs, err)
+		} else if orphan {
+			lease, _ := ws.alloc.Lookup(id)
+			gone = append(gone, w)
+			found = append(found, api.Garbage{Owner: id, Addresses: addresses(lease), Netns: w.Netns, Reason: "its namespace is gone"})
+		}
+	}
+	failed := map[string]error{}
+	if !dryRun {
+		failed = ws.forgetAll(gone)
+		maps.Copy(failed, ws.release(strays))
+	}
+	garbage := []api.Garbage{}
+	for _, g := range found {
+		if err := failed[g.Owner]; err != nil {
+			errs = append(errs, fmt.Errorf("releasing what %s has: %w", g.Owner, err))
+			continue
+		}
+		if !dryRun {
+			ws.log.Info("address released", zap.String("owner", g.Owner), zap.String("reason", g.Reason), zap.Stringers("addresses", g.Addresses))
+		}
+		garbage = append(garbage, g)
 	}
 	return garbage, errors.Join(errs...)
 }
@@ -82,14 +103,73 @@ func (ws *workloads) strays() []ipam.Lease {
 	return strays
 }
 
-// orphan tells whether the namespace of a workload that has lost its interface is gone.
-func (ws *workloads) orphan(w workload) bool {
+// orphan tells whether the namespace of a workload that has lost its interface is gone. Where that cannot be told, as for want
+// of descriptors, it is an error: the namespace may be there.
+func (ws *workloads) orphan(w workload) (bool, error) {
+	if w.Boot != ws.boot {
+		return true, nil
+	}
 	ns, err := ws.netnsAt(w.Netns)
-	return err != nil || string(ns) != w.NetnsID
+	if err != nil && !errors.Is(err, netns.ErrNotNetns) && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("whether the namespace of %s is gone cannot be told, so it keeps its addresses: %w", w.ID, err)
+	}
+	return err != nil || string(ns) != w.NetnsID, nil
+}
+
+// forgetAll removes interface, record and addresses of workloads, in few commits, as there may be hundreds, and returns what
+// failed, by workload; such a one keeps what is left of it. What a crash leaves undone is a stray. The caller has the gate.
+func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
+	failed = map[string]error{}
+	var ids []string
+	for _, w := range gone {
+		lease, _ := ws.alloc.Lookup(w.ID)
+		if err := ws.host.Detach(kernel(w, lease)); err != nil {
+			failed[w.ID] = err
+			continue
+		}
+		ids = append(ids, w.ID)
+	}
+	if len(ids) == 0 {
+		return failed
+	}
+	if err := deleteWorkloads(ws.st, ids); err != nil {
+		for _, id := range ids {
+			failed[id] = err
+		}
+		return failed
+	}
+	ws.mu.Lock()
+	for _, id := range ids {
+		delete(ws.all, id)
+		delete(ws.state, id)
+	}
+	ws.mu.Unlock()
+	maps.Copy(failed, ws.release(ids))
+	return failed
+}
+
+// release releases what many owners have, at once, so that they share the store's commits. It returns what failed, by owner.
+func (ws *workloads) release(owners []string) (failed map[string]error) {
+	failed = map[string]error{}
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(releases)
+	for _, o := range owners {
+		g.Go(func() error {
+			if err := ws.alloc.Release(o); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed[o] = err
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // which is told in failed
+	return failed
 }
 
 // forgetLastBoot forgets the workloads of before the reboot, whose namespaces did not outlive it, and releases their
-// addresses: many of them in few commits, as a host may have had hundreds. What a crash leaves undone is a stray.
+// addresses.
 func (ws *workloads) forgetLastBoot() error {
 	var gone []workload
 	for _, w := range ws.list() {
@@ -100,35 +180,21 @@ func (ws *workloads) forgetLastBoot() error {
 	if len(gone) == 0 {
 		return nil
 	}
-	for _, w := range gone { // nothing is left of it, unless the boot ID is wrong
-		if err := ws.host.Detach(kernel(w, ipam.Lease{})); err != nil {
-			return err
-		}
+	failed := ws.forgetAll(gone) // the interfaces went with the boot, unless its ID is wrong
+	if n := len(gone) - len(failed); n > 0 {
+		ws.log.Info("workloads of before the reboot forgotten, and their addresses released", zap.Int("workloads", n))
 	}
-	if err := ws.st.Update(func(tx *store.Tx) error {
-		for _, w := range gone {
-			if err := tx.Delete(store.Workloads, w.ID); err != nil {
-				return err
-			}
-		}
+	return failures("forgetting workloads of before the reboot", failed)
+}
+
+// failures makes one error of those of many owners; nil if there are none. Of hundreds that fail alike the first few tell enough.
+func failures(what string, failed map[string]error) error {
+	if len(failed) == 0 {
 		return nil
-	}); err != nil {
-		return fmt.Errorf("forgetting the workloads of before the reboot: %w", err)
 	}
-	ws.mu.Lock()
-	for _, w := range gone {
-		delete(ws.all, w.ID)
-		delete(ws.state, w.ID)
+	var texts []string
+	for _, o := range slices.Sorted(maps.Keys(failed)) {
+		texts = append(texts, fmt.Sprintf("%s: %v", o, failed[o]))
 	}
-	ws.mu.Unlock()
-	var g errgroup.Group
-	g.SetLimit(releases)
-	for _, w := range gone {
-		g.Go(func() error { return ws.alloc.Release(w.ID) })
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	ws.log.Info("workloads of before the reboot forgotten, and their addresses released", zap.Int("workloads", len(gone)))
-	return nil
+	return fmt.Errorf("%s: %s; trying again twice a minute", what, strings.Join(head(texts, 3), ", "))
 }

@@ -3,13 +3,17 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/netns"
@@ -140,7 +144,7 @@ func TestRebootHalfForgotten(t *testing.T) {
 		c.start(n1, nil)
 		c.ready(n1)
 		w := c.attach(n1, "w")
-		if err := deleteWorkload(n1.service().(*Node).store, w.ID); err != nil {
+		if err := deleteWorkloads(n1.service().(*Node).store, []string{w.ID}); err != nil {
 			t.Fatal(err)
 		}
 		if err := n1.stop(); err != nil {
@@ -177,4 +181,104 @@ func TestGarbageLeavesWhatIsComing(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 	})
+}
+
+// One workload that cannot be taken off keeps itself, and neither the others of the last boot, nor the start.
+func TestRebootWithAWorkloadThatIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		n1 := c.machines[0]
+		c.start(n1, nil)
+		c.ready(n1)
+		var all []api.Workload
+		for i := range 5 {
+			all = append(all, c.attach(n1, fmt.Sprint("w", i)))
+		}
+		if err := n1.stop(); err != nil {
+			t.Fatal(err)
+		}
+		stuck := all[2]
+		clear(n1.host.up)
+		n1.host.stuck = map[string]error{stuck.ID: errors.New("device or resource busy")}
+		n1.boot = "boot-2"
+		c.start(n1, nil)
+		c.ready(n1)
+		left := []string{hostOwner, stuck.ID}
+		for range 2 {
+			if got := owners(n1); !slices.Equal(got, left) {
+				t.Errorf("these have addresses: %v, want %v", got, left)
+			}
+			if want := "forgetting workloads of before the reboot: " + stuck.ID + ": device or resource busy; trying again twice a minute"; !warned(n1, want) {
+				t.Errorf("warnings: %q\nwant %s", n1.service().Status().Warnings, want)
+			}
+			if len(n1.host.up) != 0 { // its namespace has the path and number of one of this boot
+				t.Errorf("attached again: %v", n1.host.up)
+			}
+			time.Sleep(2 * repairInterval)
+		}
+		n1.host.mu.Lock()
+		n1.host.stuck = nil
+		n1.host.mu.Unlock()
+		time.Sleep(2 * repairInterval)
+		if got := owners(n1); !slices.Equal(got, left[:1]) || len(n1.service().Status().Warnings) != 0 {
+			t.Errorf("afterwards these have addresses: %v; %q", got, n1.service().Status().Warnings)
+		}
+	})
+}
+
+// What cannot be looked at may be there: only a path that leads to no namespace, or to another one, says that one is gone.
+func TestGarbageIsNotWhatCannotBeLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		n1 := c.machines[0]
+		c.start(n1, nil)
+		c.ready(n1)
+		w, gone := c.attach(n1, "w"), c.attach(n1, "gone")
+		n1.vanish(w, false, true)
+		n1.vanish(gone, true, true)
+		for _, why := range []error{syscall.EMFILE, syscall.EACCES} {
+			n1.mu.Lock()
+			n1.closed = map[string]error{w.Netns: fmt.Errorf("%s cannot be opened: %w", w.Netns, why)}
+			n1.mu.Unlock()
+			want := "whether the namespace of " + w.ID + " is gone cannot be told, so it keeps its addresses: " + w.Netns + " cannot be opened: " + why.Error()
+			if _, err := n1.service().GC(api.GCRequest{}); err == nil || err.Error() != want {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+			time.Sleep(2 * repairInterval)
+			if got, want := owners(n1), []string{hostOwner, w.ID}; !slices.Equal(got, want) {
+				t.Errorf("%v: these have addresses: %v, want %v", why, got, want)
+			}
+			if l := n1.service().Workloads(); len(l) != 1 || l[0].State != want || !warned(n1, want) {
+				t.Errorf("%+v, warnings %q", l, n1.service().Status().Warnings)
+			}
+		}
+		n1.mu.Lock()
+		n1.closed = nil
+		n1.mu.Unlock()
+		time.Sleep(2 * repairInterval)
+		if l := n1.service().Workloads(); len(l) != 1 || l[0].State != "up" || warned(n1, "cannot be told") {
+			t.Errorf("afterwards: %+v, warnings %q", l, n1.service().Status().Warnings)
+		}
+	})
+}
+
+// What is released at once shares the commits.
+func TestGarbageInFewCommits(t *testing.T) {
+	a, s := storedAllocator(t, t.TempDir())
+	ws := &workloads{alloc: a, log: zap.NewNop(), kept: func(string) bool { return false }, host: &fakeHost{t: t}, now: time.Now}
+	for i := range 100 {
+		if _, err := a.Allocate(t.Context(), fmt.Sprint("w", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.n.Load()
+	garbage, err := ws.collect(false)
+	if n := s.n.Load() - before; err != nil || len(garbage) != 100 || n > 50 {
+		t.Errorf("%d released in %d commits, %v", len(garbage), n, err)
+	} else {
+		t.Logf("%d commits for %d releases", n, len(garbage))
+	}
+	if l := a.List(); len(l) != 0 {
+		t.Errorf("left: %v", l)
+	}
 }

@@ -33,7 +33,8 @@ type fakeHost struct {
 	// up is what is attached, and survives the node, as the kernel's state does.
 	up      map[string]hostnet.Workload
 	desired hostnet.Desired
-	fail    error // what Attach does next
+	fail    error            // what Attach does next
+	stuck   map[string]error // what Detach does, by workload
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
@@ -76,6 +77,9 @@ func (h *fakeHost) Attach(w hostnet.Workload) ([]string, error) {
 func (h *fakeHost) Detach(w hostnet.Workload) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := h.stuck[w.ID]; err != nil {
+		return err
+	}
 	delete(h.up, w.ID)
 	return nil
 }
@@ -169,6 +173,7 @@ type machine struct {
 
 	mu     sync.Mutex
 	spaces map[string]netns.ID // path -> namespace
+	closed map[string]error    // what looking at a path ends in
 	boot   string
 	states []string // told to the supervisor
 	svc    api.Service
@@ -220,6 +225,9 @@ func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 func (m *machine) netnsAt(path string) (netns.ID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.closed[path]; err != nil {
+		return "", err
+	}
 	if id, ok := m.spaces[path]; ok {
 		return id, nil
 	}

@@ -212,8 +212,15 @@ func saveWorkload(st *store.Store, w workload) error {
 	return st.Update(func(tx *store.Tx) error { return tx.Put(store.Workloads, w.ID, b) })
 }
 
-func deleteWorkload(st *store.Store, id string) error {
-	return st.Update(func(tx *store.Tx) error { return tx.Delete(store.Workloads, id) })
+func deleteWorkloads(st *store.Store, ids []string) error {
+	return st.Update(func(tx *store.Tx) error {
+		for _, id := range ids {
+			if err := tx.Delete(store.Workloads, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 const keyChanges = "changes"

@@ -6,10 +6,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -143,13 +145,18 @@ func (n *Node) repair(ctx context.Context, ws *workloads) {
 			return
 		case <-t.C:
 		}
-		text := ""
-		if err := ws.reconcile(); err != nil {
-			text = err.Error()
-			n.log.Warn("the host's network could not be put right; trying again", zap.Error(err))
-		}
-		n.setWarning("host", text)
+		n.warnHost(errors.Join(ws.reconcile()))
 	}
+}
+
+// warnHost says what is not as it ought to be on the host, if anything.
+func (n *Node) warnHost(err error) {
+	text := ""
+	if err != nil {
+		text = strings.ReplaceAll(err.Error(), "\n", "; ")
+		n.log.Warn("the host's network could not be put right; trying again", zap.String("error", text))
+	}
+	n.setWarning("host", text)
 }
 
 // peersOf is the router's desired state: every other node that has not left,

@@ -250,9 +250,11 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	e.workloads.setDesired(hostnet.Desired{
 		Device: Device, MTU: n.mtu, Addrs: addresses(lease), Universe: e.universe.Prefixes(), Masquerade: n.cfg.Masquerade,
 	})
-	if err := e.workloads.reconcile(); err != nil {
+	undone, err := e.workloads.reconcile()
+	if err != nil {
 		return err
 	}
+	n.warnHost(undone)
 	n.syncPeers(e)
 	if n.retire(e) { // it answers commands, and that is all that there is to wait for
 		n.sys.notify(daemon.SdNotifyReady)

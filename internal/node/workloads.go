@@ -177,7 +177,7 @@ func (ws *workloads) detach(r api.DetachRequest) (api.DetachResult, error) {
 		return api.DetachResult{Released: []netip.Addr{}}, nil
 	}
 	lease, _ := ws.alloc.Lookup(w.ID)
-	if err := ws.forget(w, lease); err != nil {
+	if err := ws.forgetAll([]workload{w})[w.ID]; err != nil {
 		return api.DetachResult{}, err
 	}
 	ws.log.Info("workload detached", zap.String("workload", w.ID), zap.Stringers("addresses", addresses(lease)))
@@ -202,46 +202,40 @@ func (ws *workloads) find(r api.DetachRequest) (workload, bool) {
 	return workload{}, false
 }
 
-// forget removes interface, record and addresses. The caller has the lock.
-func (ws *workloads) forget(w workload, lease ipam.Lease) error {
-	if err := ws.host.Detach(kernel(w, lease)); err != nil {
-		return err
-	}
-	if err := deleteWorkload(ws.st, w.ID); err != nil {
-		return err
-	}
-	ws.mu.Lock()
-	delete(ws.all, w.ID)
-	delete(ws.state, w.ID)
-	ws.mu.Unlock()
-	return ws.alloc.Release(w.ID)
-}
-
 // reconcile brings the host into the desired state: whoever changed it, and
 // however the last process ended. Workloads whose namespace is gone are
-// forgotten, those that lost their interface get it again.
-func (ws *workloads) reconcile() error {
+// forgotten, those that lost their interface get it again. undone is what could not be tidied up, on which nothing else
+// depends.
+func (ws *workloads) reconcile() (undone, err error) {
 	ws.gate.Lock()
 	defer ws.gate.Unlock()
-	var errs []error
-	errs = append(errs, ws.forgetLastBoot())
+	undone = ws.forgetLastBoot()
+	var strays []string
 	for _, l := range ws.strays() {
 		ws.log.Info("address without workload released", zap.String("owner", l.Owner))
-		errs = append(errs, ws.alloc.Release(l.Owner))
+		strays = append(strays, l.Owner)
 	}
+	undone = errors.Join(undone, failures("releasing addresses without workload", ws.release(strays)))
 	res, err := ws.apply()
 	if err != nil {
-		return errors.Join(append(errs, err)...)
+		return undone, err
 	}
+	var gone []workload
 	for _, id := range res.Missing {
 		w, ok := ws.get(id)
-		if !ok {
+		if !ok || w.Boot != ws.boot { // that was tried above
 			continue
 		}
 		lease, ok := ws.alloc.Lookup(id)
-		if !ok || ws.orphan(w) {
+		orphan, oerr := ws.orphan(w)
+		if ok && oerr != nil {
+			ws.setState(id, oerr)
+			undone = errors.Join(undone, oerr)
+			continue
+		}
+		if !ok || orphan {
 			ws.log.Info("workload whose namespace is gone forgotten", zap.String("workload", id), zap.String("netns", w.Netns))
-			errs = append(errs, ws.forget(w, lease))
+			gone = append(gone, w)
 			continue
 		}
 		_, aerr := ws.host.Attach(kernel(w, lease))
@@ -252,7 +246,7 @@ func (ws *workloads) reconcile() error {
 		}
 		ws.log.Info("workload attached again: its interface was gone", zap.String("workload", id))
 	}
-	return errors.Join(errs...)
+	return errors.Join(undone, failures("forgetting workloads whose namespaces are gone", ws.forgetAll(gone))), nil
 }
 
 // apply hands the whole desired state to the host. What that changes on it is
