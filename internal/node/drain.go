@@ -18,8 +18,9 @@ const drainLook = 200 * time.Millisecond
 var errDraining = errors.New("this node is being drained to leave the mesh and takes nothing new; do this on another node, or end the drain by Ctrl-C in weft leave --drain")
 
 // drain waits until no workload is attached and no WireGuard client joins by this node, takes no new ones meanwhile, and
-// tells progress what it waits for. If it returns an error the node goes on as before; otherwise lift makes it do so.
-func (n *Node) drain(ctx context.Context, e *engines, progress func(api.LeaveProgress)) (lift func(), err error) {
+// tells progress what it waits for. If it returns an error the node goes on as before; otherwise lift ends the drain, and the node
+// does so unless its addresses have begun to be given away by then.
+func (n *Node) drain(ctx context.Context, e *engines, progress func(api.LeaveProgress)) (lift func(given bool), err error) {
 	n.mu.Lock()
 	already := n.draining
 	n.draining = true
@@ -29,13 +30,15 @@ func (n *Node) drain(ctx context.Context, e *engines, progress func(api.LeavePro
 	}
 	e.workloads.refuse(errDraining)
 	n.log.Info("draining: new workloads are refused until this node has left")
-	lift = func() {
+	lift = func(given bool) {
 		e.workloads.refuse(nil)
 		n.mu.Lock()
 		n.draining = false
 		n.mu.Unlock()
 		n.setWarning("drain", "")
-		n.log.Info("the drain has ended; new workloads are taken again")
+		if !given {
+			n.log.Info("the drain has ended; new workloads are taken again")
+		}
 	}
 	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
@@ -51,12 +54,12 @@ func (n *Node) drain(ctx context.Context, e *engines, progress func(api.LeavePro
 		}
 		select {
 		case <-ctx.Done():
-			lift()
+			lift(false)
 			return nil, fmt.Errorf("the drain was ended (%w); this node goes on as before", context.Cause(ctx))
 		case <-tick.C:
 		}
 		if _, err := n.ready(); err != nil {
-			lift()
+			lift(false)
 			return nil, err
 		}
 	}

@@ -4,13 +4,20 @@ package node
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/mesh/memnet"
 )
 
 // draining is a leave with --drain that runs.
@@ -130,6 +137,45 @@ func TestDrain(t *testing.T) {
 		})
 		if p := n1.service().Peers(); len(p) != 1 || p[0].State != "left" || !p[0].Gone {
 			t.Errorf("n1 lists %+v", p)
+		}
+	})
+}
+
+// Where nobody takes the addresses, the node takes nothing new any more, and does not say that it does.
+func TestDrainWithoutHeirs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		n1, n2 := c.machines[0], c.machines[1]
+		core, logged := observer.New(zapcore.InfoLevel)
+		c.start(n1, nil)
+		c.start(n2, func(cfg *Config) { cfg.Log = zap.New(core) }, "n1")
+		c.ready(n1)
+		c.ready(n2)
+		c.net.Partition([]*memnet.Host{n1.net}, []*memnet.Host{n2.net})
+		stays := "the node stays, and hands out no address any more: leave again, or restart it to go on"
+		if err := <-drain(t, n2).done; err == nil || !strings.HasSuffix(err.Error(), "; "+stays) {
+			t.Errorf("got %v", err)
+		}
+		said := "leaving the mesh did not succeed; " + stays
+		if logged.FilterMessageSnippet("taken again").Len() != 0 || logged.FilterMessage(said).Len() != 1 {
+			t.Errorf("logged: %v", logged.All())
+		}
+		if !warned(n2, said) || warned(n2, "drained") {
+			t.Errorf("weft status says %q", n2.service().Status().Warnings)
+		}
+		n2.mu.Lock()
+		n2.spaces["/run/netns/new"] = "net:[new]"
+		n2.mu.Unlock()
+		if _, err := n2.service().Attach(t.Context(), api.AttachRequest{Netns: "/run/netns/new", IfName: "eth0"}); !errors.Is(err, ipam.ErrLeaving) {
+			t.Errorf("a new workload: %v", err)
+		}
+		c.net.Heal()
+		c.eventually(time.Minute, "n1 answers", func() bool { return n2.service().Status().Nodes.Alive == 2 })
+		if err := <-drain(t, n2).done; err != nil {
+			t.Errorf("leaving again: %v", err)
+		}
+		if err := n2.stop(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

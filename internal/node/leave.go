@@ -24,6 +24,9 @@ import (
 // that they got its addresses.
 const leavePatience = 15 * time.Second
 
+// errHalfLeft is what a leave that failed has come to.
+var errHalfLeft = errors.New("the node stays, and hands out no address any more: leave again, or restart it to go on")
+
 // Leave implements [api.Service]: it gives the node's addresses to its peers and
 // then ends the daemon for good.
 func (n *Node) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.LeaveProgress)) (left api.LeaveResult, err error) {
@@ -31,17 +34,24 @@ func (n *Node) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.
 	if err != nil {
 		return api.LeaveResult{}, err
 	}
+	given := false
+	defer func() {
+		if err != nil && given {
+			n.setWarning("leave", "leaving the mesh did not succeed; "+errHalfLeft.Error())
+			n.log.Warn("leaving the mesh did not succeed; " + errHalfLeft.Error())
+		}
+	}()
 	if r.Drain {
 		if r.Force {
 			return api.LeaveResult{}, errors.New("--drain waits for the workloads and --force does not; choose one of them")
 		}
-		var lift func()
+		var lift func(given bool)
 		if lift, err = n.drain(ctx, e, progress); err != nil {
 			return api.LeaveResult{}, err
 		}
 		defer func() {
 			if err != nil {
-				lift()
+				lift(given)
 			}
 		}()
 	}
@@ -54,9 +64,10 @@ func (n *Node) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.
 			len(names), strings.Join(head(names, 5), ", "))
 	}
 	progress(api.LeaveProgress{Text: "giving the addresses to the other nodes", Leaving: true})
+	given = true
 	res, err := n.giveAway(ctx, e)
 	if err != nil && !r.Force {
-		return api.LeaveResult{}, fmt.Errorf("%w; the node stays, and hands out no address any more: leave again, or restart it to go on", err)
+		return api.LeaveResult{}, fmt.Errorf("%w; %w", err, errHalfLeft)
 	}
 	if err != nil {
 		res.Note = err.Error()
