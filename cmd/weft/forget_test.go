@@ -142,9 +142,9 @@ func TestIPAMShowsReclaim(t *testing.T) {
 ALLOCATED TO  ADDRESSES
 host          10.32.0.1
 
-DECLARED GONE  NODEID            ADDRESSES WENT TO  BY  AT                       DECIDED
-node-three     00000000000000a3  n2                 n1  2026-11-21 14:04:05 UTC  by a majority
-node-four      00000000000000a3  n2                 n1  2026-11-21 14:04:05 UTC  by force
+DECLARED GONE  NODEID            HEIR  BY  AT                       DECIDED
+node-three     00000000000000a3  n2    n1  2026-11-21 14:04:05 UTC  by a majority
+node-four      00000000000000a3  n2    n1  2026-11-21 14:04:05 UTC  by force
 takeover of node-six: 10% of the range has voted, 51% needed, waiting for node5
 note: something waits
 `
@@ -236,5 +236,14 @@ func TestForgottenOfOneName(t *testing.T) {
 	f := api.Forgotten{Retirement: api.Retirement{Node: "n2", NodeID: "00000000000000a1", Heir: "n2", HeirID: "00000000000000a2"}, Addresses: 7}
 	if got, want := forgotten(f), "n2 (00000000000000a2) took over 7 addresses of n2 (00000000000000a1)"; got != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// Whoever switches it on reads what it does to nodes that are well.
+func TestReclaimAfterSaysWhomItHits(t *testing.T) {
+	code, out, _ := run(t, t.TempDir(), "launch", "--help")
+	out = strings.Join(strings.Fields(out), " ")
+	if want := "also if they are only cut off or stopped (weft stop), as weft forget does: they have to be reset"; code != exitDone || !strings.Contains(out, want) {
+		t.Errorf("exit %d, printed\n%s", code, out)
 	}
 }

@@ -70,7 +70,7 @@ func showRetirements(w io.Writer, list []api.Retirement) error {
 	if _, err := fmt.Fprintln(w); err != nil {
 		return fmt.Errorf("writing the answer: %w", err)
 	}
-	rows := [][]string{{"DECLARED GONE", "NODEID", "ADDRESSES WENT TO", "BY", "AT", "DECIDED"}}
+	rows := [][]string{{"DECLARED GONE", "NODEID", "HEIR", "BY", "AT", "DECIDED"}}
 	for _, r := range list {
 		decided := "by a majority"
 		if r.Forced {

@@ -117,7 +117,7 @@ from the data directory, in this order.`,
 	f.BoolVar(&cfg.CopyDSCP, "copy-dscp", false, "mark sealed datagrams with the DSCP of the packets in them")
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
 	f.BoolVar(&cfg.NoBench, "no-bench", false, "let no other node measure the way here (weft bench)")
-	f.DurationVar(&cfg.ReclaimAfter, "reclaim-after", 0, "declare nodes gone that have not answered for so long, as weft forget does (10s or more; 0: never)")
+	f.DurationVar(&cfg.ReclaimAfter, "reclaim-after", 0, "declare nodes gone for good that have not answered for so long, also if they are only cut off or stopped (weft stop), as weft forget does: they have to be reset (10s or more; 0: never)")
 	f.DurationVar(&cfg.Quarantine, "quarantine", node.DefaultQuarantine, "how long a freed address rests before another workload may get it (24h at most; 0: not at all)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "console", "console or json")

@@ -35,7 +35,8 @@ type ForgetResult struct {
 	Forgotten []Forgotten `json:"forgotten"`
 }
 
-// Forgotten is a node that was declared gone, with the number of addresses that it had left when that was asked for.
+// Forgotten is a node that was declared gone, with the number of addresses that it had left when that was asked for. If there
+// were any, Heir is who has them now, or most of them; else who was named to get them.
 type Forgotten struct {
 	Retirement
 	Addresses uint64 `json:"addresses"`
@@ -45,7 +46,7 @@ type Forgotten struct {
 type Retirement struct {
 	Node   string    `json:"node"`
 	NodeID string    `json:"node_id"`
-	Heir   string    `json:"heir"` // who got its addresses
+	Heir   string    `json:"heir"` // who was named to get its addresses
 	HeirID string    `json:"heir_id"`
 	By     string    `json:"by"` // who proposed it
 	ByID   string    `json:"by_id"`
@@ -60,8 +61,8 @@ type Takeover struct {
 	Heir    string    `json:"heir,omitempty"` // empty: not decided yet
 	HeirID  string    `json:"heir_id,omitempty"`
 	Since   time.Time `json:"since"`
-	Voted   float64   `json:"voted_percent"` // of the range
-	Left    uint64    `json:"left"`          // addresses that the dead node still owns
+	Voted   *float64  `json:"voted_percent,omitempty"` // of the range, or that has told the heir what it knows; nil: that is not known here
+	Left    uint64    `json:"left"`                    // addresses that the dead node still owns
 	Missing []string  `json:"missing,omitempty"`
 	Text    string    `json:"text"` // one line: what is done, and what is missing
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,7 +35,7 @@ func (n *Node) Forget(ctx context.Context, r api.ForgetRequest, progress func(ap
 	if err != nil {
 		return api.ForgetResult{}, err
 	}
-	w := takeoverWatch{dead: dead, left: map[ring.Owner]uint64{}, texts: map[ring.Owner]string{}, tell: progress}
+	w := takeoverWatch{dead: dead, before: k.holdings, left: map[ring.Owner]uint64{}, texts: map[ring.Owner]string{}, tell: progress}
 	for _, h := range k.holdings {
 		w.left[h.Owner] = h.Slots
 	}
@@ -52,7 +53,7 @@ func (n *Node) Forget(ctx context.Context, r api.ForgetRequest, progress func(ap
 			if err != nil {
 				return api.ForgetResult{}, err
 			}
-			return w.result(e.alloc.Retirements(), name), nil
+			return w.result(e.alloc.Retirements(), e.alloc.Owned(), name), nil
 		case <-tick.C:
 			w.look(e.alloc.Reclaims())
 			if n.isStopping() {
@@ -165,10 +166,11 @@ func (k known) unknown(what string, name func(ring.Owner) string) error {
 
 // takeoverWatch tells what changes in the takeovers of some nodes.
 type takeoverWatch struct {
-	dead  []ring.Owner
-	left  map[ring.Owner]uint64 // the most slots that were seen left to it
-	texts map[ring.Owner]string // told last
-	tell  func(api.ForgetProgress)
+	dead   []ring.Owner
+	before []ipam.Holding        // who owned what when it began
+	left   map[ring.Owner]uint64 // the most slots that were seen left to it
+	texts  map[ring.Owner]string // told last
+	tell   func(api.ForgetProgress)
 }
 
 func (w *takeoverWatch) look(now []ipam.Reclaim) {
@@ -184,31 +186,47 @@ func (w *takeoverWatch) look(now []ipam.Reclaim) {
 	}
 }
 
-// result says who has the addresses now: the end of the chain of heirs.
-func (w *takeoverWatch) result(log []ipam.Retirement, name func(ring.Owner) string) api.ForgetResult {
+// result says who has the addresses now, which need not be the heir that was named for a node: whoever is named last takes
+// over what all have left by then.
+func (w *takeoverWatch) result(log []ipam.Retirement, after []ipam.Holding, name func(ring.Owner) string) api.ForgetResult {
 	res := api.ForgetResult{Forgotten: []api.Forgotten{}}
 	for _, r := range log {
 		if !slices.Contains(w.dead, r.Dead) {
 			continue
 		}
 		f := api.Forgotten{Retirement: retirement(r, name), Addresses: w.left[r.Dead]}
-		heir := heirOf(log, r.Dead)
-		f.Heir, f.HeirID = name(heir), mesh.NodeID(heir).String()
+		if f.Addresses > 0 {
+			heir := cmp.Or(successor(r.Dead, w.before, after), log[len(log)-1].Heir)
+			f.Heir, f.HeirID = name(heir), mesh.NodeID(heir).String()
+		}
 		res.Forgotten = append(res.Forgotten, f)
 	}
 	return res
 }
 
-// heirOf follows the chain of heirs to the one who was not declared gone.
-func heirOf(log []ipam.Retirement, dead ring.Owner) ring.Owner {
-	for range log { // the chain is no longer than the log
-		i := slices.IndexFunc(log, func(r ipam.Retirement) bool { return r.Dead == dead })
-		if i < 0 {
-			break
+// successor returns who has the greatest part of what a node had before; 0 if nobody else has any.
+func successor(dead ring.Owner, before, after []ipam.Holding) (best ring.Owner) {
+	var had []netip.Prefix
+	for _, h := range before {
+		if h.Owner == dead {
+			had = h.Prefixes
 		}
-		dead = log[i].Heir
 	}
-	return dead
+	most := uint64(0)
+	for _, h := range after {
+		got := uint64(0)
+		for _, p := range h.Prefixes {
+			for _, q := range had {
+				if p.Overlaps(q) { // one lies in the other
+					got += 1 << (p.Addr().BitLen() - max(p.Bits(), q.Bits()))
+				}
+			}
+		}
+		if h.Owner != dead && got > most {
+			best, most = h.Owner, got
+		}
+	}
+	return best
 }
 
 func retirement(r ipam.Retirement, name func(ring.Owner) string) api.Retirement {
@@ -221,7 +239,10 @@ func retirement(r ipam.Retirement, name func(ring.Owner) string) api.Retirement 
 func takeover(r ipam.Reclaim, name func(ring.Owner) string) api.Takeover {
 	t := api.Takeover{
 		Node: name(r.Dead), NodeID: mesh.NodeID(r.Dead).String(), Since: r.Since, Left: r.Left, Text: r.Text,
-		Voted: 100 * float64(r.Slots) / float64(cmp.Or(r.Size, 1)),
+	}
+	if r.Heir == 0 || r.Slots > 0 { // else only the heir knows
+		voted := 100 * float64(r.Slots) / float64(cmp.Or(r.Size, 1))
+		t.Voted = &voted
 	}
 	if r.Heir != 0 {
 		t.Heir, t.HeirID = name(r.Heir), mesh.NodeID(r.Heir).String()

@@ -4,7 +4,9 @@ package node
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -97,7 +99,7 @@ func TestWhomForgetMeans(t *testing.T) {
 	}
 }
 
-// What is told is told once, and of the nodes that were asked for only; the addresses go to the end of the chain of heirs.
+// What is told is told once, and of the nodes that were asked for only. The addresses are whose they are, whoever was named.
 func TestTakeoverWatch(t *testing.T) {
 	var told []string
 	w := takeoverWatch{
@@ -117,16 +119,28 @@ func TestTakeoverWatch(t *testing.T) {
 	}
 	name := func(o ring.Owner) string { return fmt.Sprint("n", o) }
 	at := time.Unix(1e9, 0)
+	prefix := func(s string) []netip.Prefix {
+		return []netip.Prefix{netip.MustParsePrefix(s), netip.MustParsePrefix("fd00::/64")}
+	}
+	w.before = []ipam.Holding{{Owner: 2, Prefixes: prefix("10.0.1.0/24")}, {Owner: 3, Prefixes: prefix("10.0.0.0/24")[:1]}}
+	after := []ipam.Holding{ // node 1 has granted a part on
+		{Owner: 1, Prefixes: append(prefix("10.0.0.0/25"), prefix("10.0.0.128/26")...)}, {Owner: 2, Prefixes: prefix("10.0.0.192/26")},
+		{Owner: 6, Prefixes: prefix("10.0.2.0/23")},
+	}
 	got := w.result([]ipam.Retirement{
-		{Dead: 3, Heir: 4, By: 1, At: at}, {Dead: 4, Heir: 2, By: 1, At: at}, {Dead: 5, Heir: 1, By: 1, At: at, Forced: true},
-	}, name)
+		{Dead: 3, Heir: 2, By: 1, At: at}, {Dead: 4, Heir: 2, By: 1, At: at}, {Dead: 5, Heir: 2, By: 1, At: at, Forced: true}, {Dead: 7, Heir: 1, By: 1, At: at},
+	}, after, name)
 	id := func(n mesh.NodeID) string { return n.String() }
 	want := api.ForgetResult{Forgotten: []api.Forgotten{
-		{Retirement: api.Retirement{Node: "n3", NodeID: id(3), Heir: "n2", HeirID: id(2), By: "n1", ByID: id(1), At: at}, Addresses: 12},
-		{Retirement: api.Retirement{Node: "n5", NodeID: id(5), Heir: "n1", HeirID: id(1), By: "n1", ByID: id(1), At: at, Forced: true}},
+		{Retirement: api.Retirement{Node: "n3", NodeID: id(3), Heir: "n1", HeirID: id(1), By: "n1", ByID: id(1), At: at}, Addresses: 12},
+		{Retirement: api.Retirement{Node: "n5", NodeID: id(5), Heir: "n2", HeirID: id(2), By: "n1", ByID: id(1), At: at, Forced: true}}, // had nothing left
 	}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	w.before = nil // it was not known what it had: the last heir takes over for all
+	if got := w.result([]ipam.Retirement{{Dead: 3, Heir: 2}, {Dead: 7, Heir: 6}}, after, name); got.Forgotten[0].Heir != "n6" {
+		t.Errorf("got %+v", got)
 	}
 }
 
@@ -134,15 +148,19 @@ func TestTakeoverShown(t *testing.T) {
 	name := func(o ring.Owner) string { return fmt.Sprint("n", o) }
 	since := time.Unix(1e9, 0)
 	got := takeover(ipam.Reclaim{Dead: 3, Heir: 1, Since: since, Slots: 41, Size: 100, Left: 7, Missing: []ring.Owner{5}, Text: "t"}, name)
+	voted := 41.0
 	want := api.Takeover{
-		Node: "n3", NodeID: mesh.NodeID(3).String(), Heir: "n1", HeirID: mesh.NodeID(1).String(), Since: since, Voted: 41, Left: 7,
+		Node: "n3", NodeID: mesh.NodeID(3).String(), Heir: "n1", HeirID: mesh.NodeID(1).String(), Since: since, Voted: &voted, Left: 7,
 		Missing: []string{"n5"}, Text: "t",
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if got := takeover(ipam.Reclaim{Dead: 3}, name); got.Heir != "" || got.HeirID != "" || got.Voted != 0 {
+	if got := takeover(ipam.Reclaim{Dead: 3}, name); got.Heir != "" || got.HeirID != "" || got.Voted == nil || *got.Voted != 0 {
 		t.Errorf("undecided: %+v", got)
+	}
+	if b, err := json.Marshal(takeover(ipam.Reclaim{Dead: 3, Heir: 2, Size: 100, Left: 7}, name)); err != nil || strings.Contains(string(b), "voted") {
+		t.Errorf("decided, and another node is the heir: %s, %v", b, err)
 	}
 }
 
