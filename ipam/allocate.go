@@ -187,6 +187,7 @@ func (a *Allocator) satisfy(w *waiter) bool {
 		return false
 	}
 	slot := w.slot
+	var rest time.Time
 	if w.exact {
 		if !a.space.domain.Contains(slot) {
 			return false
@@ -195,7 +196,7 @@ func (a *Allocator) satisfy(w *waiter) bool {
 			w.err = &InUseError{Addr: a.addr(slot), By: e.owner}
 			return true
 		}
-		if a.space.wake(slot) {
+		if rest = a.space.rests[slot]; a.space.wake(slot) {
 			a.space.free(slot)
 			a.woken = append(a.woken, slot)
 		}
@@ -206,7 +207,7 @@ func (a *Allocator) satisfy(w *waiter) bool {
 		}
 	}
 	a.space.take(slot)
-	w.entry = &entry{owner: w.owner, slot: slot}
+	w.entry = &entry{owner: w.owner, slot: slot, rest: rest}
 	a.byOwner[w.owner], a.bySlot[slot] = w.entry, w.entry
 	a.stage(w.entry, staged)
 	return true

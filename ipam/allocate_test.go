@@ -141,10 +141,16 @@ func TestQuarantine(t *testing.T) {
 		t.Errorf("stored as resting: %v", l.store.resting)
 	}
 
-	// By name an address can be had before its time.
+	// By name an address can be had before its time. If that fails it rests on.
 	if err := l.Release("x"); err != nil {
 		t.Fatal(err)
 	}
+	l.store.fault = func(Change) fault { return failBefore }
+	if _, err := l.AllocateExact(t.Context(), "y", netip.MustParseAddr("10.32.0.4")); !errors.Is(err, errDisk) {
+		t.Fatalf("error %v", err)
+	}
+	l.store.fault = nil
+	full()
 	if lease, err := l.AllocateExact(t.Context(), "y", netip.MustParseAddr("10.32.0.4")); err != nil || lease.Slot != 4 {
 		t.Errorf("%+v, %v", lease, err)
 	}

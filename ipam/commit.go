@@ -18,7 +18,8 @@ type entry struct {
 	owner string
 	slot  uint32
 	state entryState
-	batch *batch // the commit that decides about it, while its state is staged or releasing
+	batch *batch    // the commit that decides about it, while its state is staged or releasing
+	rest  time.Time // until when the slot would have rested had it not been asked for by name; zero: it was free
 }
 
 type entryState uint8
@@ -106,7 +107,11 @@ func (a *Allocator) commit(b *batch) error {
 // drop takes back an entry that was staged.
 func (a *Allocator) drop(e *entry) {
 	a.forget(e)
-	a.space.free(e.slot)
+	if e.rest.IsZero() {
+		a.space.free(e.slot)
+	} else {
+		a.space.rest(e.slot, e.rest)
+	}
 }
 
 // forget removes an entry; its slot stays taken.

@@ -116,9 +116,13 @@ func (s *space) free(slot uint32) {
 	}
 }
 
-// rest lets a slot that is taken rest until a time that is not before that of any other.
+// rest lets a slot that is taken rest until a time.
 func (s *space) rest(slot uint32, until time.Time) {
-	s.resting = append(s.resting, Resting{slot, until})
+	n := len(s.resting)
+	for n > 0 && s.resting[n-1].Until.After(until) {
+		n--
+	}
+	s.resting = slices.Insert(s.resting, n, Resting{slot, until})
 	s.rests[slot] = until
 }
 
