@@ -207,6 +207,45 @@ func TestForgetByForce(t *testing.T) {
 	})
 }
 
+// Force helps, too, where a majority has promised and is lost before it has accepted.
+func TestForgetByForceHalfway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		names := []string{"a", "b", "c", "d"}
+		seed, err := SeedNames(names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newCluster(t, "10.32.0.0/24", seed)
+		for i, name := range names {
+			if err := c.join(ring.Owner(i + 1)).Adopt(NameOwner(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		c.crash(c.nodes[4])
+		votes := 0
+		c.lose(func(_, _ ring.Owner, k kind) bool {
+			if k == kindVoted {
+				votes++
+			}
+			return k == kindVoted && votes > 2
+		})
+		n1 := c.nodes[1]
+		c.within(2*time.Second, func(ctx context.Context) {
+			if err := n1.Forget(ctx, ForgetRequest{Dead: []ring.Owner{4}}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error %v", err)
+			}
+		})
+		if v := n1.ledger.ring.Votes(); v.Accepted == (ring.Ballot{}) {
+			t.Fatalf("nothing is accepted: %+v", v)
+		}
+		c.crash(c.nodes[2])
+		c.crash(c.nodes[3])
+		c.sure(n1, 30*time.Second, ForgetRequest{Dead: []ring.Owner{4, 2, 3}, Force: true})
+		c.agree(n1)
+	})
+}
+
 // What a node still has that has left is taken over without being told; and what one has that is silent, if that is wanted.
 func TestReclaimByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
