@@ -19,6 +19,9 @@ FUZZTIME  ?= 10s
 # SIMS is how many runs of the simulator of address management `make test` has, SOAK how long `make soak` has new ones
 SIMS      ?= 10000
 SOAK      ?= 4h
+# SEEDS is how many biased runs of the simulator a mutant may survive in `make mutants`, ARGS is for its other flags
+SEEDS     ?= 5000
+ARGS      ?=
 BENCHTIME ?= 1s
 # ROUNDS is how often each contender of `make bench` has its turn, COMPARE narrows what is compared, without writing the document:
 # make bench ROUNDS=1 COMPARE='-measure udp -contenders weft,nebula'
@@ -30,7 +33,7 @@ NEBULA    ?= v1.11.1
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz soak model bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak model mutants bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -68,6 +71,9 @@ soak: build ## Run the tests of addresses on hosts at full length (root), then n
 
 model: ## Check the models of grant, takeover and the votes on retirements with spin (QUICK=1: the small ones only)
 	@scripts/model
+
+mutants: ## Break the rules of the IPAM one line at a time: the simulator must notice each (SEEDS=5000, ARGS='-run NAME')
+	$(GO) run ./ipam/mutants -seeds $(SEEDS) $(ARGS)
 
 bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
