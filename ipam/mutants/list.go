@@ -78,6 +78,12 @@ func granting() []mutant {
 			"knowledge moves with the slots: the recipient merges the donor's whole ring first",
 		},
 		{
+			"forget-votes-on-grant", "recipient.go",
+			`func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {`,
+			`func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) { if len(m.ring.Log()) == len(x.ring.Log()) { m.ring = m.ring.WithLog(x.ring) }`,
+			"the state of the donor's vote moves with the slots",
+		},
+		{
 			"merge-by-arrival", "ring/ring.go",
 			`return x.Version.Compare(y.Version)`,
 			`return map[bool]int{true: 1, false: -1}[y == (Register{})]`,

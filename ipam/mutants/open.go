@@ -32,12 +32,6 @@ func open() []mutant {
 			"once the donor's log has grown, earlier acks do not count any more",
 		},
 		{
-			"forget-votes-on-grant", "recipient.go",
-			`func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {`,
-			`func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) { if len(m.ring.Log()) == len(x.ring.Log()) { m.ring = m.ring.WithLog(x.ring) }`,
-			"the state of the donor's vote moves with the slots",
-		},
-		{
 			"forget-log-on-grant", "recipient.go",
 			`func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {`,
 			`func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) { if len(m.ring.Log()) > len(x.ring.Log()) { m.ring = m.ring.WithLog(x.ring) }`,
