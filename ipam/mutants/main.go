@@ -98,7 +98,7 @@ func (l *lab) all(ctx context.Context, chosen []mutant, jobs int) error {
 	bad := 0
 	for i, m := range chosen {
 		r := <-results[i]
-		if r.err != nil || r.seed == 0 {
+		if r.err != nil || r.violation == "" {
 			bad++
 		}
 		fmt.Println(r.text(m, l.seeds))

@@ -55,7 +55,7 @@ type lab struct {
 
 // result is what came of a mutant.
 type result struct {
-	seed      uint64 // the one that has a violation; 0: none has
+	seed      uint64 // the one that has a violation; 0: none has, or it is not known
 	test      string // in which
 	violation string
 	took      time.Duration // without building
@@ -66,7 +66,7 @@ func (r result) text(m mutant, seeds uint64) string {
 	switch {
 	case r.err != nil:
 		return fmt.Sprintf("FAILED    %-28s %v", m.name, r.err)
-	case r.seed == 0:
+	case r.violation == "":
 		return fmt.Sprintf("SURVIVED  %-28s %d seeds, %v", m.name, seeds, r.took.Round(100*time.Millisecond))
 	}
 	return fmt.Sprintf("caught    %-28s %-20s seed %-5d %6v  %s", m.name, r.test, r.seed, r.took.Round(100*time.Millisecond), r.violation)
@@ -117,6 +117,9 @@ type simulator struct {
 // verdict finds the seed and the violation in what the simulator printed.
 func verdict(out []byte) (seed uint64, violation string, err error) {
 	found := regexp.MustCompile(`(?m)seed (\d+), step \d+: (.*)$`).FindSubmatch(out)
+	if panicked := regexp.MustCompile(`(?m)^panic: .*$`).Find(out); found == nil && panicked != nil {
+		return 0, string(panicked), nil
+	}
 	if found == nil {
 		return 0, "", fmt.Errorf("the simulator failed and did not say by which seed: %s", bytes.TrimSpace(out[:min(len(out), 2000)]))
 	}
