@@ -247,14 +247,14 @@ func reclaiming() []mutant {
 		},
 		{
 			"no-survey", "inherit.go",
-			`if !l.majority(s.known(l)) {`,
-			`if false {`,
+			`if !l.majority(s.known(l)) && (!log[len(log)-1].Forced || !all || a.cfg.Now().Sub(s.began) < silence) {`,
+			`if false && (!log[len(log)-1].Forced || !all || a.cfg.Now().Sub(s.began) < silence) {`,
 			"nothing is taken over before a majority has told what it knows",
 		},
 		{
 			"survey-of-other-log", "inherit.go",
-			`if s == nil || s.length != len(log) {`,
-			`if s == nil {`,
+			`if s == nil || s.length != len(log) || len(a.ghosts(l, v)) > 0 {`,
+			`if s == nil || len(a.ghosts(l, v)) > 0 {`,
 			"a survey counts for the length of the log for which it was made",
 		},
 		{
@@ -265,14 +265,14 @@ func reclaiming() []mutant {
 		},
 		{
 			"owner-not-asked", "estate.go",
-			`need(reg.Owner)`,
-			`_ = need`,
+			`out := []ring.Owner{reg.Owner, reg.From}`,
+			`out := []ring.Owner{0, reg.From}`,
 			"a slot that a retired node granted is taken over after its recipient has answered",
 		},
 		{
 			"donor-not-asked", "estate.go",
-			`need(reg.From)`,
-			`_ = need`,
+			`out := []ring.Owner{reg.Owner, reg.From}`,
+			`out := []ring.Owner{reg.Owner, 0}`,
 			"a slot that was granted to a retired node is taken over after its donor has answered",
 		},
 		{

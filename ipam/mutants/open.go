@@ -63,8 +63,8 @@ func open() []mutant {
 		},
 		{
 			"earlier-heirs-not-asked", "estate.go",
-			`need(e.Heir)`,
-			`_ = e`,
+			`for _, e := range log[first:] {`,
+			`for _, e := range log[len(log):] {`,
 			"all earlier heirs have answered, who may have taken the slot over",
 		},
 		{
