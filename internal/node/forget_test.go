@@ -124,7 +124,8 @@ func TestTakeoverWatch(t *testing.T) {
 	}
 	w.before = []ipam.Holding{{Owner: 2, Prefixes: prefix("10.0.1.0/24")}, {Owner: 3, Prefixes: prefix("10.0.0.0/24")[:1]}}
 	after := []ipam.Holding{ // node 1 has granted a part on
-		{Owner: 1, Prefixes: append(prefix("10.0.0.0/25"), prefix("10.0.0.128/26")...)}, {Owner: 2, Prefixes: prefix("10.0.0.192/26")},
+		{Owner: 1, Prefixes: append(prefix("10.0.0.0/25"), prefix("10.0.0.128/26")...)},
+		{Owner: 2, Prefixes: prefix("10.0.0.192/26")},
 		{Owner: 6, Prefixes: prefix("10.0.2.0/23")},
 	}
 	got := w.result([]ipam.Retirement{

@@ -364,7 +364,7 @@ func TestForgetASeedName(t *testing.T) {
 		c.start(late, seed, "n1")
 		err = <-late.done
 		late.kill = nil
-		if err == nil || !strings.HasPrefix(err.Error(), "the share of the range that was seeded under this node's name was declared nobody's by ") {
+		if err == nil || !strings.HasPrefix(err.Error(), "the share of the range that was seeded under this node's name was declared nobody's by n3 on ") {
 			t.Errorf("the node of that name, much later: %v", err)
 		}
 	})
