@@ -91,7 +91,12 @@ type Allocator struct {
 	hold      bool                  // nothing new is handed out before somebody was heard: this node may have been retired while it was down
 	wants     []*want               // retirements that are wanted, in order
 	absent    map[ring.Owner]missed // who is named in the ring and does not answer, and since when
-	buried    struct {              // what deceased returned for a log
+	heirSaid  struct {              // who has said last that nothing is left to take over
+		heir   ring.Owner
+		length int // of its log
+		asked  time.Time
+	}
+	buried struct { // what deceased returned for a log
 		log  []ring.Retirement
 		dead []ring.Owner
 	}

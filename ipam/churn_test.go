@@ -17,7 +17,7 @@ import (
 func TestReplaceAllNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n, rounds = 20, 10
-		c, nodes := founded(t, "10.32.0.0/16", n)
+		c, nodes := founded(t, "10.32.0.0/20", n)
 		next := ring.Owner(n)
 		worst := 0
 		for round := range rounds {
@@ -42,7 +42,7 @@ func TestReplaceAllNodes(t *testing.T) {
 		t.Logf("at most %d prefixes a node; the ring takes %d bytes", worst, len(nodes[0].Encode()))
 		c.within(10*time.Minute, func(ctx context.Context) {
 			for i, m := range nodes {
-				m.allocate(ctx, "all", min(3277, 65534-i*3277))
+				m.allocate(ctx, "all", min(205, 4094-i*205))
 			}
 		})
 		c.unique()

@@ -96,6 +96,10 @@ func (a *Allocator) onSurveyed(x *edit, from ring.Owner, m *message) {
 		if s := a.survey; s != nil && len(m.ring.Log()) == s.length {
 			s.answers[from] = m.slots
 		}
+		gone := m.ring.RetiredAt()
+		if len(m.ring.Where(func(x ring.Register) bool { return concerns(gone, x) })) == 0 {
+			a.heirSaid.heir, a.heirSaid.length = from, len(m.ring.Log())
+		}
 	})
 }
 

@@ -52,7 +52,7 @@ type RetiredError struct {
 }
 
 func (e *RetiredError) Error() string {
-	return fmt.Sprintf("this node was declared gone by %s on %s and its addresses went to %s, so it stays out of the mesh; detach its workloads, stop it and run weft reset to start again as a new node",
+	return fmt.Sprintf("this node was declared gone by %s on %s, and its addresses are others' now (heir named: %s), so it stays out of the mesh; detach its workloads, stop it and run weft reset to start again as a new node",
 		e.ByName, e.At.UTC().Format("2006-01-02 15:04:05 UTC"), e.HeirName)
 }
 
@@ -63,7 +63,7 @@ type ForgottenError struct {
 }
 
 func (e *ForgottenError) Error() string {
-	return fmt.Sprintf("the share of the range that was seeded under this node's name was declared nobody's by %s on %s, and went to %s; join with --peer instead of --seed",
+	return fmt.Sprintf("the share of the range that was seeded under this node's name was declared nobody's by %s on %s (heir named: %s); join with --peer instead of --seed",
 		e.ByName, e.At.UTC().Format("2006-01-02 15:04:05 UTC"), e.HeirName)
 }
 
@@ -161,7 +161,26 @@ func (a *Allocator) forgotten(r ForgetRequest) (bool, error) {
 		}
 		done = done && a.ledger.retired(o) && a.leftBy(o) == 0
 	}
-	return done, nil
+	return done && a.settled(v), nil
+}
+
+// settled reports whether the heir says that nothing is left to take over; this node may not have heard of all that there
+// was. An heir that does not answer is not waited for. It asks the heir if need be. a.mu must be held.
+func (a *Allocator) settled(v view) bool {
+	l := a.ledger
+	log := l.ring.Log()
+	heir := log[len(log)-1].Heir
+	switch {
+	case heir == a.cfg.Self:
+		return len(l.estate()) == 0
+	case !v.has(heir), a.heirSaid.heir == heir && a.heirSaid.length == len(log):
+		return true
+	}
+	if now := a.cfg.Now(); now.Sub(a.heirSaid.asked) >= retry {
+		a.heirSaid.asked = now
+		a.send(heir, &message{kind: kindSurvey, ring: l.ring})
+	}
+	return false
 }
 
 // expelled returns a RetiredError, without names, if this node is retired. a.mu must be held.

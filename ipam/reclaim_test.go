@@ -79,7 +79,7 @@ func TestForget(t *testing.T) {
 		if !retired || why.Heir != log[0].Heir {
 			t.Fatalf("%v, %v", why, retired)
 		}
-		want := fmt.Sprintf("this node was declared gone by n1 on %s and its addresses went to n%d, so it stays out of the mesh; detach its workloads, stop it and run weft reset to start again as a new node",
+		want := fmt.Sprintf("this node was declared gone by n1 on %s, and its addresses are others' now (heir named: n%d), so it stays out of the mesh; detach its workloads, stop it and run weft reset to start again as a new node",
 			log[0].At.UTC().Format("2006-01-02 15:04:05 UTC"), log[0].Heir)
 		for _, owner := range []string{"new", "w-0"} {
 			if _, err := n3.Allocate(t.Context(), owner); err == nil || err.Error() != want {
@@ -304,7 +304,7 @@ func TestForgetSeedName(t *testing.T) {
 		c.agree(n1, n2)
 		n3 := c.join(3)
 		r := n1.Retirements()[0]
-		want := fmt.Sprintf("the share of the range that was seeded under this node's name was declared nobody's by n1 on %s, and went to n%d; join with --peer instead of --seed",
+		want := fmt.Sprintf("the share of the range that was seeded under this node's name was declared nobody's by n1 on %s (heir named: n%d); join with --peer instead of --seed",
 			r.At.UTC().Format("2006-01-02 15:04:05 UTC"), r.Heir)
 		if err := n3.Adopt(NameOwner("c")); err == nil || err.Error() != want {
 			t.Errorf("error %v, want %s", err, want)
@@ -334,19 +334,21 @@ func TestForceAfterStart(t *testing.T) {
 		c.crash(nodes[0])
 		c.place(1, 1)
 		n1 := c.join(1)
-		go func() {
+		var healed sync.WaitGroup
+		healed.Go(func() {
 			time.Sleep(2 * time.Second)
 			c.heal()
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.wake()
-		}()
+		})
 		c.within(20*time.Second, func(ctx context.Context) {
 			var alive *AliveError
 			if err := n1.Forget(ctx, ForgetRequest{Dead: []ring.Owner{3}, Force: true}); !errors.As(err, &alive) {
 				t.Errorf("error %v", err)
 			}
 		})
+		healed.Wait()
 		if log := n1.Retirements(); len(log) > 0 {
 			t.Errorf("%+v", log)
 		}

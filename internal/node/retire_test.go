@@ -98,7 +98,7 @@ func (c *cluster) settled() {
 
 func seeded(cfg *Config) { cfg.Seed = []string{"n1", "n2", "n3"} }
 
-var retiredText = regexp.MustCompile(`^this node was declared gone by n\d on 2000-01-01 00:\d\d:\d\d UTC and its addresses went to n\d, ` +
+var retiredText = regexp.MustCompile(`^this node was declared gone by n\d on 2000-01-01 00:\d\d:\d\d UTC, and its addresses are others' now \(heir named: n\d\), ` +
 	`so it stays out of the mesh; detach its workloads, stop it and run weft reset to start again as a new node$`)
 
 // isRetired fails unless the node of m runs nothing of its own, says why, and refuses what it cannot do any more.

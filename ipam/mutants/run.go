@@ -139,7 +139,7 @@ func (l *lab) build(ctx context.Context, m mutant) (binary string, err error) {
 		return "", err
 	}
 	base := filepath.Join(l.dir, m.name)
-	if err := os.WriteFile(base+".go", broken, 0o600); err != nil {
+	if err := os.WriteFile(base+".go", broken, 0o600); err != nil { //nolint:gosec // below the directory that the caller made
 		return "", err
 	}
 	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: base + ".go"}})
