@@ -389,7 +389,11 @@ func TestForgetDonorOfSilentNode(t *testing.T) {
 		}()
 		time.Sleep(200 * time.Millisecond)
 		var from ring.Owner
-		for _, reg := range nodes[0].ledger.ring.All() {
+		known, err := ring.Decode(nodes[0].Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, reg := range known.All() {
 			if reg.From != 0 && reg.Owner == 5 {
 				from = reg.From
 			}
