@@ -116,7 +116,8 @@ func (a *Allocator) next(l *ledger, now time.Time, v view) (step, *want) {
 	}
 	switch {
 	case l.retired(l.self), a.leaving:
-	case a.mayForce(w, now) && !a.majority(v):
+	case a.mayForce(w, now) && (!a.majority(v) || votes.Value.Dead == l.self):
+		// A vote about this node itself, which its own slots are missing for, may never end otherwise.
 		return force, w
 	case now.Before(a.holdOff), votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == l.self:
 	case votes.Promised != (ring.Ballot{}) && votes.Promised.Node != l.self && (votes != a.stalledAt || now.Sub(a.stalled) < finishAfter+a.turn(v, patience)):
