@@ -71,8 +71,13 @@ their packet threads alone, which is what the mesh itself costs.`,
 	return cmd
 }
 
-// completeNodes completes the names of the other nodes.
+// completeNodes completes the names of the other nodes that answer.
 func (c *cli) completeNodes(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	return c.completePeers(cmd, args, begun, func(p api.Peer) bool { return p.State == "alive" })
+}
+
+// completePeers completes the names of the peers that are wanted, as the only argument.
+func (c *cli) completePeers(cmd *cobra.Command, args []string, begun string, wanted func(api.Peer) bool) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -82,7 +87,7 @@ func (c *cli) completeNodes(cmd *cobra.Command, args []string, begun string) ([]
 	}
 	var names []string
 	for _, p := range peers {
-		if p.State == "alive" && strings.HasPrefix(p.Name, begun) {
+		if wanted(p) && strings.HasPrefix(p.Name, begun) {
 			names = append(names, p.Name)
 		}
 	}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -82,20 +81,9 @@ func forgotten(f api.Forgotten) string {
 
 // completeGone completes the names of nodes that do not answer.
 func (c *cli) completeGone(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	peers, err := c.client().Peers(cmd.Context())
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for _, p := range peers {
-		if p.State != "alive" && p.State != string(api.Retired) && !p.Gone && strings.HasPrefix(p.Name, begun) {
-			names = append(names, p.Name)
-		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return c.completePeers(cmd, args, begun, func(p api.Peer) bool {
+		return p.State != "alive" && p.State != string(api.Retired) && !p.Gone
+	})
 }
 
 // note writes a line about the progress, warn one about a danger. Whether somebody reads them is not known.
