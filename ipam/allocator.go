@@ -91,7 +91,8 @@ type Allocator struct {
 	hold      bool                  // nothing new is handed out before somebody was heard: this node may have been retired while it was down
 	wants     []*want               // retirements that are wanted, in order
 	absent    map[ring.Owner]missed // who is named in the ring and does not answer, and since when
-	heirSaid  struct {              // who has said last that nothing is left to take over
+	surveyed  int                   // the length of the log for which this node, as the heir, has heard from a majority
+	heirSaid  struct {              // who has said last what it knows, as the heir perhaps
 		heir   ring.Owner
 		length int // of its log
 		asked  time.Time

@@ -96,10 +96,7 @@ func (a *Allocator) onSurveyed(x *edit, from ring.Owner, m *message) {
 		if s := a.survey; s != nil && len(m.ring.Log()) == s.length {
 			s.answers[from] = m.slots
 		}
-		gone := m.ring.RetiredAt()
-		if len(m.ring.Where(func(x ring.Register) bool { return concerns(gone, x) })) == 0 {
-			a.heirSaid.heir, a.heirSaid.length = from, len(m.ring.Log())
-		}
+		a.heirSaid.heir, a.heirSaid.length = from, len(m.ring.Log())
 	})
 }
 
@@ -128,7 +125,11 @@ func (a *Allocator) reclaim(now time.Time, v view) time.Duration {
 func (a *Allocator) inquire(now time.Time, v view) {
 	l := a.ledger
 	log := l.ring.Log()
-	if len(log) == 0 || log[len(log)-1].Heir != a.cfg.Self || len(l.estate()) == 0 {
+	if s := a.survey; s != nil && s.length == len(log) && l.majority(s.known(l)) {
+		a.surveyed = len(log)
+	}
+	// Once at least, for there may be more to take over than this node has heard of.
+	if len(log) == 0 || log[len(log)-1].Heir != a.cfg.Self || len(l.estate()) == 0 && a.surveyed == len(log) {
 		a.survey = nil
 		return
 	}

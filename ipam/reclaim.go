@@ -164,15 +164,16 @@ func (a *Allocator) forgotten(r ForgetRequest) (bool, error) {
 	return done && a.settled(v), nil
 }
 
-// settled reports whether the heir says that nothing is left to take over; this node may not have heard of all that there
-// was. An heir that does not answer is not waited for. It asks the heir if need be. a.mu must be held.
+// settled reports whether this node has heard of all that there is to take over, which it may not have when that was
+// decided: as the heir from a majority, or else from the heir, which it asks if need be. An heir that does not answer is not
+// waited for. a.mu must be held.
 func (a *Allocator) settled(v view) bool {
 	l := a.ledger
 	log := l.ring.Log()
 	heir := log[len(log)-1].Heir
 	switch {
 	case heir == a.cfg.Self:
-		return len(l.estate()) == 0
+		return a.surveyed == len(log) || log[len(log)-1].Forced
 	case !v.has(heir), a.heirSaid.heir == heir && a.heirSaid.length == len(log):
 		return true
 	}
