@@ -20,8 +20,9 @@ type inquiry struct {
 }
 
 // ask asks those of a list who have not answered, in its order, so that few questions are open at a time, and the rarer the
-// longer somebody has not answered; and those who have answered now and then again, for the answer may have lost its worth. encode is called once at most.
-func (q asked) ask(list []ring.Owner, answers map[ring.Owner]ring.Set, now time.Time, encode func() []byte, send func(ring.Owner, []byte)) {
+// longer somebody has not answered; and those who have answered now and then again, for the answer may have lost its worth.
+// What is to be sent is appended to out. question is called once at most, and encoded once, for it may be large.
+func (q asked) ask(list []ring.Owner, answers map[ring.Owner]ring.Set, now time.Time, question func() *message, out *[]parcel) {
 	var msg []byte
 	open := 0
 	for _, o := range list {
@@ -39,9 +40,9 @@ func (q asked) ask(list []ring.Owner, answers map[ring.Owner]ring.Set, now time.
 			return
 		}
 		if msg == nil {
-			msg = encode()
+			msg = question().encode()
 		}
-		send(o, msg)
+		*out = append(*out, parcel{o, msg})
 		q[o] = inquiry{now, last.tries + 1}
 		open++
 	}

@@ -294,8 +294,7 @@ const maxAdvances = 8
 // due reports whether advance has something to do. a.mu must be held.
 func (a *Allocator) due(now time.Time, v view) bool {
 	l := a.ledger
-	revocable := func(o *outgoing) bool { return !o.handed && l.retired(o.to) }
-	return len(l.ripe(v.has)) > 0 || slices.ContainsFunc(l.outgoing, revocable) || a.wantsStep(l, now, v) || len(a.heritage(l, v)) > 0
+	return len(l.ripe(v.has)) > 0 || slices.ContainsFunc(l.outgoing, l.revocable) || a.wantsStep(l, now, v) || len(a.heritage(l, v)) > 0
 }
 
 // advance makes the changes that are due.

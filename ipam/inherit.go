@@ -144,8 +144,5 @@ func (a *Allocator) inquire(now time.Time, v view) {
 		list = append(list, a.richest(v)...)
 		list = append(list, v.alive...) // those, too, who own nothing may speak for something
 	}
-	s.sent.ask(list, s.answers, now, func() []byte {
-		m := &message{kind: kindSurvey, ring: l.ring}
-		return m.encode()
-	}, func(o ring.Owner, msg []byte) { a.out = append(a.out, parcel{o, msg}) })
+	s.sent.ask(list, s.answers, now, func() *message { return &message{kind: kindSurvey, ring: l.ring} }, &a.out)
 }

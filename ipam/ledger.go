@@ -145,12 +145,15 @@ func each(s ring.Set, f func(ring.Interval) error) error {
 	return nil
 }
 
+// revocable reports whether a grant is to be taken back.
+func (l *ledger) revocable(o *outgoing) bool { return !o.handed && l.retired(o.to) }
+
 // revoke takes back what was granted to nodes that are retired and was not handed over, and returns these slots. This
 // node has been speaking for them all the time, and never hands them over any more.
 func (l *ledger) revoke() (ring.Set, error) {
 	var back ring.Set
 	for _, o := range l.outgoing {
-		if !o.handed && l.retired(o.to) {
+		if l.revocable(o) {
 			back = back.Union(l.ring.Same(o.grants))
 		}
 	}

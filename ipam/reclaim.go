@@ -126,6 +126,9 @@ func (a *Allocator) want(r ForgetRequest) ([]*want, error) {
 	if err := a.expelled(); err != nil {
 		return nil, err
 	}
+	if len(r.Dead) == 0 {
+		return nil, errors.New("no node to forget is named; name one")
+	}
 	var wants []*want
 	for _, o := range r.Dead {
 		switch {
@@ -278,11 +281,7 @@ func (a *Allocator) undecided(now time.Time, v view) (out []Reclaim) {
 		r := Reclaim{Dead: w.dead, Since: w.since, Size: uint64(a.size), Left: a.share()[w.dead].Len()}
 		slots := l.spoken()
 		if p := a.proposal; p != nil {
-			answers := p.promised
-			if votes.Accepted == p.ballot {
-				answers = p.accepted
-			}
-			slots = counted(slots, answers, l, w.dead)
+			slots = counted(slots, p.answers(votes), l, w.dead)
 		}
 		r.Slots, r.Missing = slots.Len(), a.missing(slots, v, w.dead)
 		r.Short = 2*r.Left >= r.Size

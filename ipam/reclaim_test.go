@@ -58,6 +58,9 @@ func TestForget(t *testing.T) {
 		if err := n1.Forget(t.Context(), ForgetRequest{Dead: []ring.Owner{1}, Sure: true}); err == nil || err.Error() != "a node cannot forget itself; have it leave (weft leave), or forget it on another node" {
 			t.Errorf("error %v", err)
 		}
+		if err := n1.Forget(t.Context(), ForgetRequest{}); err == nil || err.Error() != "no node to forget is named; name one" {
+			t.Errorf("error %v", err)
+		}
 		c.crash(n3)
 		c.sure(n1, 3*time.Second, ForgetRequest{Dead: []ring.Owner{3}})
 		c.sure(n2, 3*time.Second, ForgetRequest{Dead: []ring.Owner{3}}) // again, and from somebody else

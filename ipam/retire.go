@@ -46,6 +46,14 @@ type proposal struct {
 	sent     asked // in the current phase
 }
 
+// answers returns those to the current phase.
+func (p *proposal) answers(votes ring.Votes) map[ring.Owner]ring.Set {
+	if votes.Accepted == p.ballot {
+		return p.accepted
+	}
+	return p.promised
+}
+
 // counted returns the slots of those answers that count, besides own ones.
 func counted(own ring.Set, answers map[ring.Owner]ring.Set, l *ledger, dead ring.Owner) ring.Set {
 	if dead == l.self {
@@ -138,11 +146,7 @@ func (a *Allocator) mayForce(w *want, now time.Time) bool {
 
 // canvassed reports whether all who answer at all have voted in the current phase.
 func (a *Allocator) canvassed(l *ledger, v view) bool {
-	p := a.proposal
-	answers := p.promised
-	if l.ring.Votes().Accepted == p.ballot {
-		answers = p.accepted
-	}
+	answers := a.proposal.answers(l.ring.Votes())
 	return !slices.ContainsFunc(v.alive, func(o ring.Owner) bool { _, ok := answers[o]; return !ok })
 }
 
@@ -207,14 +211,9 @@ func (a *Allocator) canvass(now time.Time, v view) {
 	if p == nil || len(l.ring.Log()) != p.index || l.ring.Votes().Promised != p.ballot {
 		return
 	}
-	answers := p.promised
-	if l.ring.Votes().Accepted == p.ballot {
-		answers = p.accepted
-	}
-	p.sent.ask(v.alive, answers, now, func() []byte {
-		m := &message{kind: kindVote, ring: ring.New(a.size).WithLog(l.ring)}
-		return m.encode()
-	}, func(o ring.Owner, msg []byte) { a.out = append(a.out, parcel{o, msg}) })
+	p.sent.ask(v.alive, p.answers(l.ring.Votes()), now, func() *message {
+		return &message{kind: kindVote, ring: ring.New(a.size).WithLog(l.ring)}
+	}, &a.out)
 }
 
 // turn returns how long this node waits for its turn, if each of those who answer and are before it takes as long as that.

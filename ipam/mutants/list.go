@@ -235,14 +235,14 @@ func reclaiming() []mutant {
 		},
 		{
 			"revoke-after-hand-over", "ledger.go",
-			`if !o.handed && l.retired(o.to) {`,
-			`if l.retired(o.to) {`,
+			`func (l *ledger) revocable(o *outgoing) bool { return !o.handed && l.retired(o.to) }`,
+			`func (l *ledger) revocable(o *outgoing) bool { return l.retired(o.to) }`,
 			"a donor takes back only what it has not handed over",
 		},
 		{
 			"never-revoke", "ledger.go",
-			`if !o.handed && l.retired(o.to) {`,
-			`if false {`,
+			`func (l *ledger) revocable(o *outgoing) bool { return !o.handed && l.retired(o.to) }`,
+			`func (l *ledger) revocable(o *outgoing) bool { return false }`,
 			"what was granted to a node that is retired, and not handed over, is taken back",
 		},
 		{
