@@ -137,7 +137,7 @@ func (c *cluster) node(targets ...string) *testNode {
 	n := &testNode{c: c, host: host, bag: &bag{items: map[string]bool{}}}
 	n.cfg = Config{
 		ID: NodeID(i), Name: name, Keys: c.keys, Universe: c.uni, Port: testPort, Advertise: hostAddr(i),
-		Targets: targets, Packets: host, Network: host, Log: c.core.Named(name), Tuning: c.tune,
+		Targets: targets, Packets: packets{host}, Network: host, Log: c.core.Named(name), Tuning: c.tune,
 		OnChange: func() {
 			n.mu.Lock()
 			n.changes++
@@ -162,7 +162,7 @@ func (n *testNode) start() *testNode {
 	}
 	n.Mesh = m
 	m.Register("bag", n.bag)
-	n.host.Receive(testPort, m.Deliver)
+	n.host.Receive(testPort, func(b []byte, from netip.AddrPort, at time.Time) { m.Deliver(b, Addr{Addr: from}, at) })
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done = cancel, make(chan error, 1)
 	go func() { n.done <- m.Run(ctx) }()
@@ -285,3 +285,9 @@ func agreed(ns ...*testNode) func() bool {
 }
 
 func (c *cluster) logged(text string) int { return c.log.FilterMessageSnippet(text).Len() }
+
+// packets carries gossip packets over a network in memory.
+type packets struct{ host *memnet.Host }
+
+func (p packets) SendControl(b []byte, to Addr) error { return p.host.SendControl(b, to.Addr) }
+func (p packets) Examine(NodeID)                      {}

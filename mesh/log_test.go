@@ -117,7 +117,7 @@ func TestPacketJunk(t *testing.T) {
 			if i < 5000 {
 				from = netip.AddrFrom4([4]byte{100, 64, 0, 1})
 			}
-			a.Deliver(junk[:i%1200], netip.AddrPortFrom(from, uint16(i)), time.Now())
+			a.Deliver(junk[:i%1200], Addr{Addr: netip.AddrPortFrom(from, uint16(i))}, time.Now())
 			if i%500 == 0 {
 				synctest.Wait()
 			}

@@ -296,7 +296,7 @@ func (m *Mesh) Dropped() uint64 { return m.dropped.Load() }
 
 // Deliver takes in a gossip packet that the router received. b is copied. It
 // never blocks: packets that cannot be taken at once are dropped.
-func (m *Mesh) Deliver(b []byte, from netip.AddrPort, at time.Time) {
+func (m *Mesh) Deliver(b []byte, from Addr, at time.Time) {
 	if len(b) > 0 {
 		m.transport.deliver(b, from, at)
 	}

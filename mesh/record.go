@@ -64,6 +64,7 @@ type Record struct {
 	MTU            uint16           // inner MTU; 0: not known yet, else at least 576
 	Build          string           // at most 128 bytes
 	Universe       [16]byte
+	Links          []NodeID // nodes that this one reaches directly and that relay for it, at most 8, ascending
 }
 
 // Bounds of a record.
@@ -75,6 +76,7 @@ const (
 	maxFeature   = 64
 	maxSubnets   = 64
 	maxBuild     = 128
+	maxLinks     = 8
 	minMTU       = 576
 	maxRecord    = 8 << 10 // encoded bytes
 )
@@ -94,6 +96,7 @@ type wireRecord struct {
 	MTU       uint16   `cbor:"11,keyasint,omitempty"`
 	Build     string   `cbor:"12,keyasint,omitempty"`
 	Universe  []byte   `cbor:"13,keyasint,omitempty"`
+	Links     []uint64 `cbor:"14,keyasint,omitempty"`
 }
 
 // MarshalBinary returns the record as the mesh sends it and as it may be kept
@@ -108,6 +111,9 @@ func (r Record) MarshalBinary() ([]byte, error) {
 	}
 	if r.Universe != [16]byte{} {
 		w.Universe = r.Universe[:]
+	}
+	for _, l := range r.Links {
+		w.Links = append(w.Links, uint64(l))
 	}
 	for _, e := range r.Endpoints {
 		b, err := e.MarshalBinary()
@@ -152,8 +158,11 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 	}
 	copy(n.PublicKey[:], w.PublicKey)
 	copy(n.Universe[:], w.Universe)
-	if len(w.Endpoints) > maxEndpoints || len(w.Subnets) > maxSubnets {
-		return fmt.Errorf("decode a node record: node %v lists %d endpoints and %d subnets", n.ID, len(w.Endpoints), len(w.Subnets))
+	if len(w.Endpoints) > maxEndpoints || len(w.Subnets) > maxSubnets || len(w.Links) > maxLinks {
+		return fmt.Errorf("decode a node record: node %v lists %d endpoints, %d subnets and %d links", n.ID, len(w.Endpoints), len(w.Subnets), len(w.Links))
+	}
+	for _, l := range w.Links {
+		n.Links = append(n.Links, NodeID(l))
 	}
 	for _, e := range w.Endpoints {
 		var a netip.AddrPort
@@ -198,12 +207,19 @@ func (r *Record) check() error {
 		return bad("lists %d features, at most %d are carried", len(r.Features), maxFeatures)
 	case len(r.TrustedSubnets) > maxSubnets:
 		return bad("lists %d trusted subnets, at most %d are carried", len(r.TrustedSubnets), maxSubnets)
+	case len(r.Links) > maxLinks:
+		return bad("lists %d links, at most %d are carried", len(r.Links), maxLinks)
 	case r.MTU != 0 && r.MTU < minMTU:
 		return bad("has an MTU of %d, at least %d is needed", r.MTU, minMTU)
 	}
 	for _, e := range r.Endpoints {
 		if !sendable(e) {
 			return bad("has the impossible endpoint %v", e)
+		}
+	}
+	for i, l := range r.Links {
+		if !l.Valid() || l == r.ID || i > 0 && l <= r.Links[i-1] {
+			return bad("has links that are no ascending list of other nodes")
 		}
 	}
 	for _, f := range r.Features {
@@ -224,6 +240,7 @@ func (r Record) clone() Record {
 	r.Endpoints = slices.Clone(r.Endpoints)
 	r.Suites = slices.Clone(r.Suites)
 	r.Features = slices.Clone(r.Features)
+	r.Links = slices.Clone(r.Links)
 	r.TrustedSubnets = slices.Clone(r.TrustedSubnets)
 	return r
 }

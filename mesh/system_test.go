@@ -23,13 +23,15 @@ type udp struct {
 	conn *net.UDPConn
 }
 
-func (u *udp) SendControl(b []byte, to netip.AddrPort) error {
+func (u *udp) Examine(NodeID) {}
+
+func (u *udp) SendControl(b []byte, to Addr) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.conn == nil {
 		return net.ErrClosed
 	}
-	_, err := u.conn.WriteToUDPAddrPort(b, to)
+	_, err := u.conn.WriteToUDPAddrPort(b, to.Addr)
 	return err
 }
 
@@ -72,7 +74,7 @@ func TestSystemNetwork(t *testing.T) {
 				if err != nil {
 					return
 				}
-				m.Deliver(b[:n], from, time.Now())
+				m.Deliver(b[:n], Addr{Addr: from}, time.Now())
 			}
 		}()
 		ran := make(chan error, 1)

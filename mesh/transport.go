@@ -47,7 +47,11 @@ func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	to, err := netip.ParseAddrPort(a.Addr)
 	if err == nil {
-		err = t.m.cfg.Packets.SendControl(b, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+		var node NodeID // 0 where memberlist does not say for whom it is
+		if id, _, perr := parseMember(a.Name); perr == nil {
+			node = id
+		}
+		err = t.m.cfg.Packets.SendControl(b, Addr{Node: node, Addr: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())})
 	}
 	if err != nil {
 		return time.Time{}, &net.OpError{Op: "write", Net: "udp", Err: fmt.Errorf("gossip to %s: %w", a.Addr, err)}
@@ -59,8 +63,8 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
 // deliver queues a packet for memberlist, or drops it.
-func (t *transport) deliver(b []byte, from netip.AddrPort, at time.Time) {
-	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from.Addr().Unmap(), from.Port())), Timestamp: at}
+func (t *transport) deliver(b []byte, from Addr, at time.Time) {
+	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port())), Timestamp: at}
 	select {
 	case t.packets <- p:
 	default:

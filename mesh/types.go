@@ -96,10 +96,20 @@ func (Keys) String() string { return "(hidden)" }
 // GoString hides the keys.
 func (Keys) GoString() string { return "mesh.Keys(hidden)" }
 
-// Packets sends gossip packets; the router implements it. SendControl may be
-// called from many goroutines, must not block on the network and does not keep b.
+// Addr is where a packet goes to or came from: a node, by whichever path there is to it, or, while the node is not known,
+// an address of the network below.
+type Addr struct {
+	Node NodeID         // 0: not known
+	Addr netip.AddrPort // not valid: whatever the path of Node says
+}
+
+// Packets sends gossip packets; the router implements it. Its methods may be
+// called from many goroutines and must not block on the network.
 type Packets interface {
-	SendControl(b []byte, to netip.AddrPort) error
+	// SendControl sends b to a node, or to an address if the node is not known to the router. It does not keep b.
+	SendControl(b []byte, to Addr) error
+	// Examine tells that a node did not answer by its present path.
+	Examine(NodeID)
 }
 
 // State is a replicated state-based CRDT. Both methods may be called from

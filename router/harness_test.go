@@ -96,8 +96,8 @@ func newHostWith(t *testing.T, net *routertest.Net, i int, s shape, change func(
 		Preshared: s.psk,
 		Poll:      routertest.Poll,
 		Log:       zap.New(core),
-		Control: func(b []byte, from netip.AddrPort, _ time.Time) {
-			h.gossip <- fmt.Sprintf("%v %s", from, b)
+		Control: func(b []byte, from router.Addr, _ time.Time) {
+			h.gossip <- fmt.Sprintf("%v %s", from.Addr, b)
 		},
 	}
 	for range s.shards {

@@ -76,7 +76,7 @@ func (s *shard) datagram(known *snapshot, b []byte, from netip.AddrPort, now tim
 			return nil
 		}
 		s.stats.controlRx.Add(1)
-		s.r.config.Control(b[1:], from, now)
+		s.r.config.Control(b[1:], Addr{Addr: from}, now)
 	default:
 		s.stats.drop(DropType)
 	}

@@ -17,7 +17,7 @@ import (
 
 func TestControl(t *testing.T) {
 	inEachShape(t, func(t *testing.T, _ *routertest.Net, a, b *host) {
-		if err := a.SendControl([]byte("gossip"), at(2)); err != nil {
+		if err := a.SendControl([]byte("gossip"), router.Addr{Addr: at(2)}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -28,7 +28,7 @@ func TestControl(t *testing.T) {
 			t.Errorf("stats %+v, %+v", a.Stats(), b.Stats())
 		}
 		a.conns[0].SetSendError(routertest.ErrUnreachable)
-		if err := a.SendControl(nil, at(2)); !errors.Is(err, routertest.ErrUnreachable) || !strings.HasPrefix(err.Error(), "sending a gossip packet to 192.0.2.2:6783: ") {
+		if err := a.SendControl(nil, router.Addr{Addr: at(2)}); !errors.Is(err, routertest.ErrUnreachable) || !strings.HasPrefix(err.Error(), "sending a gossip packet to 192.0.2.2:6783: ") {
 			t.Errorf("error %v", err)
 		}
 	})

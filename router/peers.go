@@ -16,6 +16,14 @@ import (
 type Peer struct {
 	// Key identifies the peer. Two entries with one key are an error.
 	Key session.PublicKey
+	// ID names the peer as a node of the mesh; 0: it is none. Two peers with one are an error.
+	ID uint64
+	// Boot is the number of the process that the node runs as; another one means that it was started anew.
+	Boot uint64
+	// Links are the nodes that the peer reaches directly, as it says itself: by them it can be reached, too.
+	Links []uint64
+	// NoRelay tells that the peer does not pass on what is not for it.
+	NoRelay bool
 	// Name is for people; it need not be unique.
 	Name string
 	// Endpoints are addresses where the peer may be found, best first. They are tried in turn, one

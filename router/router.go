@@ -48,9 +48,18 @@ type Config struct {
 	// RaiseInterval is the longest time between two attempts to send larger packets on a path that was found to be narrow; 0 means
 	// a minute. The first attempts come sooner.
 	RaiseInterval time.Duration
+	// ID is this node's, by which others in the mesh name it.
+	ID uint64
 	// Control gets the datagrams of the mesh without their first byte. It is called by the shards, concurrently, and must not
 	// block; b is valid only during the call. nil drops them.
-	Control func(b []byte, from netip.AddrPort, at time.Time)
+	Control func(b []byte, from Addr, at time.Time)
+}
+
+// Addr is where a control datagram goes to or came from: a node, by whichever path there is to it, or, while the node is not known,
+// an address of the network below.
+type Addr struct {
+	Node uint64         // 0: not known
+	Addr netip.AddrPort // not valid: whatever the path of Node says
 }
 
 // Local is what the router knows of its own host.
@@ -184,14 +193,17 @@ func closeAll(pollers []Poller) error {
 
 // SendControl sends b, with the type byte before it, to the mesh's part of another host. An error says why this one
 // datagram could not leave; none does not mean that it arrived.
-func (r *Router) SendControl(b []byte, to netip.AddrPort) error {
+func (r *Router) SendControl(b []byte, to Addr) error {
 	msg := slices.Concat([]byte{ControlType}, b)
-	if err := r.config.Conns[0].SendTo(msg, to, 0); err != nil {
-		return fmt.Errorf("sending a gossip packet to %v: %w", to, err)
+	if err := r.config.Conns[0].SendTo(msg, to.Addr, 0); err != nil {
+		return fmt.Errorf("sending a gossip packet to %v: %w", to.Addr, err)
 	}
 	r.shards[0].stats.controlTx.Add(1)
 	return nil
 }
+
+// Examine tells that a node did not answer by its present path, so that another one is looked for.
+func (r *Router) Examine(uint64) {}
 
 // Greet begins a handshake with every peer that has an endpoint, spread over about a
 // second: after a restart the peers learn so that our old keys are gone.

@@ -139,7 +139,11 @@ func (p *fakePlane) SetLocal(l router.Local) {
 	p.local = l
 }
 
-func (p *fakePlane) SendControl(b []byte, to netip.AddrPort) error { return p.host.SendControl(b, to) }
+func (p *fakePlane) SendControl(b []byte, to router.Addr) error {
+	return p.host.SendControl(b, to.Addr)
+}
+
+func (p *fakePlane) Examine(uint64) {}
 
 func (p *fakePlane) Offloads() Offloads { return Offloads{TSO: true, GRO: true} }
 func (p *fakePlane) TUN() TUN           { return TUNNative }
@@ -215,7 +219,7 @@ func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 		return nil, m.broken
 	}
 	p := &fakePlane{host: m.net}
-	m.net.Receive(DefaultPort, c.control)
+	m.net.Receive(DefaultPort, func(b []byte, from netip.AddrPort, at time.Time) { c.control(b, router.Addr{Addr: from}, at) })
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.carrier = p

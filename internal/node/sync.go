@@ -31,6 +31,8 @@ const (
 	// repairInterval is how often the host's network is compared with what it
 	// should be.
 	repairInterval = 30 * time.Second
+	// featureNoRelay in a node's record says that it passes nothing on for others.
+	featureNoRelay = "no-relay"
 )
 
 // signal is a flag that somebody waits for; raising it twice is raising it once.
@@ -180,7 +182,13 @@ func peersOf(nodes []mesh.Node, holdings []ipam.Holding, mtu int) []router.Peer 
 			continue
 		}
 		seen[key] = true
-		p := router.Peer{Key: key, Name: m.Name, Suite: suiteWith(m.Suites), Prefixes: owned[ring.Owner(m.ID)], MTU: mtu}
+		p := router.Peer{
+			Key: key, ID: uint64(m.ID), Boot: m.Boot, NoRelay: slices.Contains(m.Features, featureNoRelay), Name: m.Name,
+			Suite: suiteWith(m.Suites), Prefixes: owned[ring.Owner(m.ID)], MTU: mtu,
+		}
+		for _, l := range m.Links {
+			p.Links = append(p.Links, uint64(l))
+		}
 		if theirs := int(m.MTU); theirs != 0 {
 			p.MTU = min(p.MTU, theirs)
 		}

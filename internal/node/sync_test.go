@@ -37,6 +37,7 @@ func TestPeersOf(t *testing.T) {
 		{Record: record(6, 3, 1420), Status: mesh.Alive}, // claims the key of another
 		{Record: record(7, 1, 1420), Status: mesh.Alive}, // claims ours
 	}
+	nodes[1].Boot, nodes[1].Links, nodes[1].Features = 12, []mesh.NodeID{3}, []string{featureNoRelay}
 	holdings := []ipam.Holding{
 		{Owner: 1, Prefixes: prefix("10.32.0.0/13")},
 		{Owner: 2, Prefixes: prefix("10.40.0.0/14", "fd00::/110")},
@@ -45,11 +46,11 @@ func TestPeersOf(t *testing.T) {
 	got := peersOf(nodes, holdings, 1420)
 	want := []router.Peer{
 		{
-			Key: session.PublicKey{2}, Name: nodes[1].Name, MTU: 1300, Prefixes: prefix("10.40.0.0/14", "fd00::/110"),
+			Key: session.PublicKey{2}, ID: 2, Boot: 12, Links: []uint64{3}, NoRelay: true, Name: nodes[1].Name, MTU: 1300, Prefixes: prefix("10.40.0.0/14", "fd00::/110"),
 			Endpoints: []netip.AddrPort{ap("192.0.2.2:6783"), ap("[2001:db8::2]:6783")},
 		},
 		{
-			Key: session.PublicKey{3}, Name: nodes[2].Name, MTU: 1420,
+			Key: session.PublicKey{3}, ID: 3, Name: nodes[2].Name, MTU: 1420,
 			Endpoints: []netip.AddrPort{ap("198.51.100.3:6783"), ap("192.0.2.3:6783")},
 		},
 	}

@@ -32,7 +32,8 @@ type dataplane interface {
 	Run(ctx context.Context) error
 	SetPeers(peers []router.Peer) error
 	SetLocal(l router.Local)
-	SendControl(b []byte, to netip.AddrPort) error
+	SendControl(b []byte, to router.Addr) error
+	Examine(node uint64)
 	Greet()
 	Stats() router.Stats
 	PeerStats() []router.PeerStats
@@ -54,7 +55,8 @@ type planeConfig struct {
 	tun       TUN
 	offloads  Offloads
 	copyDSCP  bool
-	control   func(b []byte, from netip.AddrPort, at time.Time)
+	id        mesh.NodeID
+	control   func(b []byte, from router.Addr, at time.Time)
 	log       *zap.Logger
 }
 
@@ -165,7 +167,7 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	}
 	conns = conns[:shards]
 	r, err := router.New(router.Config{
-		Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
+		ID: uint64(c.id), Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
 		CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
 	})
 	if err != nil {

@@ -137,7 +137,10 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	e.plane, err = n.sys.plane(port, planeConfig{
 		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
 		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, copyDSCP: n.cfg.CopyDSCP, log: n.log.Named("router"),
-		control: e.mesh.Deliver,
+		id: n.state.identity.ID,
+		control: func(b []byte, from router.Addr, at time.Time) {
+			e.mesh.Deliver(b, mesh.Addr{Node: mesh.NodeID(from.Node), Addr: from.Addr}, at)
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -382,7 +385,11 @@ func unadopted(o ring.Owner) bool { return !mesh.NodeID(o).Valid() }
 // packets lets the mesh send its gossip by the router's socket.
 type packets struct{ e *engines }
 
-func (p packets) SendControl(b []byte, to netip.AddrPort) error { return p.e.plane.SendControl(b, to) }
+func (p packets) SendControl(b []byte, to mesh.Addr) error {
+	return p.e.plane.SendControl(b, router.Addr{Node: uint64(to.Node), Addr: to.Addr})
+}
+
+func (p packets) Examine(id mesh.NodeID) { p.e.plane.Examine(uint64(id)) }
 
 // ipamNet carries the allocator's messages by the mesh. As long as alone is set there is nobody whom it could ask.
 type ipamNet struct {
