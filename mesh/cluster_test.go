@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -126,6 +127,20 @@ func newCluster(t *testing.T, seed uint64) *cluster {
 	return c
 }
 
+// testIdentity returns one of 100 identities; their ids ascend with i.
+func testIdentity(i int) Identity {
+	var all []Identity
+	for j := range 100 {
+		one, err := NewIdentity(bytes.Repeat([]byte{byte(j)}, 32))
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, one)
+	}
+	slices.SortFunc(all, func(a, b Identity) int { return cmp.Compare(a.id, b.id) })
+	return all[i]
+}
+
 func hostAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 0, byte(i)}) }
 
 // node adds a host and a node on it; it is not started yet. Nodes count from 1.
@@ -136,7 +151,7 @@ func (c *cluster) node(targets ...string) *testNode {
 	c.net.Name(name, hostAddr(i))
 	n := &testNode{c: c, host: host, bag: &bag{items: map[string]bool{}}}
 	n.cfg = Config{
-		ID: NodeID(i), Name: name, Keys: c.keys, Universe: c.uni, Port: testPort, Advertise: hostAddr(i),
+		Identity: testIdentity(i), Name: name, Keys: c.keys, Universe: c.uni, Port: testPort, Advertise: hostAddr(i),
 		Targets: targets, Packets: packets{host}, Network: host, Log: c.core.Named(name), Tuning: c.tune,
 		OnChange: func() {
 			n.mu.Lock()
@@ -188,7 +203,7 @@ func (n *testNode) finish() {
 	n.host.Receive(testPort, nil)
 	n.cfg.Known = nil
 	for _, k := range n.Nodes() {
-		n.cfg.Known = append(n.cfg.Known, k.Record)
+		n.cfg.Known = append(n.cfg.Known, k.Signed)
 	}
 	n.done = nil
 }
@@ -233,7 +248,7 @@ func (n *testNode) inbox() []received {
 
 func (n *testNode) status(of *testNode) Status {
 	for _, k := range n.Nodes() {
-		if k.ID == of.cfg.ID {
+		if k.ID == of.cfg.Identity.ID() {
 			return k.Status
 		}
 	}

@@ -67,7 +67,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	if err != nil {
 		return err
 	}
-	if id == m.cfg.ID {
+	if id == m.id {
 		if boot != m.boot {
 			return errors.New("an earlier life of this node")
 		}
@@ -85,7 +85,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 
 // NotifyJoin notes that a process is alive.
 func (d delegate) NotifyJoin(n *memberlist.Node) {
-	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.cfg.ID {
+	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.id {
 		a, _ := nodeAddr(n)
 		d.m.noteAlive(id, boot, a)
 	}
@@ -93,7 +93,7 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 
 // NotifyLeave notes that a process is not.
 func (d delegate) NotifyLeave(n *memberlist.Node) {
-	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.cfg.ID {
+	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.id {
 		d.m.noteDead(id, boot)
 	}
 }

@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"net/netip"
@@ -40,14 +41,17 @@ func FuzzHello(f *testing.F) {
 }
 
 func FuzzIntroduction(f *testing.F) {
-	f.Add(must(f)(testIntroduction(1).encode()))
-	f.Add(must(f)(introduction{id: 5, purpose: purposeProbe}.encode()))
+	who := testIdentity(5)
+	at := [sha256.Size]byte{7}
+	f.Add(must(f)(testIntroduction(5).encode(diallerLabel, at))[signedHead:])
+	f.Add(must(f)(introduction{identity: who, id: who.ID(), purpose: purposeProbe}.encode(diallerLabel, at))[signedHead:])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		i, err := decodeIntroduction(b)
+		i, err := decodeIntroduction(who.sign(diallerLabel, at[:], b), diallerLabel, at)
 		if err != nil {
 			return
 		}
-		again, err := decodeIntroduction(must(t)(i.encode()))
+		i.identity = who
+		again, err := decodeIntroduction(must(t)(i.encode(diallerLabel, at)), diallerLabel, at)
 		if err != nil || again.id != i.id || again.advertise != i.advertise || again.universe.ID != i.universe.ID || again.name != i.name {
 			t.Fatalf("%+v became %+v, %v", i, again, err)
 		}

@@ -24,6 +24,9 @@ import (
 //	dialler  -> HMAC(label of diallers, all before), from here on sealed: introduction
 //	acceptor -> introduction with a verdict
 //
+// An introduction is signed, for this connection, by the key that the id of its node is made of (see [Identity]): holding the token
+// is not enough to speak for another node.
+//
 // HMAC is HMAC-SHA256 under Keys.Hello. Each proof covers the other's fresh nonce,
 // so that none can be replayed, and its own label, so that none can be
 // reflected. The dialler sends its proof even when it has seen that the acceptor has
@@ -41,7 +44,7 @@ const (
 	acceptorLabel = "weft hello 1 acceptor"
 	diallerLabel  = "weft hello 1 dialler"
 
-	maxIntroduction = 20 << 10
+	maxIntroduction = 20<<10 + signedHead
 	maxRanges       = 256
 	maxSeed         = 16 << 10
 	maxReserve      = 3 << 10
@@ -71,6 +74,7 @@ const (
 type introduction struct {
 	purpose   purpose
 	verdict   verdict
+	identity  Identity // of whoever introduces itself; of others only the id is known
 	id        NodeID
 	boot      uint64
 	name      string
@@ -95,7 +99,8 @@ func (me introduction) hello() Hello {
 	return Hello{ID: me.id, Boot: me.boot, Name: me.name, Universe: me.universe}
 }
 
-func (me introduction) encode() ([]byte, error) {
+// encode returns the introduction, signed for the hello whose hash is given.
+func (me introduction) encode(label string, transcript [sha256.Size]byte) ([]byte, error) {
 	w := wireIntroduction{
 		Purpose: uint8(me.purpose), Verdict: uint8(me.verdict), ID: uint64(me.id), Boot: me.boot, Name: me.name,
 		Ranges: me.universe.Ranges, Seed: me.universe.Seed, Reserve: me.universe.Reserve,
@@ -110,12 +115,24 @@ func (me introduction) encode() ([]byte, error) {
 		}
 		w.Advertise = b
 	}
-	return cbor.Marshal(w)
+	body, err := cbor.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("encode an introduction: %w", err)
+	}
+	return me.identity.sign(label, transcript[:], body), nil
 }
 
-func decodeIntroduction(b []byte) (introduction, error) {
+// decodeIntroduction reads what encode wrote with the same label and hash.
+func decodeIntroduction(b []byte, label string, transcript [sha256.Size]byte) (introduction, error) {
+	signer, body, err := bodyOf(b)
+	if err != nil {
+		return introduction{}, fmt.Errorf("decode an introduction: %w", err)
+	}
+	if !verify(label, transcript[:], b) {
+		return introduction{}, fmt.Errorf("decode an introduction of node %v: %w", signer, errSignature)
+	}
 	var w wireIntroduction
-	if err := decodeCBOR(b, &w); err != nil {
+	if err := decodeCBOR(body, &w); err != nil {
 		return introduction{}, fmt.Errorf("decode an introduction: %w", err)
 	}
 	i := introduction{
@@ -126,6 +143,9 @@ func decodeIntroduction(b []byte) (introduction, error) {
 		return introduction{}, err
 	}
 	i.universe = u
+	if i.id != signer {
+		return introduction{}, fmt.Errorf("decode an introduction: node %v says that it is node %v: %w", signer, i.id, errSignature)
+	}
 	if !i.id.Valid() || !printable(w.Name, maxName) {
 		return introduction{}, fmt.Errorf("decode an introduction: node %v, name %q: %w", i.id, clip(w.Name), errWire)
 	}
@@ -193,10 +213,6 @@ func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Durati
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, introduction{}, err
 	}
-	mine, err := me.encode()
-	if err != nil {
-		return nil, introduction{}, err
-	}
 	said := make([]byte, firstSize, firstSize+replySize)
 	copy(said, head())
 	if _, err := rand.Read(said[headSize:]); err != nil {
@@ -224,7 +240,12 @@ func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Durati
 	if !same {
 		return nil, introduction{}, ErrWrongToken
 	}
-	s, err := newStream(conn, key, sha256.Sum256(said), true)
+	transcript := sha256.Sum256(said)
+	s, err := newStream(conn, key, transcript, true)
+	if err != nil {
+		return nil, introduction{}, err
+	}
+	mine, err := me.encode(diallerLabel, transcript)
 	if err != nil {
 		return nil, introduction{}, err
 	}
@@ -235,7 +256,7 @@ func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Durati
 	if err != nil {
 		return nil, introduction{}, err
 	}
-	them, err := decodeIntroduction(b)
+	them, err := decodeIntroduction(b, acceptorLabel, transcript)
 	if err != nil {
 		return nil, introduction{}, err
 	}
@@ -276,7 +297,8 @@ func receive(conn net.Conn, key [32]byte, timeout time.Duration) (*stream, intro
 	if subtle.ConstantTimeCompare(theirs[:], proof(key, diallerLabel, said)) != 1 {
 		return nil, introduction{}, ErrWrongToken
 	}
-	s, err := newStream(conn, key, sha256.Sum256(said), false)
+	transcript := sha256.Sum256(said)
+	s, err := newStream(conn, key, transcript, false)
 	if err != nil {
 		return nil, introduction{}, err
 	}
@@ -284,13 +306,13 @@ func receive(conn net.Conn, key [32]byte, timeout time.Duration) (*stream, intro
 	if err != nil {
 		return nil, introduction{}, err
 	}
-	them, err := decodeIntroduction(b)
+	them, err := decodeIntroduction(b, diallerLabel, transcript)
 	return s, them, err
 }
 
 // answer is the last part of the acceptor's half.
 func (s *stream) answer(me introduction) error {
-	b, err := me.encode()
+	b, err := me.encode(acceptorLabel, s.transcript)
 	if err != nil {
 		return err
 	}

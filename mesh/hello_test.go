@@ -46,9 +46,10 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return r.Conn.Write(b)
 }
 
-func testIntroduction(id NodeID) introduction {
+func testIntroduction(i int) introduction {
+	who := testIdentity(i)
 	return introduction{
-		purpose: purposeGossip, id: id, boot: 0xb007, name: "n", universe: testUniverse(1),
+		purpose: purposeGossip, identity: who, id: who.ID(), boot: 0xb007, name: "n", universe: testUniverse(1),
 		advertise: netip.MustParseAddrPort("192.0.2.1:6783"),
 	}
 }
@@ -92,7 +93,7 @@ func TestHello(t *testing.T) {
 	if d.err != nil || c.err != nil {
 		t.Fatal(d.err, c.err)
 	}
-	if d.them.id != 2 || d.them.advertise != b.advertise || c.them.id != 1 || !bytes.Equal(c.them.universe.Seed, a.universe.Seed) ||
+	if d.them.id != b.id || d.them.advertise != b.advertise || c.them.id != a.id || !bytes.Equal(c.them.universe.Seed, a.universe.Seed) ||
 		c.them.name != a.name || c.them.boot != a.boot || c.them.universe.Ranges != a.universe.Ranges || c.them.universe.Reserve != a.universe.Reserve {
 		t.Errorf("dialler learnt %+v, acceptor %+v", d.them, c.them)
 	}
@@ -310,12 +311,12 @@ func TestProbe(t *testing.T) {
 		a := c.node().start()
 		elsewhere := c.net.Host(hostAddr(50))
 		probe := func(f func(*Prober)) (Hello, error) {
-			p := Prober{Network: elsewhere, Keys: c.keys, ID: 40, Name: "joiner"}
+			p := Prober{Network: elsewhere, Keys: c.keys, Identity: testIdentity(40), Name: "joiner"}
 			f(&p)
 			return p.Probe(context.Background(), a.addr)
 		}
 		h, err := probe(func(*Prober) {})
-		if err != nil || h.ID != 1 || h.Name != "n1" || h.Universe.ID != c.uni.ID || string(h.Universe.Seed) != "\x01" || h.Boot != a.Boot() {
+		if err != nil || h.ID != a.id || h.Name != "n1" || h.Universe.ID != c.uni.ID || string(h.Universe.Seed) != "\x01" || h.Boot != a.Boot() {
 			t.Errorf("%+v, %v", h, err)
 		}
 		if len(a.Nodes()) != 1 {
@@ -325,7 +326,7 @@ func TestProbe(t *testing.T) {
 		if !errors.Is(err, ErrWrongToken) {
 			t.Error(err)
 		}
-		_, err = probe(func(p *Prober) { p.ID = 1 })
+		_, err = probe(func(p *Prober) { p.Identity = testIdentity(1) })
 		if !errors.Is(err, ErrClone) {
 			t.Error(err)
 		}
@@ -334,7 +335,7 @@ func TestProbe(t *testing.T) {
 		if !errors.As(err, &mismatch) || mismatch.Theirs.ID != c.uni.ID || mismatch.Mine.ID != testUniverse(3).ID || mismatch.Host != "192.168.0.1:6783" {
 			t.Error(err)
 		}
-		p := Prober{Network: elsewhere, Keys: c.keys, ID: 40}
+		p := Prober{Network: elsewhere, Keys: c.keys, Identity: testIdentity(40)}
 		_, err = p.Probe(context.Background(), netip.AddrPortFrom(hostAddr(50), 6783))
 		if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "refused") {
 			t.Error(err)

@@ -58,7 +58,7 @@ func TestTargetStates(t *testing.T) {
 		c.eventually(30*time.Second, "n2 is missed", func() bool {
 			return strings.HasPrefix(a.Targets()[5].State, "waiting: 192.168.0.2:6783 refused")
 		})
-		if a.Targets()[5].Node != b.cfg.ID {
+		if a.Targets()[5].Node != b.cfg.Identity.ID() {
 			t.Error("who was there is forgotten")
 		}
 	})
@@ -142,7 +142,7 @@ func TestOtherUniverse(t *testing.T) {
 		c.eventually(2*time.Second, "whole", whole(a, b, d))
 		d.kill()
 		d.cfg.Universe = testUniverse(2)
-		d.cfg.ID = 77
+		d.cfg.Identity = testIdentity(77)
 		d.start()
 		e := c.node("n3")
 		e.cfg.Universe = testUniverse(2)
@@ -202,7 +202,7 @@ func TestClone(t *testing.T) {
 		a, b := c.node().start(), c.node("n1").start()
 		c.eventually(2*time.Second, "whole", whole(a, b))
 		twin := c.node("n1")
-		twin.cfg.ID = b.cfg.ID
+		twin.cfg.Identity = b.cfg.Identity
 		twin.start()
 		time.Sleep(time.Minute)
 		if s := twin.Targets()[0]; !errors.Is(s.Err, ErrClone) || !strings.Contains(s.State, "weft reset") {
@@ -242,11 +242,11 @@ func TestCloneInside(t *testing.T) {
 		a, b := c.node().start(), c.node("n1").start()
 		c.eventually(2*time.Second, "whole", whole(a, b))
 		twin := c.node()
-		twin.cfg.ID = b.cfg.ID
+		twin.cfg.Identity = b.cfg.Identity
 		twin.start()
 		synctest.Wait()
 		// memberlist's own join, without asking first
-		err := a.join(twin.addr, introduction{id: twin.cfg.ID, boot: twin.Boot()})
+		err := a.join(twin.addr, introduction{id: twin.cfg.Identity.ID(), boot: twin.Boot()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -159,7 +159,7 @@ func TestNothingInClear(t *testing.T) {
 		b := c.node("n1").start()
 		c.eventually(2*time.Second, "whole", whole(a, b))
 		a.add("sesame", strings.Repeat("sesame", 1000))
-		if err := b.Send(1, "sesame", []byte("sesame")); err != nil {
+		if err := b.Send(a.id, "sesame", []byte("sesame")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Second)

@@ -181,12 +181,16 @@ func (m *Mesh) mergeRecords(b []byte, quiet bool) {
 	if insane > 0 {
 		m.oddity("a node record that makes no sense was left out", errWire)
 	}
+	rs, forged := m.screen(rs)
+	if forged > 0 {
+		m.oddity("a node record was left out", errSignature)
+	}
 	var news []storedRecord
 	outbid := false
 	m.mu.Lock()
 	for _, r := range rs {
 		switch {
-		case r.ID == m.cfg.ID:
+		case r.ID == m.id:
 			outbid = m.outbid(r) || outbid
 		case r.Universe != m.universe.ID:
 		case m.records.put(r):
@@ -212,13 +216,24 @@ func (m *Mesh) mergeRecords(b []byte, quiet bool) {
 	m.changed()
 }
 
+// screen returns those of rs that may be news and that their nodes have made, and how many may be news but are forged. Signatures are
+// checked outside of the lock, as that takes its time.
+func (m *Mesh) screen(rs []storedRecord) (good []storedRecord, forged int) {
+	m.mu.Lock()
+	good = slices.DeleteFunc(rs, func(r storedRecord) bool { return !m.records.wants(r) })
+	m.mu.Unlock()
+	n := len(good)
+	good = slices.DeleteFunc(good, func(r storedRecord) bool { return !m.authentic(r) })
+	return good, n - len(good)
+}
+
 // Nodes returns all nodes known, this one included, ordered by ID.
 func (m *Mesh) Nodes() []Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	nodes := make([]Node, 0, len(m.records.byID))
 	for _, r := range m.records.all() {
-		n := Node{Record: r.Record, Status: Self, Since: m.started, Addr: m.addr}
+		n := Node{Record: r.Record, Signed: r.raw, Status: Self, Since: m.started, Addr: m.addr}
 		if p := m.peers[r.ID]; p != nil {
 			n.Status, n.Since, n.Addr = p.status, p.since, netip.AddrPort{}
 			if addrs := m.addrsLocked(r.ID); len(addrs) > 0 {

@@ -19,10 +19,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// Config says who this node is and what the mesh works with. ID, Name, Keys and
+// Config says who this node is and what the mesh works with. Identity, Name, Keys and
 // Packets are required.
 type Config struct {
-	ID       NodeID
+	Identity Identity
 	Name     string
 	Boot     uint64 // random per process start; 0: New draws it
 	Keys     Keys
@@ -31,7 +31,7 @@ type Config struct {
 	Port      uint16     // TCP, and UDP of the router; 0 (tests): any free one
 	Advertise netip.Addr // where others reach this node; invalid: chosen from the host's routes
 	Targets   []string   // "host", "host:port", "addr", "[v6]:port"; joined one by one, retried forever
-	Known     []Record   // records kept from an earlier run, this node's own among them
+	Known     [][]byte   // records kept from an earlier run, as Node.Signed had them, this node's own among them
 
 	Packets Packets
 	Network Network     // nil: SystemNetwork
@@ -44,6 +44,10 @@ type Config struct {
 	// one sender come in order and one at a time, those of different senders
 	// concurrently. The sender's next message waits until it returns.
 	OnMessage func(from NodeID, channel string, payload []byte)
+
+	// Authentic replaces the check of a record's signature, for tests that run a thousand nodes in one process and let one
+	// check count for all; nil: each node checks for itself.
+	Authentic func(signed []byte, check func() bool) bool
 
 	Tuning Tuning // zero: the defaults
 }
@@ -80,6 +84,7 @@ func (t Tuning) withDefaults() Tuning {
 type Mesh struct {
 	// Fixed by New.
 	cfg       Config
+	id        NodeID
 	tuning    Tuning
 	log       *zap.Logger
 	network   Network
@@ -140,7 +145,7 @@ const (
 // Stop closes it if Run is never called.
 func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
-		cfg: cfg, tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
+		cfg: cfg, id: cfg.Identity.ID(), tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
 		started: time.Now(), universe: cfg.Universe,
 		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
@@ -175,8 +180,8 @@ func New(cfg Config) (*Mesh, error) {
 func (m *Mesh) prepare() error {
 	c := &m.cfg
 	switch {
-	case !c.ID.Valid():
-		return fmt.Errorf("start the mesh: %v is no node id", c.ID)
+	case !m.id.Valid():
+		return errors.New("start the mesh: the node has no identity")
 	case c.Name == "" || !printable(c.Name, maxName):
 		return fmt.Errorf("start the mesh: the name %q is not 1 to %d printable bytes; choose another with --name", clip(c.Name), maxName)
 	case c.Keys.Gossip == [32]byte{} || c.Keys.Hello == [32]byte{}:
@@ -236,8 +241,8 @@ func (m *Mesh) hints() []netip.Addr {
 			}
 		}
 	}
-	for _, r := range m.cfg.Known {
-		if r.ID != m.cfg.ID && len(r.Endpoints) > 0 && len(hints) < maxAddrs {
+	for _, raw := range m.cfg.Known {
+		if r, err := parseRecord(raw); err == nil && r.ID != m.id && len(r.Endpoints) > 0 && len(hints) < maxAddrs {
 			hints = append(hints, r.Endpoints[0].Addr())
 		}
 	}
@@ -250,35 +255,43 @@ func (m *Mesh) firstRecords() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	own := Record{
-		ID: m.cfg.ID, Seq: uint64(max(0, m.started.UnixMilli())), Boot: m.boot, Name: m.cfg.Name,
+		ID: m.id, Seq: uint64(max(0, m.started.UnixMilli())), Boot: m.boot, Name: m.cfg.Name,
 		Endpoints: []netip.AddrPort{m.addr}, Universe: m.universe.ID,
 	}
-	for _, r := range m.cfg.Known {
-		if r.ID == m.cfg.ID {
-			own.Seq = max(own.Seq, r.Seq+1)
-			continue
-		}
-		raw, err := r.MarshalBinary()
-		if err != nil || r.Universe != m.universe.ID {
-			m.log.Warn("a node record kept from earlier is of no use here", zap.Stringer("node", r.ID), zap.Error(err))
-			continue
-		}
+	for _, raw := range m.cfg.Known {
 		s, err := parseRecord(raw)
-		if err == nil && m.records.put(s) {
+		switch {
+		case err == nil && s.ID == m.id:
+			own.Seq = max(own.Seq, s.Seq+1)
+			continue
+		case err == nil && !m.authentic(s):
+			err = errSignature
+		case err == nil && s.Universe != m.universe.ID:
+			err = errors.New("it is of another mesh")
+		}
+		if err != nil {
+			m.log.Warn("a node record kept from earlier is of no use here", zap.Stringer("node", s.ID), zap.Error(err))
+			continue
+		}
+		if m.records.put(s) {
 			p := m.peer(s.ID)
 			p.status = m.statusOf(p, s)
 		}
 	}
-	raw, err := own.MarshalBinary()
-	if err != nil {
-		return fmt.Errorf("start the mesh: %w", err)
-	}
-	s, err := parseRecord(raw)
+	s, err := m.cfg.Identity.signRecord(own)
 	if err != nil {
 		return fmt.Errorf("start the mesh: %w", err)
 	}
 	m.records.put(s)
 	return nil
+}
+
+// authentic tells whether the node itself made the record.
+func (m *Mesh) authentic(s storedRecord) bool {
+	if m.cfg.Authentic != nil {
+		return m.cfg.Authentic(s.raw, s.authentic)
+	}
+	return s.authentic()
 }
 
 // Joined is closed when this node has exchanged states with another one.

@@ -33,7 +33,7 @@ func TestThreeNodes(t *testing.T) {
 			t.Error("n3 has no x")
 		}
 		for _, ts := range [][]Target{b.Targets(), d.Targets()} {
-			if ts[0].State != "joined" || !ts[0].Joined || ts[0].Node != a.cfg.ID || ts[0].Err != nil || !ts[0].NextTry.IsZero() {
+			if ts[0].State != "joined" || !ts[0].Joined || ts[0].Node != a.cfg.Identity.ID() || ts[0].Err != nil || !ts[0].NextTry.IsZero() {
 				t.Errorf("target %+v", ts[0])
 			}
 		}
@@ -340,7 +340,7 @@ func TestSetRecord(t *testing.T) {
 		}
 		c.eventually(time.Second, "the other has it", func() bool { return b.Nodes()[0].Build == "v1" })
 		got := b.Nodes()[0]
-		if got.MTU != 1400 || got.PublicKey != [32]byte{9} || got.ID != a.cfg.ID || got.Boot != before.Boot ||
+		if got.MTU != 1400 || got.PublicKey != [32]byte{9} || got.ID != a.cfg.Identity.ID() || got.Boot != before.Boot ||
 			got.State != StateRunning || got.Universe != before.Universe || got.Seq != before.Seq+1 {
 			t.Errorf("got %+v", got.Record)
 		}

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// Prober greets a node without joining it. ID and Keys are required.
+// Prober greets a node without joining it. Identity and Keys are required.
 type Prober struct {
 	Network  Network // nil: SystemNetwork
 	Keys     Keys
-	ID       NodeID
+	Identity Identity
 	Name     string
 	Universe UniverseInfo // zero: any will do
 }
@@ -34,12 +34,13 @@ func (p Prober) Probe(ctx context.Context, addr netip.AddrPort) (Hello, error) {
 	if network == nil {
 		network = SystemNetwork{}
 	}
-	if !p.ID.Valid() {
-		return Hello{}, fmt.Errorf("probe %v: the id %v is none", addr, p.ID)
+	id := p.Identity.ID()
+	if !id.Valid() {
+		return Hello{}, fmt.Errorf("probe %v: this node has no identity", addr)
 	}
 	ctx, cancel := context.WithTimeout(ctx, defaultStreamTimeout)
 	defer cancel()
-	me := introduction{purpose: purposeProbe, id: p.ID, name: p.Name, universe: p.Universe}
+	me := introduction{purpose: purposeProbe, identity: p.Identity, id: id, name: p.Name, universe: p.Universe}
 	s, them, err := dialAndGreet(ctx, network, addr, p.Keys.Hello, me)
 	if err != nil {
 		return Hello{}, err
@@ -48,8 +49,8 @@ func (p Prober) Probe(ctx context.Context, addr netip.AddrPort) (Hello, error) {
 }
 
 // Probe is Prober.Probe for a node that knows no universe, on the system's network.
-func Probe(ctx context.Context, addr netip.AddrPort, keys Keys, id NodeID) (Hello, error) {
-	return Prober{Keys: keys, ID: id}.Probe(ctx, addr)
+func Probe(ctx context.Context, addr netip.AddrPort, keys Keys, who Identity) (Hello, error) {
+	return Prober{Keys: keys, Identity: who}.Probe(ctx, addr)
 }
 
 // dialAndGreet connects to addr, greets, and judges the answer, for as long as

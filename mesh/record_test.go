@@ -18,7 +18,7 @@ import (
 
 func fullRecord() Record {
 	r := Record{
-		ID: 0x1234, Seq: 7, Boot: 9, State: StateStopped, Name: "n1", PublicKey: [32]byte{1, 2, 3},
+		ID: testIdentity(1).ID(), Seq: 7, Boot: 9, State: StateStopped, Name: "n1", PublicKey: [32]byte{1, 2, 3},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6783"), netip.MustParseAddrPort("[2001:db8::1]:6783")},
 		Suites:    []uint8{1, 0}, Features: []string{"relay"}, MTU: 1400, Build: "v0.1", Universe: [16]byte{4},
 		Links:          []NodeID{1, 77},
@@ -47,7 +47,7 @@ func TestRecordRoundTrip(t *testing.T) {
 		}
 	}
 	j, err := json.Marshal(fullRecord())
-	if err != nil || !strings.Contains(string(j), `"ID":"0000000000001234"`) || !strings.Contains(string(j), `"State":"stopped"`) {
+	if err != nil || !strings.Contains(string(j), `"ID":"`+fullRecord().ID.String()+`"`) || !strings.Contains(string(j), `"State":"stopped"`) {
 		t.Errorf("%s %v", j, err)
 	}
 	var back Record
@@ -118,8 +118,8 @@ func TestNewerRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := parseRecord(newer)
-	if err != nil || !reflect.DeepEqual(s.Record, fullRecord()) {
+	s, err := parseRecord(testIdentity(1).sign(recordLabel, nil, newer))
+	if err != nil || !s.authentic() || !reflect.DeepEqual(s.Record, fullRecord()) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	out, err := encodeRecords([]storedRecord{s})
@@ -127,22 +127,19 @@ func TestNewerRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	rs, insane, err := decodeRecords(out)
-	if err != nil || insane != 0 || !bytes.Equal(rs[0].raw, newer) {
+	if err != nil || insane != 0 || !bytes.Equal(rs[0].raw[signedHead:], newer) {
 		t.Errorf("%d, %v", insane, err)
 	}
 }
 
 func makeRecord(t testing.TB, id NodeID, seq uint64, build string, state NodeState) storedRecord {
 	t.Helper()
-	raw, err := Record{ID: id, Seq: seq, Name: "n", Build: build, State: state}.MarshalBinary()
+	r := Record{ID: id, Seq: seq, Name: "n", Build: build, State: state}
+	raw, err := r.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := parseRecord(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return storedRecord{Record: r, raw: raw} // who keeps it need not know who signed it
 }
 
 // However a set of records is cut, ordered and repeated, all end with the same.
@@ -209,7 +206,11 @@ func TestRecordsAreBounded(t *testing.T) {
 }
 
 func TestDecodeRecordsBounds(t *testing.T) {
-	ok := makeRecord(t, 1, 1, "", StateRunning)
+	who := testIdentity(1)
+	ok, err := who.signRecord(Record{ID: who.ID(), Name: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	bad := storedRecord{raw: []byte{1, 2, 3}}
 	b, err := encodeRecords([]storedRecord{bad, ok, bad})
 	if err != nil {
@@ -235,12 +236,9 @@ func TestDecodeRecordsBounds(t *testing.T) {
 }
 
 func TestNodeID(t *testing.T) {
-	id, err := NewNodeID(bytes.NewReader(append(make([]byte, 8), 0xff, 2, 3, 4, 5, 6, 7, 8)))
-	if err != nil || id.String() != "7f02030405060708" {
-		t.Errorf("%v, %v", id, err)
-	}
-	if _, err := NewNodeID(bytes.NewReader(nil)); err == nil {
-		t.Error("an id of nothing")
+	const id NodeID = 0x7f02030405060708
+	if id.String() != "7f02030405060708" {
+		t.Error(id)
 	}
 	if got, err := ParseNodeID("7f02030405060708"); err != nil || got != id {
 		t.Error(got, err)

@@ -26,19 +26,58 @@ type recordSet struct {
 
 type storedRecord struct {
 	Record
-	raw []byte
+	raw []byte // signed
 }
 
-// parseRecord decodes raw and keeps a copy of it.
+// parseRecord decodes a signed record and keeps a copy of it. Whether the signature is right is for [storedRecord.authentic] to tell.
 func parseRecord(raw []byte) (storedRecord, error) {
+	id, body, err := bodyOf(raw)
+	if err != nil {
+		return storedRecord{}, fmt.Errorf("decode a node record: %w", err)
+	}
 	s := storedRecord{raw: bytes.Clone(raw)}
-	err := s.UnmarshalBinary(raw)
-	return s, err
+	if err := s.UnmarshalBinary(body); err != nil {
+		return storedRecord{}, err
+	}
+	if s.ID != id {
+		return storedRecord{}, fmt.Errorf("the record of node %v (%q) was signed by node %v: %w", s.ID, clip(s.Name), id, errSignature)
+	}
+	return s, nil
+}
+
+// authentic tells whether the node itself made the record.
+func (s storedRecord) authentic() bool { return verify(recordLabel, nil, s.raw) }
+
+// signRecord makes r, which is the identity's own, what travels.
+func (i Identity) signRecord(r Record) (storedRecord, error) {
+	body, err := r.MarshalBinary()
+	if err != nil {
+		return storedRecord{}, err
+	}
+	return parseRecord(i.sign(recordLabel, nil, body))
+}
+
+// ParseSigned reads a record as [Node.Signed] has it, and checks its signature.
+func ParseSigned(raw []byte) (Record, error) {
+	s, err := parseRecord(raw)
+	if err == nil && !s.authentic() {
+		err = fmt.Errorf("the record of node %v (%q): %w", s.ID, clip(s.Name), errSignature)
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	return s.Record, nil
 }
 
 // beats tells whether s replaces old.
 func (s storedRecord) beats(old storedRecord) bool {
 	return cmp.Or(cmp.Compare(s.Seq, old.Seq), bytes.Compare(s.raw, old.raw)) > 0
+}
+
+// wants tells whether put would take r in, as far as what is known of its node decides.
+func (rs *recordSet) wants(r storedRecord) bool {
+	old, known := rs.byID[r.ID]
+	return !known || r.beats(old)
 }
 
 // put takes r in if it beats what is there. When the set is full, nodes that left

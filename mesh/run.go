@@ -34,7 +34,7 @@ const (
 
 func (m *Mesh) memberlistConfig() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
-	c.Name = memberName(m.cfg.ID, m.boot)
+	c.Name = memberName(m.id, m.boot)
 	c.Transport = m.transport
 	c.BindPort, c.AdvertisePort = int(m.addr.Port()), int(m.addr.Port())
 	c.SecretKey = slices.Clone(m.cfg.Keys.Gossip[:])
@@ -79,7 +79,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	for _, f := range loops {
 		m.spawn(f)
 	}
-	m.log.Info("mesh is running", zap.Stringer("node", m.cfg.ID), zap.String("name", m.cfg.Name),
+	m.log.Info("mesh is running", zap.Stringer("node", m.id), zap.String("name", m.cfg.Name),
 		zap.Stringer("at", m.addr), zap.Stringer("universe", m.Universe()))
 	<-ctx.Done()
 	m.closeDown(ml)
@@ -176,7 +176,7 @@ func (m *Mesh) sayGoodbye(ctx context.Context, left bool) {
 			r.State = StateLeft
 		}
 	})
-	own := m.records.byID[m.cfg.ID]
+	own := m.records.byID[m.id]
 	m.mu.Unlock()
 	if err != nil {
 		m.log.Error("cannot rewrite this node's record", zap.Error(err))

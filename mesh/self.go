@@ -17,23 +17,19 @@ const maxOutbids = 4
 // rewrite replaces this node's record by what edit makes of it, with the next
 // Seq, at least atLeast. Called with mu held.
 func (m *Mesh) rewrite(atLeast uint64, edit func(*Record)) error {
-	old := m.records.byID[m.cfg.ID]
+	old := m.records.byID[m.id]
 	r := old.clone()
 	edit(&r)
-	r.ID, r.Boot, r.Universe = m.cfg.ID, m.boot, m.universe.ID
+	r.ID, r.Boot, r.Universe = m.id, m.boot, m.universe.ID
 	r.Seq = max(old.Seq, atLeast)
 	if r.Seq < math.MaxUint64 {
 		r.Seq++
 	}
-	raw, err := r.MarshalBinary()
+	s, err := m.cfg.Identity.signRecord(r)
 	if err != nil {
 		return err
 	}
-	s, err := parseRecord(raw)
-	if err != nil {
-		return err
-	}
-	m.records.byID[m.cfg.ID] = s
+	m.records.byID[m.id] = s
 	return nil
 }
 
@@ -43,12 +39,12 @@ func (m *Mesh) rewrite(atLeast uint64, edit func(*Record)) error {
 // spreads nothing. edit must not call the mesh.
 func (m *Mesh) SetRecord(edit func(*Record)) error {
 	m.mu.Lock()
-	old := m.records.byID[m.cfg.ID]
+	old := m.records.byID[m.id]
 	would := old.clone()
 	edit(&would)
 	would.ID, would.Seq, would.Boot, would.State, would.Universe = old.ID, old.Seq, old.Boot, old.State, old.Universe
 	raw, err := would.MarshalBinary()
-	if err == nil && string(raw) != string(old.raw) {
+	if err == nil && string(raw) != string(old.raw[signedHead:]) {
 		err = m.rewrite(0, func(r *Record) { *r = would })
 	} else if err == nil {
 		m.mu.Unlock()
@@ -66,7 +62,7 @@ func (m *Mesh) SetRecord(edit func(*Record)) error {
 // spreadOwn gossips this node's record.
 func (m *Mesh) spreadOwn() {
 	m.mu.Lock()
-	own := m.records.byID[m.cfg.ID]
+	own := m.records.byID[m.id]
 	m.mu.Unlock()
 	m.spreadRecords([]storedRecord{own})
 }
@@ -77,7 +73,7 @@ func (m *Mesh) spreadOwn() {
 // and again says so, and from then on the process with the smaller Boot yields, so that
 // the records come to rest. Called with mu held.
 func (m *Mesh) outbid(r storedRecord) bool {
-	own := m.records.byID[m.cfg.ID]
+	own := m.records.byID[m.id]
 	if r.Seq < own.Seq || string(r.raw) == string(own.raw) {
 		return false
 	}
@@ -126,6 +122,6 @@ func (m *Mesh) adopt(u UniverseInfo) {
 // introduce returns this node's introduction.
 func (m *Mesh) introduce(why purpose) introduction {
 	return introduction{
-		purpose: why, id: m.cfg.ID, boot: m.boot, name: m.cfg.Name, universe: m.Universe(), advertise: m.addr,
+		purpose: why, identity: m.cfg.Identity, id: m.id, boot: m.boot, name: m.cfg.Name, universe: m.Universe(), advertise: m.addr,
 	}
 }

@@ -62,7 +62,7 @@ func (m *Mesh) Send(to NodeID, channel string, payload []byte) error {
 	if !printable(channel, maxChannel) {
 		return fmt.Errorf("send to node %v: a channel name of %d bytes: %w", to, len(channel), ErrTooLarge)
 	}
-	if to == m.cfg.ID {
+	if to == m.id {
 		return fmt.Errorf("send to node %v: it %w", to, ErrSelf)
 	}
 	return m.enqueue(to, message{Channel: channel, Payload: payload})

@@ -79,17 +79,17 @@ func TestSend(t *testing.T) {
 		buf := make([]byte, 0, 8)
 		for i := range n {
 			buf = fmt.Appendf(buf[:0], "%d", i)
-			if err := b.Send(a.cfg.ID, "ch", buf); err != nil { // the buffer is used again
+			if err := b.Send(a.cfg.Identity.ID(), "ch", buf); err != nil { // the buffer is used again
 				t.Fatal(err)
 			}
 		}
 		c.eventually(time.Minute, "all arrive", func() bool { return len(a.inbox()) >= n })
 		time.Sleep(30 * time.Second)
-		if got, want := fmt.Sprint(a.inbox()), fmt.Sprint(numbered(n, b.cfg.ID)); got != want {
+		if got, want := fmt.Sprint(a.inbox()), fmt.Sprint(numbered(n, b.cfg.Identity.ID())); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 		// The worker has retired by now; another one takes over where it ended.
-		if err := b.Send(a.cfg.ID, "ch", []byte(fmt.Sprint(n))); err != nil {
+		if err := b.Send(a.cfg.Identity.ID(), "ch", []byte(fmt.Sprint(n))); err != nil {
 			t.Fatal(err)
 		}
 		c.eventually(5*time.Second, "one more arrives", func() bool { return len(a.inbox()) == n+1 })
@@ -97,12 +97,12 @@ func TestSend(t *testing.T) {
 		b.kill()
 		b.start()
 		c.eventually(5*time.Second, "whole", whole(a, b))
-		if err := b.Send(a.cfg.ID, "other", nil); err != nil {
+		if err := b.Send(a.cfg.Identity.ID(), "other", nil); err != nil {
 			t.Fatal(err)
 		}
 		c.eventually(5*time.Second, "the new process is heard", func() bool {
 			in := a.inbox()
-			return len(in) == n+2 && in[n+1] == received{b.cfg.ID, "other", ""}
+			return len(in) == n+2 && in[n+1] == received{b.cfg.Identity.ID(), "other", ""}
 		})
 	})
 }
@@ -129,17 +129,17 @@ func TestSendRefuses(t *testing.T) {
 		c.eventually(5*time.Second, "whole", whole(a, b))
 		for want, err := range map[error]error{
 			ErrUnknownNode: a.Send(99, "ch", nil),
-			ErrSelf:        a.Send(1, "ch", nil),
-			ErrTooLarge:    a.Send(2, "ch", make([]byte, maxPayload+1)),
+			ErrSelf:        a.Send(a.id, "ch", nil),
+			ErrTooLarge:    a.Send(b.id, "ch", make([]byte, maxPayload+1)),
 		} {
 			if !errors.Is(err, want) {
 				t.Errorf("got %v, want %v", err, want)
 			}
 		}
-		if err := a.Send(2, strings.Repeat("c", 65), nil); !errors.Is(err, ErrTooLarge) {
+		if err := a.Send(b.id, strings.Repeat("c", 65), nil); !errors.Is(err, ErrTooLarge) {
 			t.Error(err)
 		}
-		if err := a.Send(2, "ch", make([]byte, maxPayload)); err != nil {
+		if err := a.Send(b.id, "ch", make([]byte, maxPayload)); err != nil {
 			t.Error(err)
 		}
 		c.eventually(5*time.Second, "the largest message arrives", func() bool { return len(b.inbox()) == 1 })
@@ -148,7 +148,7 @@ func TestSendRefuses(t *testing.T) {
 		var full error
 		sent := 0
 		for full == nil {
-			full = a.Send(2, "ch", []byte("x"))
+			full = a.Send(b.id, "ch", []byte("x"))
 			sent++
 		}
 		if !errors.Is(full, ErrQueueFull) || sent != maxOutbox+1 {
@@ -156,7 +156,7 @@ func TestSendRefuses(t *testing.T) {
 		}
 		time.Sleep(20 * time.Minute)
 		a.Mesh.mu.Lock()
-		o := a.outboxes[2]
+		o := a.outboxes[b.id]
 		left, bytes := len(o.queue), o.bytes
 		a.Mesh.mu.Unlock()
 		if left != 0 || bytes != 0 {
@@ -164,7 +164,7 @@ func TestSendRefuses(t *testing.T) {
 		}
 		b.host.Dark(false)
 		c.eventually(8*time.Second, "whole", whole(a, b))
-		if err := a.Send(2, "ch", []byte("later")); err != nil {
+		if err := a.Send(b.id, "ch", []byte("later")); err != nil {
 			t.Error(err)
 		}
 		c.eventually(5*time.Second, "it arrives", func() bool { return len(b.inbox()) == 2 })
@@ -179,7 +179,7 @@ func TestSendThroughOutage(t *testing.T) {
 		a, b := c.node().start(), c.node("n1").start()
 		c.eventually(5*time.Second, "whole", whole(a, b))
 		for i := range 60 {
-			if err := a.Send(2, "ch", []byte(fmt.Sprint(i))); err != nil {
+			if err := a.Send(b.id, "ch", []byte(fmt.Sprint(i))); err != nil {
 				t.Fatal(err)
 			}
 			switch i {
@@ -191,7 +191,7 @@ func TestSendThroughOutage(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 		}
 		c.eventually(10*time.Second, "all arrive", func() bool { return len(b.inbox()) >= 60 })
-		if got, want := fmt.Sprint(b.inbox()), fmt.Sprint(numbered(60, 1)); got != want {
+		if got, want := fmt.Sprint(b.inbox()), fmt.Sprint(numbered(60, a.id)); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	})
@@ -213,17 +213,17 @@ func TestSendSlowHandler(t *testing.T) {
 		b, d := c.node("n1").start(), c.node("n1").start()
 		c.eventually(5*time.Second, "whole", whole(a, b, d))
 		for _, ch := range []string{"slow", "after"} {
-			if err := b.Send(1, ch, nil); err != nil {
+			if err := b.Send(a.id, ch, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
 		time.Sleep(time.Second)
-		if err := d.Send(1, "quick", nil); err != nil {
+		if err := d.Send(a.id, "quick", nil); err != nil {
 			t.Fatal(err)
 		}
 		c.eventually(time.Second, "the other sender is heard", func() bool { return len(a.inbox()) == 1 })
 		time.Sleep(time.Minute)
-		want := []received{{3, "quick", ""}, {2, "slow", ""}, {2, "after", ""}}
+		want := []received{{d.id, "quick", ""}, {b.id, "slow", ""}, {b.id, "after", ""}}
 		if got := a.inbox(); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("got %v", got)
 		}

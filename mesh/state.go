@@ -143,7 +143,7 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 // localExchange encodes all states for push/pull.
 func (m *Mesh) localExchange() []byte {
 	u := m.Universe()
-	e := exchange{Version: wireVersion, From: uint64(m.cfg.ID), Universe: u.ID[:], States: make(map[string][]byte)}
+	e := exchange{Version: wireVersion, From: uint64(m.id), Universe: u.ID[:], States: make(map[string][]byte)}
 	m.mu.Lock()
 	records := m.records.all()
 	m.mu.Unlock()

@@ -34,11 +34,12 @@ func TestNonsenseFromInside(t *testing.T) {
 			a.takeExchange(enc(cbor.Marshal(exchange{Version: 1, From: 2, Universe: other.ID[:], States: map[string][]byte{"bag": item}})))
 			synctest.Wait()
 		}
-		foreign, err := Record{ID: 5, Name: "n5", Universe: other.ID}.MarshalBinary()
+		who := testIdentity(5)
+		foreign, err := who.signRecord(Record{ID: who.ID(), Name: "n5", Universe: other.ID})
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: foreign}})))))
+		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{foreign})))))
 		synctest.Wait()
 		if a.bag.has("x") || len(a.Nodes()) != 1 {
 			t.Error("nonsense was taken in")
@@ -150,12 +151,20 @@ func TestResolve(t *testing.T) {
 }
 
 func TestAdvertiseHints(t *testing.T) {
-	m := &Mesh{cfg: Config{
-		ID: 1, Targets: []string{"n1", "10.0.0.7:5", "[2001:db8::7]:5"},
-		Known: []Record{
-			{ID: 1, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:1")}},
-			{ID: 2},
-			{ID: 3, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.0.0.3:1")}},
+	known := func(i int, endpoints ...netip.AddrPort) []byte {
+		who := testIdentity(i)
+		r, err := who.signRecord(Record{ID: who.ID(), Name: "n", Endpoints: endpoints})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.raw
+	}
+	m := &Mesh{id: testIdentity(1).ID(), cfg: Config{
+		Targets: []string{"n1", "10.0.0.7:5", "[2001:db8::7]:5"},
+		Known: [][]byte{
+			known(1, netip.MustParseAddrPort("10.0.0.1:1")),
+			known(2),
+			known(3, netip.MustParseAddrPort("10.0.0.3:1")),
 		},
 	}}
 	want := []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("10.0.0.3")}

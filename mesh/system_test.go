@@ -45,7 +45,7 @@ func TestSystemNetwork(t *testing.T) {
 	for i := range 2 {
 		u := &udp{}
 		cfg := Config{
-			ID: NodeID(i + 1), Name: fmt.Sprint("n", i+1), Keys: testKeys(1), Universe: testUniverse(1), Advertise: loop, Packets: u,
+			Identity: testIdentity(i + 1), Name: fmt.Sprint("n", i+1), Keys: testKeys(1), Universe: testUniverse(1), Advertise: loop, Packets: u,
 			Tuning: Tuning{ProbeInterval: 200 * time.Millisecond, ProbeTimeout: 100 * time.Millisecond, GossipInterval: 20 * time.Millisecond},
 		}
 		if i > 0 {
@@ -96,16 +96,16 @@ func TestSystemNetwork(t *testing.T) {
 	until(t, "the two see each other", func() bool {
 		return len(nodes[0].Nodes()) == 2 && nodes[0].Nodes()[1].Status == Alive && nodes[1].Nodes()[0].Status == Alive
 	})
-	h, err := Probe(t.Context(), netip.AddrPortFrom(loop, nodes[0].Port()), testKeys(1), 7)
-	if err != nil || h.ID != 1 || h.Universe.ID != testUniverse(1).ID {
+	h, err := Probe(t.Context(), netip.AddrPortFrom(loop, nodes[0].Port()), testKeys(1), testIdentity(7))
+	if err != nil || h.ID != testIdentity(1).ID() || h.Universe.ID != testUniverse(1).ID {
 		t.Errorf("%+v, %v", h, err)
 	}
-	if _, err := Probe(t.Context(), netip.AddrPortFrom(loop, nodes[0].Port()), testKeys(2), 7); !errors.Is(err, ErrWrongToken) {
+	if _, err := Probe(t.Context(), netip.AddrPortFrom(loop, nodes[0].Port()), testKeys(2), testIdentity(7)); !errors.Is(err, ErrWrongToken) {
 		t.Error(err)
 	}
 	stop[0]()
 	until(t, "it is known to have stopped", func() bool { return nodes[1].Nodes()[0].Status == Stopped })
-	if _, err := Probe(t.Context(), netip.AddrPortFrom(loop, nodes[0].Port()), testKeys(1), 7); !errors.Is(err, errRefused) {
+	if _, err := Probe(t.Context(), netip.AddrPortFrom(loop, nodes[0].Port()), testKeys(1), testIdentity(7)); !errors.Is(err, errRefused) {
 		t.Error(err)
 	}
 	stop[1]()
@@ -137,10 +137,10 @@ func TestEgress(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	good := Config{
-		ID: 1, Name: "n", Keys: testKeys(1), Universe: testUniverse(1), Advertise: netip.MustParseAddr("127.0.0.1"), Packets: &udp{},
+		Identity: testIdentity(1), Name: "n", Keys: testKeys(1), Universe: testUniverse(1), Advertise: netip.MustParseAddr("127.0.0.1"), Packets: &udp{},
 	}
 	for want, f := range map[string]func(*Config){
-		"no node id":       func(c *Config) { c.ID = 0 },
+		"no identity":      func(c *Config) { c.Identity = Identity{} },
 		"--name":           func(c *Config) { c.Name = "" },
 		"token":            func(c *Config) { c.Keys.Hello = [32]byte{} },
 		"gossip packets":   func(c *Config) { c.Packets = nil },

@@ -3,31 +3,16 @@
 package mesh
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"net/netip"
 	"strconv"
 	"time"
 )
 
-// NodeID identifies a node for as long as its data directory lives. It is
-// random, never zero, and its top bit is clear.
+// NodeID identifies a node for as long as its data directory lives. It is a digest of the key
+// that the node signs with (see [Identity]), never zero, and its top bit is clear.
 type NodeID uint64
-
-// NewNodeID draws a NodeID from random.
-func NewNodeID(random io.Reader) (NodeID, error) {
-	for {
-		var b [8]byte
-		if _, err := io.ReadFull(random, b[:]); err != nil {
-			return 0, fmt.Errorf("draw a node id: %w", err)
-		}
-		if id := NodeID(binary.BigEndian.Uint64(b[:]) &^ (1 << 63)); id != 0 {
-			return id, nil
-		}
-	}
-}
 
 // ParseNodeID reads the 16 hex digits that String writes.
 func ParseNodeID(s string) (NodeID, error) {
@@ -159,6 +144,7 @@ func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // Node is a node as seen from here. Its slices must not be written to.
 type Node struct {
 	Record
+	Signed []byte // the record as its node signed it, for Config.Known of a later run
 	Status Status
 	Since  time.Time      // when this process saw the status begin
 	Addr   netip.AddrPort // where gossip reaches it, or its first endpoint

@@ -31,12 +31,15 @@ const tokenFile = "token"
 
 // identity is what makes a node the node it is.
 type identity struct {
-	ID      mesh.NodeID `json:"node_id"`
-	Private []byte      `json:"private_key"`    // 32 bytes, Curve25519
+	ID      mesh.NodeID `json:"node_id"`        // that of mesh
+	Private []byte      `json:"private_key"`    // 32 bytes, Curve25519; what the node signs with is derived from it
 	Seed    string      `json:"seed,omitempty"` // the name of --seed whose share is this node's; empty: none
 }
 
 func (i identity) key() session.PrivateKey { return session.PrivateKey(i.Private) }
+
+// mesh is how the node signs what it says of itself.
+func (i identity) mesh() (mesh.Identity, error) { return mesh.NewIdentity(i.Private) }
 
 // universe is the range of the mesh, with the seed that makes it unique and the part that is kept for static use.
 type universe struct {
@@ -122,6 +125,7 @@ func (u universe) isZero() bool { return u.Range == "" }
 // state is what the data directory said at the start.
 type state struct {
 	identity identity
+	signer   mesh.Identity
 	universe universe // zero: not known yet
 	first    bool     // the first start with this data directory
 }
@@ -130,7 +134,7 @@ type state struct {
 // before the start has succeeded (see saveState).
 func loadState(st *store.Store) (state, error) {
 	var s state
-	err := st.View(func(tx *store.Tx) error {
+	err := st.View(func(tx *store.Tx) (err error) {
 		if b := tx.Get(store.Meta, keyLeft); b != nil {
 			var when time.Time
 			if err := json.Unmarshal(b, &when); err != nil {
@@ -149,6 +153,12 @@ func loadState(st *store.Store) (state, error) {
 		if !s.identity.ID.Valid() || len(s.identity.Private) != len(session.PrivateKey{}) {
 			return errors.New("the node's identity is incomplete; put a copy of weft.db there that was made after the node ran last, or run weft reset to start as a new node")
 		}
+		if s.signer, err = s.identity.mesh(); err != nil {
+			return err
+		}
+		if s.signer.ID() != s.identity.ID {
+			return errors.New("the node's identity was made by a build from before the first release; run that build again and leave the mesh with it (weft leave), or run weft reset, launch this host as a new node, and run weft forget for the old one on another node")
+		}
 		if err := json.Unmarshal(tx.Get(store.Meta, keyUniverse), &s.universe); err != nil {
 			return fmt.Errorf("reading the node's universe: %w", err)
 		}
@@ -157,14 +167,15 @@ func loadState(st *store.Store) (state, error) {
 	if err != nil || !s.first {
 		return s, err
 	}
-	if s.identity.ID, err = mesh.NewNodeID(rand.Reader); err != nil {
-		return s, err
-	}
 	key, err := session.NewPrivateKey(rand.Reader)
 	if err != nil {
 		return s, err
 	}
 	s.identity.Private = bytes.Clone(key[:])
+	if s.signer, err = s.identity.mesh(); err != nil {
+		return s, err
+	}
+	s.identity.ID = s.signer.ID()
 	// A first start that was killed may have left what belongs to a node that
 	// never was.
 	return s, st.Update(func(tx *store.Tx) error {

@@ -187,7 +187,7 @@ func (n *Node) findMesh(ctx context.Context) (universe, error) {
 	n.setPhase(api.Joining, "an answer of "+fmt.Sprint(n.cfg.Peers))
 	u, err := finder{
 		targets: n.cfg.Peers, network: n.sys.network(),
-		probe: mesh.Prober{Network: n.sys.network(), Keys: n.meshKeys(), ID: n.state.identity.ID, Name: n.cfg.Name},
+		probe: mesh.Prober{Network: n.sys.network(), Keys: n.meshKeys(), Identity: n.state.signer, Name: n.cfg.Name},
 		waits: func(reason string) { n.setPhase(api.Joining, reason) },
 		log:   n.log,
 	}.find(ctx)

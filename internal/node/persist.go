@@ -104,22 +104,21 @@ func (s ipamStore) SaveIPAM(c ipam.Change) error {
 func restKey(slot uint32) string { return prefixRest + strconv.FormatUint(uint64(slot), 10) }
 
 // loadRecords returns the node records last seen.
-func loadRecords(st *store.Store) ([]mesh.Record, error) {
-	var all []mesh.Record
-	err := st.View(func(tx *store.Tx) error {
+func loadRecords(st *store.Store) (known []mesh.Node, err error) {
+	err = st.View(func(tx *store.Tx) error {
 		return tx.Each(store.Records, func(id string, v []byte) error {
-			var r mesh.Record
-			if err := json.Unmarshal(v, &r); err != nil {
+			r, err := mesh.ParseSigned(v)
+			if err != nil {
 				return fmt.Errorf("the record of node %s: %w", id, err)
 			}
-			all = append(all, r)
+			known = append(known, mesh.Node{Record: r, Signed: v})
 			return nil
 		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the known nodes in %s: %w", st.Dir(), err)
 	}
-	return all, nil
+	return known, nil
 }
 
 // recordSaver keeps the node records, writing only what changed.
@@ -136,11 +135,7 @@ func (s *recordSaver) save(nodes []mesh.Node) error {
 		if seq, ok := s.saved[n.ID]; ok && seq == n.Seq {
 			continue
 		}
-		b, err := json.Marshal(n.Record)
-		if err != nil {
-			return fmt.Errorf("saving the record of node %v: %w", n.ID, err)
-		}
-		changed[n.ID] = b
+		changed[n.ID] = n.Signed
 	}
 	var gone []mesh.NodeID
 	for id := range s.saved {

@@ -93,12 +93,14 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		return nil, err
 	}
 	n.records = &recordSaver{st: n.store, saved: map[mesh.NodeID]uint64{}}
-	for _, r := range known {
-		n.records.saved[r.ID] = r.Seq
+	var signed [][]byte
+	for _, k := range known {
+		n.records.saved[k.ID] = k.Seq
+		signed = append(signed, k.Signed)
 	}
 	m, err := mesh.New(mesh.Config{
-		ID: n.state.identity.ID, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
-		Port: n.cfg.Port, Advertise: e.link.Addr, Targets: n.cfg.Peers, Known: known,
+		Identity: n.state.signer, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
+		Port: n.cfg.Port, Advertise: e.link.Addr, Targets: n.cfg.Peers, Known: signed,
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
 		OnChange: n.changed.raise,
 		OnMessage: func(from mesh.NodeID, channel string, payload []byte) {
