@@ -34,6 +34,12 @@
 // a router owes, or fragmented where IPv4 allows that, before it is sealed. IPv6 packets of up to 1280 bytes must pass whatever the path
 // is: they go in pieces, which the router of the peer joins.
 //
+// # Control datagrams
+//
+// What is not in a session is a control datagram (package envelope, control.go): the gossip of the mesh, which the router carries but
+// does not read, and pings. They are sealed with a key of the mesh, may go through other nodes, and are passed on for others: only
+// for members, only to who is reached directly, and no more than Config.RelayLimit allows.
+//
 // # Threads and ownership
 //
 // One shard per TUN queue and UDP socket, one locked thread per shard, which does all of the above
@@ -56,6 +62,6 @@
 //     way (external.go).
 //   - A peer's endpoint is the source of the last datagram that it authenticated.
 //
-// The package imports router/packet, router/pathmtu, router/session, router/route, router/tun and router/underlay,
-// and no other engine. Only the composition root imports it.
+// The package imports router/envelope, router/packet, router/pathmtu, router/session, router/route, router/tun and
+// router/underlay, and no other engine. Only the composition root imports it.
 package router

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/envelope"
 	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/routertest"
 	"github.com/weftnet/weft/router/session"
@@ -78,6 +79,16 @@ func privateKey(i int) session.PrivateKey { return session.PrivateKey{0: 8, 1: b
 
 const localMTU = 1408
 
+// meshKeys returns the keys of a mesh; each n is another one.
+func meshKeys(t testing.TB, n byte) router.Keys {
+	t.Helper()
+	k, err := envelope.NewKey([32]byte{n})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return router.Keys{Envelope: envelope.Keyring{Primary: k}}
+}
+
 // newHost makes host i and does not start it. Two with the same i are the same
 // host before and after a restart.
 func newHost(t *testing.T, net *routertest.Net, i int, s shape) *host {
@@ -96,8 +107,9 @@ func newHostWith(t *testing.T, net *routertest.Net, i int, s shape, change func(
 		Preshared: s.psk,
 		Poll:      routertest.Poll,
 		Log:       zap.New(core),
+		ID:        uint64(i), Boot: 100 + uint64(i), Keys: meshKeys(t, 0),
 		Control: func(b []byte, from router.Addr, _ time.Time) {
-			h.gossip <- fmt.Sprintf("%v %s", from.Addr, b)
+			h.gossip <- fmt.Sprintf("%v: %s", from, b)
 		},
 	}
 	for range s.shards {
@@ -150,7 +162,7 @@ func (h *host) close() {
 // peer describes host i to another.
 func peer(i int, s shape) router.Peer {
 	return router.Peer{
-		Key: privateKey(i).Public(), Name: fmt.Sprint("host", i), Endpoints: []netip.AddrPort{at(i)},
+		Key: privateKey(i).Public(), ID: uint64(i), Name: fmt.Sprint("host", i), Endpoints: []netip.AddrPort{at(i)},
 		Suite: s.suite, Prefixes: prefixes(i),
 	}
 }

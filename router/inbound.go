@@ -71,12 +71,7 @@ func (s *shard) datagram(known *snapshot, b []byte, from netip.AddrPort, now tim
 	case session.TypeInitiation, session.TypeResponse, session.TypeCookie:
 		return s.handshake(known, b, from, now)
 	case ControlType:
-		if s.r.config.Control == nil {
-			s.stats.drop(DropControl)
-			return nil
-		}
-		s.stats.controlRx.Add(1)
-		s.r.config.Control(b[1:], Addr{Addr: from}, now)
+		s.control.handle(b, from, now)
 	default:
 		s.stats.drop(DropType)
 	}

@@ -21,7 +21,7 @@ func TestControl(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if got := <-b.gossip; got != "192.0.2.1:6783 gossip" {
+		if got := <-b.gossip; got != "node 0000000000000001, 192.0.2.1:6783: gossip" {
 			t.Errorf("got %q", got)
 		}
 		if a.Stats().ControlTx != 1 || b.Stats().ControlRx != 1 {

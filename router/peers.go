@@ -51,7 +51,8 @@ type snapshot struct {
 	routes    *route.Table[*peer] // destination -> owner; the owner self is this host
 	bySession map[*session.Peer]*peer
 	byKey     map[session.PublicKey]*peer
-	peers     []*peer // in the order of SetPeers
+	byID      map[uint64]*peer // nodes of the mesh
+	peers     []*peer          // in the order of SetPeers
 	local     Local
 }
 
@@ -74,6 +75,7 @@ func (r *Router) SetPeers(peers []Peer) error {
 	next := &snapshot{
 		bySession: make(map[*session.Peer]*peer, len(desired)),
 		byKey:     make(map[session.PublicKey]*peer, len(desired)),
+		byID:      make(map[uint64]*peer, len(desired)),
 		local:     old.local,
 	}
 	var added, replaced []*peer
@@ -100,6 +102,12 @@ func (r *Router) SetPeers(peers []Peer) error {
 			replaced = append(replaced, p)
 		}
 		next.byKey[d.Key] = p
+		if d.ID != 0 {
+			if next.byID[d.ID] != nil {
+				return fmt.Errorf("peer %s: its ID %016x is also that of another peer", d.Name, d.ID)
+			}
+			next.byID[d.ID] = p
+		}
 		next.peers = append(next.peers, p)
 	}
 	var err error

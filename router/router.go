@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,10 +17,6 @@ import (
 
 	"github.com/weftnet/weft/router/session"
 )
-
-// ControlType is the first byte of datagrams that are not the router's own
-// but the mesh's. No message of a session begins with it.
-const ControlType = 16
 
 // Config is what a Router is made of. It does not change afterwards.
 type Config struct {
@@ -48,18 +43,21 @@ type Config struct {
 	// RaiseInterval is the longest time between two attempts to send larger packets on a path that was found to be narrow; 0 means
 	// a minute. The first attempts come sooner.
 	RaiseInterval time.Duration
-	// ID is this node's, by which others in the mesh name it.
-	ID uint64
-	// Control gets the datagrams of the mesh without their first byte. It is called by the shards, concurrently, and must not
-	// block; b is valid only during the call. nil drops them.
+	// ID is this node's, by which others in the mesh name it, and Boot the number of this run of its process. Without an ID nothing can be
+	// sent but packets.
+	ID, Boot uint64
+	// Keys seal and open control datagrams; SetKeys replaces them.
+	Keys Keys
+	// ControlConn is a socket of their own for control datagrams, on the port of Conns; nil: they share those. It stays the caller's to
+	// close, after Run.
+	ControlConn Conn
+	// Control gets the gossip of the mesh. It is called by several goroutines, concurrently, and must not block; b is valid only
+	// during the call. nil drops it.
 	Control func(b []byte, from Addr, at time.Time)
-}
-
-// Addr is where a control datagram goes to or came from: a node, by whichever path there is to it, or, while the node is not known,
-// an address of the network below.
-type Addr struct {
-	Node uint64         // 0: not known
-	Addr netip.AddrPort // not valid: whatever the path of Node says
+	// NoRelay makes this host pass nothing on for other nodes.
+	NoRelay bool
+	// RelayLimit is how much it passes on, in bits per second; 0: as much as it can.
+	RelayLimit uint64
 }
 
 // Local is what the router knows of its own host.
@@ -87,6 +85,13 @@ type Router struct {
 	prober   prober        // the timer goroutine's
 	pieceID  atomic.Uint64 // of the last packet that was sent in pieces
 	started  atomic.Bool
+
+	// Of control datagrams.
+	keys         atomic.Pointer[Keys]
+	ways         reacher
+	relayBudget  budget    // also of data
+	sealed       sync.Pool // of *[envelope.MaxSize]byte
+	controlStats counters  // of those that no shard has handled
 
 	// current is what the shards work with, replaced as a whole under mu.
 	current   atomic.Pointer[snapshot]
@@ -130,6 +135,7 @@ func New(c Config) (*Router, error) {
 	r.timers.init()
 	r.suspects.init(c.Log)
 	r.endpoints.init()
+	r.initControl()
 	for i := range c.TUN {
 		r.shards = append(r.shards, newShard(r, i, c.TUN[i], c.Conns[i]))
 	}
@@ -190,20 +196,6 @@ func closeAll(pollers []Poller) error {
 	}
 	return errors.Join(errs...)
 }
-
-// SendControl sends b, with the type byte before it, to the mesh's part of another host. An error says why this one
-// datagram could not leave; none does not mean that it arrived.
-func (r *Router) SendControl(b []byte, to Addr) error {
-	msg := slices.Concat([]byte{ControlType}, b)
-	if err := r.config.Conns[0].SendTo(msg, to.Addr, 0); err != nil {
-		return fmt.Errorf("sending a gossip packet to %v: %w", to.Addr, err)
-	}
-	r.shards[0].stats.controlTx.Add(1)
-	return nil
-}
-
-// Examine tells that a node did not answer by its present path, so that another one is looked for.
-func (r *Router) Examine(uint64) {}
 
 // Greet begins a handshake with every peer that has an endpoint, spread over about a
 // second: after a restart the peers learn so that our old keys are gone.

@@ -72,6 +72,7 @@ type shard struct {
 
 	pieces pathmtu.Assembler[*peer] // received
 
+	control      controller
 	handshakeBuf [session.InitiationSize]byte
 	icmpBuf      [packet.VNetHdrLen + minMTU]byte
 	icmpLimit    limiter // of errors that tell of an absent destination
@@ -88,6 +89,7 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		icmpLimit:   limiter{rate: 100, burst: 50},
 		tooBigLimit: limiter{rate: 1000, burst: 200},
 	}
+	s.control = controller{r: r, stats: &s.stats}
 	slab := make([]byte, receiveBatch*receiveBuffer)
 	for i := range s.in {
 		s.in[i].Buf = slab[i*receiveBuffer : (i+1)*receiveBuffer : (i+1)*receiveBuffer]

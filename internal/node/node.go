@@ -25,6 +25,7 @@ import (
 	"github.com/weftnet/weft/ipam"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/envelope"
 )
 
 // stopPatience bounds how long telling the peers of one's end may take.
@@ -287,6 +288,15 @@ func (n *Node) setWarning(about, text string) {
 }
 
 func (n *Node) meshKeys() mesh.Keys { return mesh.Keys{Gossip: n.keys.Gossip, Hello: n.keys.Hello} }
+
+// routerKeys are the keys that the router seals with outside of sessions.
+func (n *Node) routerKeys() (router.Keys, error) {
+	k, err := envelope.NewKey(n.keys.Control)
+	if err != nil {
+		return router.Keys{}, err
+	}
+	return router.Keys{Envelope: envelope.Keyring{Primary: k}}, nil
+}
 
 // closing closes c and adds what goes wrong to err.
 func closing(err *error, c io.Closer) { *err = errors.Join(*err, c.Close()) }

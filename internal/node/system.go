@@ -56,6 +56,8 @@ type planeConfig struct {
 	offloads  Offloads
 	copyDSCP  bool
 	id        mesh.NodeID
+	boot      uint64
+	keys      router.Keys
 	control   func(b []byte, from router.Addr, at time.Time)
 	log       *zap.Logger
 }
@@ -167,7 +169,7 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	}
 	conns = conns[:shards]
 	r, err := router.New(router.Config{
-		ID: uint64(c.id), Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
+		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
 		CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
 	})
 	if err != nil {

@@ -136,10 +136,14 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	if e.workloads, err = n.loadWorkloads(e); err != nil {
 		return nil, err
 	}
+	keys, err := n.routerKeys()
+	if err != nil {
+		return nil, err
+	}
 	e.plane, err = n.sys.plane(port, planeConfig{
 		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
 		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, copyDSCP: n.cfg.CopyDSCP, log: n.log.Named("router"),
-		id: n.state.identity.ID,
+		id: n.state.identity.ID, boot: e.mesh.Boot(), keys: keys,
 		control: func(b []byte, from router.Addr, at time.Time) {
 			e.mesh.Deliver(b, mesh.Addr{Node: mesh.NodeID(from.Node), Addr: from.Addr}, at)
 		},

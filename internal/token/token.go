@@ -47,6 +47,7 @@ type Keys struct {
 	Gossip    [32]byte // AES-256-GCM key of gossip packets and streams
 	Hello     [32]byte // HMAC key of the hello that opens a gossip stream
 	Preshared [32]byte // pre-shared key of the data path's handshakes
+	Control   [32]byte // secret of the seal of control datagrams
 }
 
 // New makes a token from 20 bytes of rand.
@@ -197,6 +198,7 @@ func (t Token) Keys() (Keys, error) {
 		{"weft v1 gossip", &k.Gossip},
 		{"weft v1 hello", &k.Hello},
 		{"weft v1 handshake", &k.Preshared},
+		{"weft v1 control", &k.Control},
 	} {
 		b, err := hkdf.Key(sha256.New, t.secret[:], []byte("weft token v1"), d.label, len(d.key))
 		if err != nil {
