@@ -52,6 +52,7 @@ type Config struct {
 	Log          *zap.Logger                   // nil: no logs
 	ReclaimAfter time.Duration                 // how long a node must have been dead before its addresses are taken over without being told; 0: never
 	OnChange     func()                        // ownership or allocations changed; called without locks, must not block; nil: nobody cares
+	OnNews       func(News)                    // called without locks, in order but for calls at the same time, must not block; nil: nobody cares
 }
 
 // Allocator hands out addresses of one node. All methods may be called concurrently, unless said otherwise.
@@ -118,6 +119,7 @@ type Allocator struct {
 	notes      []func() string   // violations to report once no lock is held
 	trouble    string            // the last of them
 	obituaries []ring.Retirement // to report once no lock is held
+	news       []News            // the same
 }
 
 // maxViolations bounds how many different violations are told apart.

@@ -329,7 +329,10 @@ func (a *Allocator) finish() time.Duration {
 	next := a.work(a.cfg.Now(), v)
 	out, notes, changed, obituaries := a.out, a.notes, a.changed, a.obituaries
 	a.out, a.notes, a.changed, a.obituaries = nil, nil, false, nil
+	news := a.news
+	a.news = nil
 	a.mu.Unlock()
+	a.spread(news)
 	for _, r := range obituaries {
 		a.announce(r)
 	}

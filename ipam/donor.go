@@ -191,6 +191,7 @@ func (a *Allocator) handOver(x *edit, v view) []*outgoing {
 	handed := x.handOver(v.has)
 	for _, o := range handed {
 		a.sendGrant(x, o)
+		a.note(x, News{Kind: Granted, Node: o.to, Slots: o.grants.Known().Len()})
 	}
 	return handed
 }

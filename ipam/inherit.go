@@ -78,6 +78,7 @@ func (a *Allocator) inherit(x *edit, v view) {
 		return
 	}
 	x.delta = x.delta.Union(take)
+	a.note(x, News{Kind: TookOver, Slots: take.Len()})
 	x.after(func() {
 		a.log.Info("took over the addresses of nodes that are gone", zap.Uint64("addresses", take.Len()))
 	})

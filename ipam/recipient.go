@@ -62,6 +62,9 @@ func (a *Allocator) onGrant(x *edit, from ring.Owner, m *message) {
 		return
 	}
 	x.delta = x.delta.Union(got)
+	if len(got) > 0 {
+		a.note(x, News{Kind: Received, Node: from, Slots: got.Len()})
+	}
 	if len(x.ring.Same(m.grants)) == 0 {
 		x.send(from, &message{kind: kindReceived, grants: m.grants})
 	}

@@ -202,6 +202,9 @@ func retirement(r ring.Retirement) Retirement {
 // mourn takes note of new retirements. a.mu must be held.
 func (a *Allocator) mourn(news []ring.Retirement) {
 	a.obituaries = append(a.obituaries, news...)
+	for _, r := range news {
+		a.news = append(a.news, News{Kind: WasRetired, Node: r.Dead, Retirement: retirement(r)})
+	}
 	a.changed = true
 	if err := a.expelled(); err != nil {
 		a.end(func(*waiter) error { return err })

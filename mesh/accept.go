@@ -183,10 +183,12 @@ func (m *Mesh) noteStranger(source string, err error) {
 		if ok, _ := m.strangers.pass("token|"+source, time.Now()); ok {
 			m.log.Warn("a host with another token tried to connect and was turned away; said once per host. "+
 				"If it belongs here, give it the token that `weft token` prints", zap.String("from", source))
+			m.refused(Refusal{From: source, Err: ErrWrongToken})
 		}
 	case errors.Is(err, ErrVersion):
 		if ok, _ := m.strangers.pass("version|"+source, time.Now()); ok {
 			m.log.Warn("a node that speaks another version of the protocol was turned away: run the same release of weft on both", zap.String("from", source))
+			m.refused(Refusal{From: source, Err: ErrVersion})
 		}
 	default:
 		if ok, _ := m.strangers.pass("junk|"+source, time.Now()); ok {
@@ -199,19 +201,39 @@ func (m *Mesh) noteStranger(source string, err error) {
 func (m *Mesh) noteRefused(source string, me, them introduction) {
 	who := []zap.Field{zap.String("from", source), zap.Stringer("node", them.id), zap.String("name", them.name)}
 	var text string
+	var err error
 	switch me.verdict {
 	case refusedClone:
 		text = "turned away a node whose id another living node has: one's data directory is a copy; run `weft reset` on one of them"
+		err = ErrClone
 	case refusedOther:
 		text = "turned away a node of another mesh: run `weft reset` there to let it join, or remove its --peer"
+		err = &UniverseMismatchError{Host: source, Mine: me.universe, Theirs: them.universe}
 		who = append(who, zap.Stringer("here", me.universe), zap.Stringer("there", them.universe))
 	case refusedNone:
 		text = "another node waits to join a mesh through this one, which waits itself: one of them must join a founder, or start without --peer"
+		err = ErrNoUniverse
 	default: // ourselves
 		return
 	}
 	if ok, _ := m.strangers.pass(text+source, time.Now()); ok {
 		m.log.Warn(text, who...)
+		m.refused(Refusal{From: source, ID: them.id, Name: them.name, Err: err})
+	}
+}
+
+// Refusal is somebody who was turned away.
+type Refusal struct {
+	From string // the source: an address, or the prefix that one host is taken to have
+	ID   NodeID // as it says; 0: it did not come to that
+	Name string // as it says
+	// Err is why: [ErrWrongToken], [ErrVersion], [ErrClone], [ErrNoUniverse] or a [*UniverseMismatchError].
+	Err error
+}
+
+func (m *Mesh) refused(r Refusal) {
+	if m.cfg.OnRefused != nil {
+		m.cfg.OnRefused(r)
 	}
 }
 

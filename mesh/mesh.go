@@ -44,6 +44,9 @@ type Config struct {
 	// one sender come in order and one at a time, those of different senders
 	// concurrently. The sender's next message waits until it returns.
 	OnMessage func(from NodeID, channel string, payload []byte)
+	// OnRefused tells that somebody was turned away; once per source and reason. It may be called from any goroutine, must not
+	// block, and must not call the mesh.
+	OnRefused func(Refusal)
 
 	// Authentic replaces the check of a record's signature, for tests that run a thousand nodes in one process and let one
 	// check count for all; nil: each node checks for itself.

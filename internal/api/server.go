@@ -134,6 +134,7 @@ func (s *Server) handler() http.Handler {
 		return struct{}{}, nil
 	})
 	stream(mux, "bench", s.svc.Bench)
+	stream(mux, "events", s.svc.Events)
 	return mux
 }
 

@@ -38,6 +38,9 @@ type Service interface {
 	// Bench measures the way to another node, as long as ctx lasts, and tells the progress from one goroutine at a
 	// time, as long as it runs.
 	Bench(ctx context.Context, r BenchRequest, progress func(BenchProgress)) (BenchResult, error)
+	// Events tells what has happened and, if it is asked to, what does, from one goroutine at a time, as long as it runs; ctx
+	// ends that.
+	Events(ctx context.Context, r EventsRequest, tell func(EventsProgress)) (EventsResult, error)
 	// Stop makes the daemon end as by SIGTERM, after the answer is sent.
 	Stop()
 	WireGuard

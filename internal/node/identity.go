@@ -179,7 +179,7 @@ func loadState(st *store.Store) (state, error) {
 	// A first start that was killed may have left what belongs to a node that
 	// never was.
 	return s, st.Update(func(tx *store.Tx) error {
-		return errors.Join(tx.Clear(store.IPAM), tx.Clear(store.Allocations), tx.Clear(store.Workloads), tx.Clear(store.Records))
+		return errors.Join(tx.Clear(store.IPAM), tx.Clear(store.Allocations), tx.Clear(store.Workloads), tx.Clear(store.Records), tx.Clear(store.Events))
 	})
 }
 

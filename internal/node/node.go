@@ -42,13 +42,15 @@ type Node struct {
 	log     *zap.Logger
 	started time.Time
 
-	store *store.Store
-	state state
-	token token.Token
+	store   *store.Store
+	history *history
+	state   state
+	token   token.Token
 	// saveToken tells that the data directory has yet to get the token.
 	saveToken bool
 	keys      token.Keys
-	syncing   sync.Mutex // one syncPeers at a time; guards the two below
+	syncing   sync.Mutex // one syncPeers at a time; guards the three below
+	lookAgain time.Time  // see watcher.look
 	records   *recordSaver
 	peers     []router.Peer // as the router has them, and those whose keys it would refuse
 	mtu       int           // of workloads and TUN device; set before the engines
@@ -100,6 +102,9 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	}
 	if n.state.first {
 		done = n.store.Discard
+	}
+	if n.history, err = loadHistory(n.store, n.state.identity.ID, n.log.Named("events")); err != nil {
+		return err
 	}
 	if n.token, n.saveToken, err = cfg.findToken(n.state.first); err != nil {
 		return err
@@ -207,6 +212,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	g, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	working, stop := context.WithCancel(failed)
 	defer stop()
+	defer n.keepHistory(ctx)()
 	e.start(working, g)
 	n.running.Store(e)
 	g.Go(func() error { n.follow(working, e); return nil })
@@ -223,6 +229,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	giveUp(nil)
 
 	n.setPhase(api.Stopping, "")
+	n.noteEnd(ctx, failed, err)
 	n.sys.notify(daemon.SdNotifyStopping)
 	if failed.Err() == nil {
 		tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)

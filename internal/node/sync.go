@@ -57,6 +57,7 @@ func (n *Node) follow(ctx context.Context, e *engines) {
 			e.alloc.Wake()
 		}
 		n.withdraw(e)
+		later := n.laterLook()
 		select {
 		case <-ctx.Done():
 			return
@@ -66,8 +67,19 @@ func (n *Node) follow(ctx context.Context, e *engines) {
 		case <-ctx.Done():
 			return
 		case <-n.changed:
+		case <-later:
 		}
 	}
+}
+
+// laterLook is when to look again although nothing changes; nil: never.
+func (n *Node) laterLook() <-chan time.Time {
+	n.syncing.Lock()
+	defer n.syncing.Unlock()
+	if n.lookAgain.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(n.lookAgain))
 }
 
 // syncPeers gives the router its peers and prefixes, of which a retired node has none, saves new records, and returns
@@ -79,6 +91,9 @@ func (n *Node) syncPeers(e *engines) int {
 	if err := n.setPeers(e, nodes, holdings); err != nil {
 		n.log.Error("the router refused the mesh's peers", zap.Error(err))
 	}
+	news, again := e.watch.look(nodes, time.Now())
+	n.history.log.Add(news...)
+	n.lookAgain = again
 	local := router.Local{MTU: n.mtu, Prefixes: n.ownPrefixes(holdings)}
 	if l, ok := e.alloc.Lookup(hostOwner); ok && !retired {
 		local.Gateway4, local.Gateway6 = l.V4, l.V6

@@ -53,6 +53,7 @@ type engines struct {
 	benches   *benches
 	universe  ipam.Universe
 	link      hostnet.Link
+	watch     watcher
 
 	// adopting is set until this node has the share of its name. It asks for no addresses before: it would end up with
 	// more than its share, and whoever owns half of the range cannot be forgotten.
@@ -79,7 +80,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 			return nil, err
 		}
 	}
-	e := &engines{universe: u}
+	e := &engines{universe: u, watch: watcher{h: n.history, started: n.started, seen: map[mesh.NodeID]bool{}}}
 	e.benches = &benches{n: n, e: e, net: n.sys.overlay()}
 	e.adopting.Store(len(n.cfg.Seed) > 0)
 	if e.link, err = n.awaitNetwork(ctx); err != nil {
@@ -102,7 +103,8 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		Identity: n.state.signer, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
 		Port: n.cfg.Port, Advertise: e.link.Addr, Targets: n.cfg.Peers, Known: signed,
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
-		OnChange: n.changed.raise,
+		OnChange:  n.changed.raise,
+		OnRefused: n.noteRefused,
 		OnMessage: func(from mesh.NodeID, channel string, payload []byte) {
 			switch channel {
 			case channelIPAM:
@@ -126,6 +128,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		Store: ipamStore{n.store}, Net: ipamNet{e.mesh, &e.adopting}, Now: time.Now,
 		Quarantine: n.cfg.Quarantine, ReclaimAfter: n.cfg.ReclaimAfter,
 		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
+		OnNews: n.noteAddresses(e),
 	}); err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ type migration func(*Tx) error
 func migrations() map[uint32]migration {
 	return map[uint32]migration{
 		1: addDigests,
+		2: func(*Tx) error { return nil }, // the bucket of events, which is empty
 	}
 }
 

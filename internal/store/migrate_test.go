@@ -185,7 +185,7 @@ func TestUpgradeBrokenOff(t *testing.T) {
 // A step that fails changes nothing, and says so.
 func TestUpgradeFails(t *testing.T) {
 	boom := errors.New("a workload without a name")
-	for what, step := range map[string]migration{"no way from schema 3": nil, boom.Error(): func(tx *Tx) error {
+	for what, step := range map[string]migration{fmt.Sprint("no way from schema ", Schema+1): nil, boom.Error(): func(tx *Tx) error {
 		return errors.Join(tx.Clear(Workloads), boom)
 	}} {
 		dir := t.TempDir()

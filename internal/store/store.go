@@ -46,7 +46,7 @@ import (
 
 // Schema is the version of the buckets and of their meaning that this program writes. With a bucket more, or another
 // meaning of one, it grows by one, and the table of migrations gets a line.
-const Schema = 2
+const Schema = 3
 
 // FileName is the name of the file within the data directory.
 const FileName = "weft.db"
@@ -63,9 +63,12 @@ const (
 	Records     Bucket = "records"     // NodeID -> the last known node record
 	Host        Bucket = "host"        // what was changed on the host, for reset
 	Clients     Bucket = "clients"     // name -> WireGuard client
+	Events      Bucket = "events"      // what has happened, and what was said of whom
 )
 
-func buckets() []Bucket { return []Bucket{Meta, IPAM, Allocations, Workloads, Records, Host, Clients} }
+func buckets() []Bucket {
+	return []Bucket{Meta, IPAM, Allocations, Workloads, Records, Host, Clients, Events}
+}
 
 // Errors that callers tell apart; each comes wrapped with path and remedy.
 var (

@@ -36,6 +36,8 @@ type Daemon struct {
 	Forgotten api.ForgetResult
 	History   []string
 	Garbage   []api.Garbage
+	// What Events tells; if Endless is not nil it goes on until the request ends then, and closes that.
+	Happened []api.EventsProgress
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
 	// Adding is called when a WireGuard client was added, before that is answered; nil: nothing is.
