@@ -133,6 +133,28 @@ func (h *Host) Kill() {
 	h.daemon.Kill()
 }
 
+// Freeze stops the daemon as it is (SIGSTOP), as a host does that has no time for it. [Host.Thaw] lets it go on.
+func (h *Host) Freeze() {
+	h.lab.tb.Helper()
+	h.signal(unix.SIGSTOP)
+}
+
+// Thaw lets the daemon go on (SIGCONT).
+func (h *Host) Thaw() {
+	h.lab.tb.Helper()
+	h.signal(unix.SIGCONT)
+}
+
+func (h *Host) signal(s unix.Signal) {
+	h.lab.tb.Helper()
+	if !h.Running() {
+		h.lab.tb.Fatalf("lab: %s has no daemon to send %v to", h.name, s)
+	}
+	if err := h.daemon.Signal(s); err != nil {
+		h.lab.tb.Fatalf("lab: sending %v to the daemon of %s: %v", s, h.name, err)
+	}
+}
+
 // Terminate asks the daemon to end (SIGTERM), waits until it is gone and returns its exit code.
 func (h *Host) Terminate() int {
 	h.lab.tb.Helper()

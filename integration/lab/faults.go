@@ -16,8 +16,9 @@ import (
 // faults is the desired state of a switch's drop rules. Every change replaces the whole nftables table in one transaction.
 // Hosts do not see it: the rules are in the namespace of the switch.
 type faults struct {
-	loss map[string]float64 // port -> probability of losing a frame that enters or leaves by it
-	cut  map[[2]string]bool // from port, to port: nothing passes
+	loss  map[string]float64 // port -> probability of losing a frame that enters or leaves by it
+	cut   map[[2]string]bool // from port, to port: nothing passes
+	block []block
 }
 
 // faultTable is the nftables table that a switch keeps its faults in.
@@ -72,10 +73,10 @@ func (s *Segment) Partition(groups ...[]*Link) {
 	s.applyFaults()
 }
 
-// Heal ends all cuts. Losses stay.
+// Heal ends all cuts and blocks. Losses stay.
 func (s *Segment) Heal() {
 	s.lab.tb.Helper()
-	s.faults.cut = nil
+	s.faults.cut, s.faults.block = nil, nil
 	s.applyFaults()
 }
 
@@ -101,6 +102,11 @@ func (f *faults) rules(c *nftables.Conn) {
 	}
 	for _, pair := range slices.SortedFunc(maps.Keys(f.cut), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
 		drop(append(device(expr.MetaKeyIIFNAME, pair[0]), device(expr.MetaKeyOIFNAME, pair[1])...)...)
+	}
+	for _, b := range f.block {
+		for _, match := range b.matches() {
+			drop(match...)
+		}
 	}
 	for _, port := range slices.Sorted(maps.Keys(f.loss)) {
 		for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {

@@ -13,8 +13,9 @@ import (
 // A Host is a namespace on a segment, with a directory of its own for a weft daemon.
 type Host struct {
 	*Namespace
-	link *Link
-	dir  string
+	link    *Link
+	plugged int // links besides
+	dir     string
 
 	// The daemon, see daemon.go. The test's goroutine only.
 	daemon  *Process

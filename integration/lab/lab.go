@@ -49,6 +49,8 @@ type Lab struct {
 	namespaces []*Namespace
 	processes  map[*Process]struct{}
 	captures   []*Capture
+	wires      []*wire
+	talks      []*Talk
 	mounts     []string
 	segments   int
 	named      int // namespaces made so far
@@ -124,6 +126,12 @@ func (l *Lab) Close() {
 	}
 	for _, c := range l.captures {
 		c.Stop()
+	}
+	for _, t := range l.talks {
+		t.end()
+	}
+	for _, w := range l.wires {
+		w.cut()
 	}
 	for _, n := range l.namespaces {
 		n.close()

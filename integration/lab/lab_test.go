@@ -336,6 +336,17 @@ func TestDaemon(t *testing.T) {
 		t.Error("a second daemon was launched")
 	}
 	m.Workloads[3].Detach()
+	h.Freeze()
+	state := func() string {
+		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(h.Daemon().Pid()), "stat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(stat))[2]
+	}
+	eventually(t, "the daemon stands still", func() bool { return state() == "T" })
+	h.Thaw()
+	eventually(t, "the daemon goes on", func() bool { return state() != "T" })
 	if code := h.Terminate(); code != 3 || h.Running() {
 		t.Errorf("terminated with %d, running: %v", code, h.Running())
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // A Router forwards between segments.
@@ -117,6 +118,28 @@ func (r *Router) Route(to *Segment, by *Router, shared *Segment) {
 // answers in.
 func (r *Router) NAT(outside *Segment, kind NATKind) {
 	r.lab.tb.Helper()
+	r.guard(outside, &expr.Masq{FullyRandom: kind == RandomPorts}, nil)
+}
+
+// Home makes the router what routers at home are: a NAT for v4, and for v6 a firewall, which leaves addresses and ports as they are.
+// It lets only answers in. The outside needs a route to the v6 subnets behind it: see [Link.AddRouteBy].
+func (r *Router) Home(outside *Segment, kind NATKind) {
+	r.lab.tb.Helper()
+	r.guard(outside, &expr.Masq{FullyRandom: kind == RandomPorts}, family(unix.NFPROTO_IPV4))
+}
+
+// Forget makes the router forget all flows that it knows, as one that was switched off and on: a NAT that chooses ports chooses new ones.
+func (r *Router) Forget() {
+	r.lab.tb.Helper()
+	err := r.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+	if err != nil {
+		r.lab.tb.Fatalf("lab: flows of %s: %v", r.name, err)
+	}
+}
+
+// guard hides what matches behind the router's address on the segment outside, and lets only answers in.
+func (r *Router) guard(outside *Segment, hide *expr.Masq, match []expr.Any) {
+	r.lab.tb.Helper()
 	out := r.Link(outside)
 	if out == nil {
 		r.lab.tb.Fatalf("lab: %s is not on %s", r.name, outside.name)
@@ -134,18 +157,15 @@ func (r *Router) NAT(outside *Segment, kind NATKind) {
 			c.AddRule(r)
 		}
 		post := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
-		rule(post, device(expr.MetaKeyOIFNAME, out.device), []expr.Any{&expr.Masq{FullyRandom: kind == RandomPorts}})
+		rule(post, match, device(expr.MetaKeyOIFNAME, out.device), []expr.Any{hide})
 		drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 		forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 		rule(forward, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), drop)
 		// What nobody asked for must not reach the router's own stack: the connection tracking entry that it would leave
 		// there could take the outer port that a flow from inside needs.
 		input := chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
-		for _, proto := range []byte{6, 17} {
-			rule(input, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-			}, drop)
+		for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			rule(input, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), protocol(proto), drop)
 		}
 	})
 	if err != nil {

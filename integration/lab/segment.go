@@ -23,6 +23,7 @@ type Segment struct {
 	name    string
 	index   int
 	members int
+	ports   int  // that the switch ever had
 	gateway bool // a router has the gateway's addresses
 	links   []*Link
 	faults  faults
@@ -100,11 +101,12 @@ type Link struct {
 	device  string // in ns
 	port    string // in the namespace of the switch
 	v4, v6  netip.Addr
+	wire    *wire // between the cable and the port, nil if they are one: see [Link.Delay]
 }
 
 // plug connects ns with the segment by a device of the given name, and gives it the addresses of the member.
 func (s *Segment) plug(ns *Namespace, device string, member int, v4, v6 bool, mtu int) (*Link, error) {
-	l := &Link{ns: ns, segment: s, device: device, port: fmt.Sprintf("port%d", len(s.links)+1)}
+	l := &Link{ns: ns, segment: s, device: device, port: s.newPort()}
 	veth := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: device, PeerNamespace: netlink.NsFd(ns.fd())}
 	veth.Name, veth.MTU = l.port, mtu
 	if err := s.ns.nl.LinkAdd(veth); err != nil {
@@ -141,6 +143,12 @@ func (s *Segment) plug(ns *Namespace, device string, member int, v4, v6 bool, mt
 	}
 	s.links = append(s.links, l)
 	return l, l.settle()
+}
+
+// newPort names a port that the switch never had before.
+func (s *Segment) newPort() string {
+	s.ports++
+	return fmt.Sprintf("port%d", s.ports)
 }
 
 // settle waits until the kernel has noticed the carrier, given the device its link-local address and made its addresses
@@ -193,7 +201,7 @@ func (l *Link) addDefaultRoutes() error {
 		route := &netlink.Route{
 			LinkIndex: dev.Attrs().Index, Dst: ipNet(netip.PrefixFrom(r.all, 0)), Gw: r.via.AsSlice(),
 		}
-		if err := l.ns.nl.RouteAdd(route); err != nil {
+		if err := l.ns.nl.RouteReplace(route); err != nil {
 			return fmt.Errorf("default route by %v: %w", r.via, err)
 		}
 	}
