@@ -167,13 +167,28 @@ func (m *Mesh) isClone(ctx context.Context, conn net.Conn, them introduction) bo
 	}
 	ctx, cancel := context.WithTimeout(ctx, cloneCheck)
 	defer cancel()
-	me := m.introduce(purposeProbe)
-	s, there, err := dialAndGreet(ctx, m.network, old, m.cfg.Keys.Hello, me)
-	if err != nil {
+	asked := make(chan bool, 1)
+	if !m.spawn(func(context.Context) { asked <- m.answersAs(them.id, oldBoot) }) {
 		return false
 	}
-	m.closeQuietly(s)
-	return there.id == them.id && there.boot == oldBoot
+	g, err := m.greeter().first(ctx, m.ways.triesAt(old), m.introduce(purposeProbe), them.id)
+	if err == nil {
+		m.closeQuietly(g)
+		if g.them.boot == oldBoot {
+			return true
+		}
+	}
+	return <-asked
+}
+
+// answersAs asks by a packet whether a certain process of a node is alive.
+func (m *Mesh) answersAs(id NodeID, boot uint64) bool {
+	ml := m.member.Load()
+	if ml == nil {
+		return false
+	}
+	_, err := ml.Ping(memberName(id, boot), memberUDP(id))
+	return err == nil
 }
 
 // noteStranger logs, once per source, what a stranger did wrong.

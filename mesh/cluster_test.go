@@ -99,6 +99,7 @@ type testNode struct {
 	c      *cluster
 	cfg    Config
 	host   *memnet.Host
+	router *memnet.Router
 	bag    *bag
 	cancel context.CancelFunc
 	done   chan error
@@ -110,8 +111,8 @@ type testNode struct {
 
 func testKeys(b byte) Keys {
 	var k Keys
-	for i := range k.Gossip {
-		k.Gossip[i], k.Hello[i] = b, b^0x55
+	for i := range k.Hello {
+		k.Hello[i] = b ^ 0x55
 	}
 	return k
 }
@@ -152,7 +153,7 @@ func (c *cluster) node(targets ...string) *testNode {
 	n := &testNode{c: c, host: host, bag: &bag{items: map[string]bool{}}}
 	n.cfg = Config{
 		Identity: testIdentity(i), Name: name, Keys: c.keys, Universe: c.uni, Port: testPort, Advertise: hostAddr(i),
-		Targets: targets, Packets: packets{host}, Network: host, Log: c.core.Named(name), Tuning: c.tune,
+		Targets: targets, Packets: packets{n}, Network: host, Log: c.core.Named(name), Tuning: c.tune,
 		OnChange: func() {
 			n.mu.Lock()
 			n.changes++
@@ -177,7 +178,10 @@ func (n *testNode) start() *testNode {
 	}
 	n.Mesh = m
 	m.Register("bag", n.bag)
-	n.host.Receive(testPort, func(b []byte, from netip.AddrPort, at time.Time) { m.Deliver(b, Addr{Addr: from}, at) })
+	n.router = n.host.Router(memnet.Member{Node: uint64(n.cfg.Identity.ID()), Port: testPort, Secret: n.cfg.Keys.Hello},
+		func(b []byte, from memnet.Addr, at time.Time) {
+			m.Deliver(b, Addr{Node: NodeID(from.Node), Addr: from.Addr}, at)
+		})
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done = cancel, make(chan error, 1)
 	go func() { n.done <- m.Run(ctx) }()
@@ -187,9 +191,16 @@ func (n *testNode) start() *testNode {
 // kill ends the node without a word; what it knew of the others is kept.
 func (n *testNode) kill() {
 	n.c.t.Helper()
-	n.host.Receive(testPort, nil)
+	n.unplug()
 	n.cancel()
 	n.finish()
+}
+
+func (n *testNode) unplug() {
+	n.c.t.Helper()
+	if err := n.router.Close(); err != nil {
+		n.c.t.Error(err)
+	}
 }
 
 func (n *testNode) finish() {
@@ -200,7 +211,7 @@ func (n *testNode) finish() {
 	if err := <-n.done; err != nil {
 		n.c.t.Errorf("%s: %v", n.cfg.Name, err)
 	}
-	n.host.Receive(testPort, nil)
+	n.unplug()
 	n.cfg.Known = nil
 	for _, k := range n.Nodes() {
 		n.cfg.Known = append(n.cfg.Known, k.Signed)
@@ -301,8 +312,11 @@ func agreed(ns ...*testNode) func() bool {
 
 func (c *cluster) logged(text string) int { return c.log.FilterMessageSnippet(text).Len() }
 
-// packets carries gossip packets over a network in memory.
-type packets struct{ host *memnet.Host }
+// packets carries a node's packets by its router.
+type packets struct{ n *testNode }
 
-func (p packets) SendControl(b []byte, to Addr) error { return p.host.SendControl(b, to.Addr) }
-func (p packets) Examine(NodeID)                      {}
+func (p packets) SendControl(b []byte, to Addr) error {
+	return p.n.router.SendControl(b, memnet.Addr{Node: uint64(to.Node), Addr: to.Addr})
+}
+
+func (p packets) Examine(NodeID) {}

@@ -38,13 +38,8 @@ func parseMember(name string) (NodeID, uint64, error) {
 	return id, boot, nil
 }
 
-// NodeMeta says to which universe this node belongs.
-func (d delegate) NodeMeta(int) []byte {
-	if u := d.m.Universe(); u.Known() {
-		return u.ID[:]
-	}
-	return nil
-}
+// NodeMeta says to which universe this node belongs, and where it is.
+func (d delegate) NodeMeta(int) []byte { return memberMeta(d.m.Universe().ID, d.m.addr) }
 
 // NotifyMsg takes a gossiped change.
 func (d delegate) NotifyMsg(b []byte) { d.m.takeChange(b) }
@@ -73,11 +68,13 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 		}
 		return nil
 	}
-	if a, ok := nodeAddr(n); !ok {
-		return fmt.Errorf("node %v is said to be at the impossible address %v", id, a)
-	}
-	u := m.Universe()
-	if len(n.Meta) != 0 && (len(n.Meta) != len(u.ID) || [16]byte(n.Meta) != u.ID) {
+	ip, _ := netip.AddrFromSlice(n.Addr)
+	at := netip.AddrPortFrom(ip, n.Port)
+	u, _, ok := parseMeta(n.Meta)
+	switch {
+	case at != memberAddr(id) || !ok:
+		return fmt.Errorf("node %v is said to be at the impossible address %v", id, at)
+	case u != [16]byte{} && u != m.Universe().ID:
 		return fmt.Errorf("node %v belongs to another mesh", id)
 	}
 	return nil
@@ -86,7 +83,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 // NotifyJoin notes that a process is alive.
 func (d delegate) NotifyJoin(n *memberlist.Node) {
 	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.id {
-		a, _ := nodeAddr(n)
+		_, a, _ := parseMeta(n.Meta)
 		d.m.noteAlive(id, boot, a)
 	}
 }
@@ -100,9 +97,3 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 
 // NotifyUpdate is of no interest: what changes is in the records.
 func (d delegate) NotifyUpdate(*memberlist.Node) {}
-
-func nodeAddr(n *memberlist.Node) (netip.AddrPort, bool) {
-	ip, _ := netip.AddrFromSlice(n.Addr)
-	a := netip.AddrPortFrom(ip.Unmap(), n.Port)
-	return a, sendable(a)
-}

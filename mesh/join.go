@@ -66,7 +66,11 @@ func (m *Mesh) joinTarget(ctx context.Context, host string) (introduction, error
 	if err != nil {
 		return introduction{}, err
 	}
-	them, err := m.joinAny(ctx, addrs)
+	var ways [][]try
+	for _, a := range addrs {
+		ways = append(ways, m.ways.triesAt(a))
+	}
+	them, err := m.joinAny(ctx, ways)
 	var mismatch *UniverseMismatchError
 	if errors.As(err, &mismatch) {
 		mismatch.Host = host

@@ -27,19 +27,12 @@ func memberlistLogger(z *zap.Logger) *log.Logger {
 	return log.New(b, "", 0)
 }
 
-// foreign is what is said of packets that do not open, whatever memberlist found wrong with them.
-const foreign = "gossip packet does not open with this mesh's token: its sender has another token or is no node"
-
 // knownLines gives lines of memberlist that matter another level or wording than
 // their own; the first prefix that fits counts.
 var knownLines = []struct {
 	prefix, text string
 	level        zapcore.Level
 }{
-	{"Decrypt packet failed", foreign, zapcore.WarnLevel},
-	{"discarding packet with unacceptable label", foreign, zapcore.WarnLevel},
-	{"cannot decode label", foreign, zapcore.WarnLevel},
-	{"label header cannot be empty", foreign, zapcore.WarnLevel},
 	{"Was able to connect to", "", zapcore.WarnLevel},
 	{"Failed push/pull merge", "", zapcore.WarnLevel},
 	{"Push/Pull with", "", zapcore.DebugLevel},
@@ -106,8 +99,8 @@ func parseLine(s string) (text string, level zapcore.Level) {
 	return strings.TrimPrefix(s, "memberlist: "), level
 }
 
-// classify returns what the line has in common with others of its kind, and the
-// address that it names as its source, without the port.
+// classify returns what the line has in common with others of its kind, and the node
+// or the address that it names as its source, without the port.
 func classify(line string) (kind, source string) {
 	var words []string
 	for w := range strings.FieldsSeq(line) {
@@ -115,6 +108,9 @@ func classify(line string) (kind, source string) {
 			source = a
 			if ap, err := netip.ParseAddrPort(a); err == nil {
 				source = sourceKey(ap.Addr())
+				if id, ok := nodeAt(ap); ok {
+					source = id.String()
+				}
 			}
 			continue
 		}

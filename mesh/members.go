@@ -158,8 +158,13 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 		}
 	}
 	r := m.records.byID[id]
+	w := m.ways.of(id)
 	if p := m.peers[id]; p != nil {
+		if w.boot == r.Boot {
+			add(w.tcp)
+		}
 		add(p.alive[r.Boot])
+		add(w.tcp)
 		for _, a := range p.alive {
 			add(a)
 		}
@@ -168,6 +173,7 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 	for _, a := range r.Endpoints {
 		add(a)
 	}
+	add(w.tcp)
 	return addrs
 }
 

@@ -96,6 +96,8 @@ type Mesh struct {
 	boot      uint64
 	started   time.Time
 	transport *transport
+	ways      ways
+	bufs      packetBufs
 
 	// Channels and things that guard themselves.
 	gossip     memberlist.TransmitLimitedQueue
@@ -187,8 +189,8 @@ func (m *Mesh) prepare() error {
 		return errors.New("start the mesh: the node has no identity")
 	case c.Name == "" || !printable(c.Name, maxName):
 		return fmt.Errorf("start the mesh: the name %q is not 1 to %d printable bytes; choose another with --name", clip(c.Name), maxName)
-	case c.Keys.Gossip == [32]byte{} || c.Keys.Hello == [32]byte{}:
-		return errors.New("start the mesh: there are no keys: give it a token")
+	case c.Keys.Hello == [32]byte{}:
+		return errors.New("start the mesh: there is no key: give it a token")
 	case c.Packets == nil:
 		return errors.New("start the mesh: nothing sends its gossip packets")
 	}
@@ -310,10 +312,19 @@ func (m *Mesh) Boot() uint64 { return m.boot }
 // full; the exchange of states makes up for them.
 func (m *Mesh) Dropped() uint64 { return m.dropped.Load() }
 
-// Deliver takes in a gossip packet that the router received. b is copied. It
-// never blocks: packets that cannot be taken at once are dropped.
+// Deliver takes in a packet that the router received from a node that it has
+// authenticated. b is copied. It never blocks: packets that cannot be taken at once are
+// dropped, as are those that no node is named for.
 func (m *Mesh) Deliver(b []byte, from Addr, at time.Time) {
-	if len(b) > 0 {
-		m.transport.deliver(b, from, at)
+	if len(b) < 2 || !from.Node.Valid() || from.Node == m.id {
+		m.dropped.Add(1)
+		return
+	}
+	m.ways.heard(from, at)
+	switch kind(b[0]) {
+	case kindMember:
+		m.transport.deliver(b[1:], from.Node, at)
+	default: // of a newer release
+		m.dropped.Add(1)
 	}
 }

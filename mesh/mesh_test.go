@@ -116,7 +116,7 @@ func TestRestartAtOnce(t *testing.T) {
 							limit += 2 * cloneCheck // each of two greetings makes sure that nobody answers there
 						}
 						d.host = c.net.Host(hostAddr(77))
-						d.cfg.Packets, d.cfg.Network, d.cfg.Advertise = packets{d.host}, d.host, hostAddr(77)
+						d.cfg.Network, d.cfg.Advertise = d.host, hostAddr(77)
 					}
 					d.start()
 					c.eventually(limit, "the new process is known", func() bool {

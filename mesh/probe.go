@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Prober greets a node without joining it. Identity and Keys are required.
@@ -41,43 +40,16 @@ func (p Prober) Probe(ctx context.Context, addr netip.AddrPort) (Hello, error) {
 	ctx, cancel := context.WithTimeout(ctx, defaultStreamTimeout)
 	defer cancel()
 	me := introduction{purpose: purposeProbe, identity: p.Identity, id: id, name: p.Name, universe: p.Universe}
-	s, them, err := dialAndGreet(ctx, network, addr, p.Keys.Hello, me)
+	g, err := greeter{network: network, key: p.Keys.Hello}.first(ctx, []try{{tcp: addr}}, me, 0)
 	if err != nil {
 		return Hello{}, err
 	}
-	return them.hello(), ignoreClosed(s.Close())
+	return g.them.hello(), ignoreClosed(g.Close())
 }
 
 // Probe is Prober.Probe for a node that knows no universe, on the system's network.
 func Probe(ctx context.Context, addr netip.AddrPort, keys Keys, who Identity) (Hello, error) {
 	return Prober{Keys: keys, Identity: who}.Probe(ctx, addr)
-}
-
-// dialAndGreet connects to addr, greets, and judges the answer, for as long as
-// ctx allows; ctx must have a deadline. Errors are those of Probe.
-func dialAndGreet(ctx context.Context, network Network, addr netip.AddrPort, key [32]byte, me introduction) (*stream, introduction, error) {
-	conn, err := network.Dial(ctx, addr)
-	if err != nil {
-		return nil, introduction{}, dialError(addr, err)
-	}
-	stop := context.AfterFunc(ctx, func() {
-		// Ends whatever greet waits for. A connection closed meanwhile needs it no more.
-		_ = conn.SetDeadline(time.Unix(1, 0))
-	})
-	deadline, _ := ctx.Deadline()
-	s, them, err := greet(conn, key, me, time.Until(deadline))
-	if err != nil {
-		stop()
-		return nil, introduction{}, dialError(addr, err)
-	}
-	err = me.judge(them)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		return nil, introduction{}, dialError(addr, errors.Join(err, ignoreClosed(s.Close())))
-	}
-	return s, them, nil
 }
 
 // Resolve returns the addresses of a join target: "host", "host:port", an

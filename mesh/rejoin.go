@@ -132,7 +132,7 @@ func (m *Mesh) due(now time.Time) []NodeID {
 
 // rejoin tries one node.
 func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
-	_, err := m.joinAny(ctx, m.addrsOf(id))
+	_, err := m.joinAny(ctx, [][]try{m.triesOf(id)})
 	m.mu.Lock()
 	if p := m.peers[id]; p != nil {
 		p.retry.busy = false
@@ -153,41 +153,41 @@ func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
 	m.log.Debug("a node that is not alive cannot be joined", zap.Stringer("node", id), zap.Error(err))
 }
 
-// joinAny greets all addresses at the same time and joins the first that
-// answers. It returns who that was, or all that went wrong.
-func (m *Mesh) joinAny(ctx context.Context, addrs []netip.AddrPort) (introduction, error) {
-	if len(addrs) == 0 {
-		return introduction{}, errors.New("no address is known")
+// joinAny greets in all ways at the same time, in each by the first try that
+// succeeds, and joins the first that answers. It returns who that was, or what went wrong.
+func (m *Mesh) joinAny(ctx context.Context, ways [][]try) (introduction, error) {
+	if len(ways) == 0 {
+		return introduction{}, errNoWay
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type result struct {
-		addr netip.AddrPort
+		by   try
 		them introduction
 		err  error
 	}
-	results := make(chan result, len(addrs))
+	results := make(chan result, len(ways))
 	tickets := make(chan struct{}, perRound)
-	for _, addr := range addrs {
+	for _, tries := range ways {
 		if !m.spawn(func(context.Context) {
 			select {
 			case tickets <- struct{}{}:
 			case <-ctx.Done():
-				results <- result{addr: addr, err: ctx.Err()}
+				results <- result{err: ctx.Err()}
 				return
 			}
-			them, err := m.greetAt(ctx, addr)
+			by, them, err := m.greetBy(ctx, tries)
 			<-tickets
-			results <- result{addr, them, err}
+			results <- result{by, them, err}
 		}) {
 			return introduction{}, ErrNotRunning
 		}
 	}
 	var errs []error
-	for range addrs {
+	for range ways {
 		r := <-results
 		if r.err == nil {
-			if r.err = m.join(r.addr, r.them); r.err == nil {
+			if r.err = m.join(r.by.addr(), r.them); r.err == nil {
 				return r.them, nil
 			}
 		}
@@ -196,20 +196,20 @@ func (m *Mesh) joinAny(ctx context.Context, addrs []netip.AddrPort) (introductio
 	return introduction{}, worst(errs)
 }
 
-// greetAt probes addr for a join.
-func (m *Mesh) greetAt(ctx context.Context, addr netip.AddrPort) (introduction, error) {
+// greetBy probes for a join.
+func (m *Mesh) greetBy(ctx context.Context, tries []try) (try, introduction, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.tuning.StreamTimeout)
 	defer cancel()
 	me := m.introduce(purposeProbe)
-	s, them, err := dialAndGreet(ctx, m.network, addr, m.cfg.Keys.Hello, me)
+	g, err := m.greeter().first(ctx, tries, me, 0)
 	if err != nil {
-		return introduction{}, err
+		return try{}, introduction{}, err
 	}
-	m.closeQuietly(s)
-	if !me.universe.Known() && !them.universe.Known() {
-		return introduction{}, dialError(addr, ErrNoUniverse)
+	m.closeQuietly(g)
+	if !me.universe.Known() && !g.them.universe.Known() {
+		return try{}, introduction{}, dialError(g.by.addr(), ErrNoUniverse)
 	}
-	return them, nil
+	return g.by, g.them, nil
 }
 
 // join exchanges states with the node at addr, which has just introduced itself.
@@ -222,7 +222,7 @@ func (m *Mesh) join(addr netip.AddrPort, them introduction) error {
 	if alone {
 		defer m.firstContact(them.id)()
 	}
-	_, err := ml.Join([]string{memberName(them.id, them.boot) + "/" + addr.String()})
+	_, err := ml.Join([]string{memberName(them.id, them.boot) + "/" + memberAddr(them.id).String()})
 	if err != nil {
 		m.log.Debug("the exchange of states broke off", zap.Stringer("with", them.id), zap.Error(err))
 		return &DialError{Addr: addr, Err: errNoExchange}
@@ -246,7 +246,7 @@ func (m *Mesh) settle(ctx context.Context) {
 			return
 		}
 		id := to[rand.N(len(to))]
-		if _, err := m.joinAny(ctx, m.addrsOf(id)); err != nil {
+		if _, err := m.joinAny(ctx, [][]try{m.triesOf(id)}); err != nil {
 			m.log.Debug("settling in", zap.Stringer("with", id), zap.Error(err))
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -36,10 +35,8 @@ func (m *Mesh) memberlistConfig() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = memberName(m.id, m.boot)
 	c.Transport = m.transport
-	c.BindPort, c.AdvertisePort = int(m.addr.Port()), int(m.addr.Port())
-	c.SecretKey = slices.Clone(m.cfg.Keys.Gossip[:])
-	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
-	c.EnableCompression = false // streams are small and sealed twice already
+	c.BindPort, c.AdvertisePort = memberPort, memberPort
+	c.EnableCompression = false // streams are small; what leaves here is sealed by the router and by the hello
 	c.Delegate, c.Events, c.Alive = delegate{m}, delegate{m}, delegate{m}
 	c.Logger = memberlistLogger(m.log)
 
@@ -52,7 +49,7 @@ func (m *Mesh) memberlistConfig() *memberlist.Config {
 	c.AwarenessMaxMultiplier = awarenessMax
 	c.GossipToTheDeadTime = gossipToTheDead
 	c.HandoffQueueDepth = memberlistHandoffs
-	c.UDPBufferSize = maxPacket
+	c.UDPBufferSize = maxPacket - memberOverhead
 	return c
 }
 
@@ -204,11 +201,8 @@ func (m *Mesh) tellDirectly(ml *memberlist.Memberlist, own storedRecord) {
 	}
 	to := m.aliveOthers()
 	for _, id := range to[:min(len(to), farewells)] {
-		if addrs := m.addrsOf(id); len(addrs) > 0 {
-			n := &memberlist.Node{Addr: addrs[0].Addr().AsSlice(), Port: addrs[0].Port()}
-			if err := ml.SendBestEffort(n, b); err != nil {
-				m.log.Debug("a goodbye was not sent", zap.Stringer("to", id), zap.Error(err))
-			}
+		if err := ml.SendBestEffort(memberOf(id), b); err != nil {
+			m.log.Debug("a goodbye was not sent", zap.Stringer("to", id), zap.Error(err))
 		}
 	}
 }

@@ -124,7 +124,7 @@ func (m *Mesh) work(ctx context.Context, to NodeID, o *outbox) {
 		}
 		var err error
 		if conn == nil {
-			conn, err = m.dialNode(to)
+			conn, err = m.dialNode(to, purposeMessage, m.tuning.StreamTimeout)
 		}
 		if err == nil {
 			err = m.sendOne(conn, msg.message)
@@ -205,18 +205,6 @@ func (m *Mesh) retire(o *outbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	o.worker = false
-}
-
-// dialNode connects to whichever address of the node answers first in order.
-func (m *Mesh) dialNode(to NodeID) (*peerConn, error) {
-	err := fmt.Errorf("node %v has no known address", to)
-	for _, addr := range m.addrsOf(to) {
-		var c *peerConn
-		if c, _, err = m.dial(addr, to, purposeMessage, m.tuning.StreamTimeout); err == nil {
-			return c, nil
-		}
-	}
-	return nil, err
 }
 
 // sendOne sends a message and waits for its receipt.

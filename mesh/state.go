@@ -23,7 +23,7 @@ import (
 // ten thousand may be missed and get it by the next exchange of whole states.
 const (
 	recordsName = "nodes" // the state that this package itself replicates
-	maxPacket   = 1200    // gossip packets fit any path that carries IPv6
+	maxPacket   = 1152    // bytes; sealed and with its headers it fits any path that carries IPv6
 	maxGossip   = 1024
 	largeFanout = 8
 	maxQueued   = 2048 // changes waiting to be gossiped; of more, those sent most often are dropped

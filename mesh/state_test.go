@@ -192,7 +192,7 @@ func TestFullQueues(t *testing.T) {
 			a.takeChange(b)
 		}
 		for range 2 * packetQueue {
-			a.transport.deliver(b, Addr{Addr: a.addr}, time.Now())
+			a.transport.deliver(b, 2, time.Now())
 		}
 		if time.Since(begin) != 0 || a.Dropped() < mergeQueue-2 {
 			t.Errorf("took %v, dropped %d", time.Since(begin), a.Dropped())

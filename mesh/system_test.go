@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -17,8 +18,9 @@ import (
 	"go.uber.org/goleak"
 )
 
-// udp is the router's part on a real socket.
+// udp is the router's part on a real socket: a packet begins with its sender.
 type udp struct {
+	id   NodeID
 	mu   sync.Mutex
 	conn *net.UDPConn
 }
@@ -31,7 +33,7 @@ func (u *udp) SendControl(b []byte, to Addr) error {
 	if u.conn == nil {
 		return net.ErrClosed
 	}
-	_, err := u.conn.WriteToUDPAddrPort(b, to.Addr)
+	_, err := u.conn.WriteToUDPAddrPort(append(binary.BigEndian.AppendUint64(nil, uint64(u.id)), b...), to.Addr)
 	return err
 }
 
@@ -43,7 +45,7 @@ func TestSystemNetwork(t *testing.T) {
 	var nodes []*Mesh
 	var stop []func()
 	for i := range 2 {
-		u := &udp{}
+		u := &udp{id: testIdentity(i + 1).ID()}
 		cfg := Config{
 			Identity: testIdentity(i + 1), Name: fmt.Sprint("n", i+1), Keys: testKeys(1), Universe: testUniverse(1), Advertise: loop, Packets: u,
 			Tuning: Tuning{ProbeInterval: 200 * time.Millisecond, ProbeTimeout: 100 * time.Millisecond, GossipInterval: 20 * time.Millisecond},
@@ -74,7 +76,7 @@ func TestSystemNetwork(t *testing.T) {
 				if err != nil {
 					return
 				}
-				m.Deliver(b[:n], Addr{Addr: from}, time.Now())
+				m.Deliver(b[8:n], Addr{Node: NodeID(binary.BigEndian.Uint64(b)), Addr: from}, time.Now())
 			}
 		}()
 		ran := make(chan error, 1)
@@ -140,17 +142,17 @@ func TestNewRefuses(t *testing.T) {
 		Identity: testIdentity(1), Name: "n", Keys: testKeys(1), Universe: testUniverse(1), Advertise: netip.MustParseAddr("127.0.0.1"), Packets: &udp{},
 	}
 	for want, f := range map[string]func(*Config){
-		"no identity":      func(c *Config) { c.Identity = Identity{} },
-		"--name":           func(c *Config) { c.Name = "" },
-		"token":            func(c *Config) { c.Keys.Hello = [32]byte{} },
-		"gossip packets":   func(c *Config) { c.Packets = nil },
-		"ranges":           func(c *Config) { c.Universe.Seed = make([]byte, maxSeed+1) },
-		"a reserve":        func(c *Config) { c.Universe.Reserve = "\n" },
-		"--peer":           func(c *Config) { c.Targets = []string{"n1:x"} },
-		"--advertise":      func(c *Config) { c.Advertise = netip.MustParseAddr("224.0.0.1") },
-		"another address":  func(c *Config) { c.Advertise = netip.IPv4Unspecified() },
-		"printable bytes":  func(c *Config) { c.Name = "\n" },
-		"there are no key": func(c *Config) { c.Keys = Keys{} },
+		"no identity":     func(c *Config) { c.Identity = Identity{} },
+		"--name":          func(c *Config) { c.Name = "" },
+		"token":           func(c *Config) { c.Keys.Hello = [32]byte{} },
+		"gossip packets":  func(c *Config) { c.Packets = nil },
+		"ranges":          func(c *Config) { c.Universe.Seed = make([]byte, maxSeed+1) },
+		"a reserve":       func(c *Config) { c.Universe.Reserve = "\n" },
+		"--peer":          func(c *Config) { c.Targets = []string{"n1:x"} },
+		"--advertise":     func(c *Config) { c.Advertise = netip.MustParseAddr("224.0.0.1") },
+		"another address": func(c *Config) { c.Advertise = netip.IPv4Unspecified() },
+		"printable bytes": func(c *Config) { c.Name = "\n" },
+		"there is no key": func(c *Config) { c.Keys = Keys{} },
 	} {
 		cfg := good
 		f(&cfg)

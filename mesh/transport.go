@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -31,9 +30,9 @@ func newTransport(m *Mesh) *transport {
 	return &transport{m: m, packets: make(chan *memberlist.Packet, packetQueue), streams: make(chan net.Conn)}
 }
 
-// FinalAdvertiseAddr returns the address that the mesh has chosen.
+// FinalAdvertiseAddr returns the address that stands for this node.
 func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
-	return t.m.addr.Addr().AsSlice(), int(t.m.addr.Port()), nil
+	return memberAddr(t.m.id).Addr().AsSlice(), memberPort, nil
 }
 
 // WriteTo sends a gossip packet.
@@ -45,13 +44,9 @@ func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
 // that a packet that could not be sent counts as one that was lost: else a node
 // behind a missing route would never be suspected.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
-	to, err := netip.ParseAddrPort(a.Addr)
+	id, err := parseMemberAddr(a.Addr)
 	if err == nil {
-		var node NodeID // 0 where memberlist does not say for whom it is
-		if id, _, perr := parseMember(a.Name); perr == nil {
-			node = id
-		}
-		err = t.m.cfg.Packets.SendControl(b, Addr{Node: node, Addr: netip.AddrPortFrom(to.Addr().Unmap(), to.Port())})
+		err = t.m.sendPacket(kindMember, b, id)
 	}
 	if err != nil {
 		return time.Time{}, &net.OpError{Op: "write", Net: "udp", Err: fmt.Errorf("gossip to %s: %w", a.Addr, err)}
@@ -63,8 +58,8 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
 // deliver queues a packet for memberlist, or drops it.
-func (t *transport) deliver(b []byte, from Addr, at time.Time) {
-	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port())), Timestamp: at}
+func (t *transport) deliver(b []byte, from NodeID, at time.Time) {
+	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: memberUDP(from), Timestamp: at}
 	select {
 	case t.packets <- p:
 	default:
@@ -77,20 +72,17 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
 }
 
-// DialAddressTimeout opens a stream for memberlist, and makes sure that it is the
-// node meant, if one is named, that answers.
+// DialAddressTimeout opens a stream for memberlist to the node meant. A timeout shorter
+// than that of other streams is that of a probe to which no packet came in answer.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	addr, err := netip.ParseAddrPort(a.Addr)
+	id, err := parseMemberAddr(a.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("dial %q: %w", a.Addr, err)
+		return nil, err
 	}
-	var want NodeID
-	if a.Name != "" {
-		if want, _, err = parseMember(a.Name); err != nil {
-			return nil, err
-		}
+	if timeout < t.m.tuning.StreamTimeout {
+		t.m.cfg.Packets.Examine(id)
 	}
-	c, _, err := t.m.dial(addr, want, purposeGossip, timeout)
+	c, err := t.m.dialNode(id, purposeGossip, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -126,27 +118,4 @@ func (c *peerConn) Close() (err error) {
 		c.done()
 	})
 	return err
-}
-
-// dial opens an authenticated connection to the node want (0: whoever is there)
-// at addr. It ends early when the mesh does.
-func (m *Mesh) dial(addr netip.AddrPort, want NodeID, why purpose, timeout time.Duration) (*peerConn, introduction, error) {
-	run := m.runContext()
-	if run == nil {
-		return nil, introduction{}, ErrNotRunning
-	}
-	ctx, cancel := context.WithTimeout(run, min(timeout, m.tuning.StreamTimeout))
-	defer cancel()
-	s, them, err := dialAndGreet(ctx, m.network, addr, m.cfg.Keys.Hello, m.introduce(why))
-	if err != nil {
-		return nil, introduction{}, err
-	}
-	if want != 0 && them.id != want {
-		m.closeQuietly(s)
-		return nil, introduction{}, &DialError{Addr: addr, Err: fmt.Errorf("is node %v (%s) now, not node %v", them.id, them.name, want)}
-	}
-	if why != purposeProbe {
-		m.adopt(them.universe)
-	}
-	return &peerConn{stream: s, done: m.track(s)}, them, nil
 }

@@ -68,11 +68,10 @@ func (u UniverseInfo) String() string {
 	return fmt.Sprintf("mesh %s (range %s)", hex.EncodeToString(u.ID[:]), ranges)
 }
 
-// Keys are the two secrets that the mesh derives from the token. Gossip keys
-// memberlist's AES-256-GCM, Hello the greeting of TCP connections.
+// Keys are the secrets that the mesh derives from the token. Hello keys the greeting
+// with which each stream begins. Packets are sealed by the router.
 type Keys struct {
-	Gossip [32]byte
-	Hello  [32]byte
+	Hello [32]byte
 }
 
 // String hides the keys.

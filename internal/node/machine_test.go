@@ -106,7 +106,7 @@ func (h *fakeHost) Remove(hostnet.Changes) ([]string, error) {
 
 // fakePlane carries gossip over a network in memory, and knows its peers.
 type fakePlane struct {
-	host *memnet.Host
+	router *memnet.Router
 
 	mu      sync.Mutex
 	peers   []router.Peer
@@ -140,7 +140,7 @@ func (p *fakePlane) SetLocal(l router.Local) {
 }
 
 func (p *fakePlane) SendControl(b []byte, to router.Addr) error {
-	return p.host.SendControl(b, to.Addr)
+	return p.router.SendControl(b, memnet.Addr(to))
 }
 
 func (p *fakePlane) Examine(uint64) {}
@@ -157,7 +157,7 @@ func (p *fakePlane) Greet() {
 
 func (p *fakePlane) Stats() router.Stats    { return router.Stats{} }
 func (p *fakePlane) CPUTime() time.Duration { return 0 }
-func (p *fakePlane) Close() error           { p.host.Receive(0, nil); return nil }
+func (p *fakePlane) Close() error           { return p.router.Close() }
 
 func (p *fakePlane) PeerStats() []router.PeerStats {
 	p.mu.Lock()
@@ -218,8 +218,8 @@ func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 	if m.broken != nil {
 		return nil, m.broken
 	}
-	p := &fakePlane{host: m.net}
-	m.net.Receive(DefaultPort, func(b []byte, from netip.AddrPort, at time.Time) { c.control(b, router.Addr{Addr: from}, at) })
+	p := &fakePlane{router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: c.preshared},
+		func(b []byte, from memnet.Addr, at time.Time) { c.control(b, router.Addr(from), at) })}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.carrier = p

@@ -294,7 +294,7 @@ func (n *Node) setWarning(about, text string) {
 	}
 }
 
-func (n *Node) meshKeys() mesh.Keys { return mesh.Keys{Gossip: n.keys.Gossip, Hello: n.keys.Hello} }
+func (n *Node) meshKeys() mesh.Keys { return mesh.Keys{Hello: n.keys.Hello} }
 
 // routerKeys are the keys that the router seals with outside of sessions.
 func (n *Node) routerKeys() (router.Keys, error) {

@@ -34,7 +34,7 @@ func (n *Net) pipe(a, b netip.AddrPort) (near, far *conn) {
 func (c *conn) Write(b []byte) (int, error) {
 	for {
 		c.net.mu.Lock()
-		ok, changed := c.net.reach(c.local.Addr(), c.remote.Addr())
+		ok, changed := c.net.reach("tcp", c.local.Addr(), c.remote.Addr())
 		d, tap := c.net.delay(), c.net.tap
 		if ok && tap != nil {
 			tap("tcp", c.local, c.remote, b)
@@ -93,7 +93,7 @@ func (c *conn) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
 		c.net.mu.Lock()
-		ok, _ := c.net.reach(c.local.Addr(), c.remote.Addr())
+		ok, _ := c.net.reach("tcp", c.local.Addr(), c.remote.Addr())
 		c.net.mu.Unlock()
 		if ok {
 			err = c.Conn.Close()

@@ -2,8 +2,9 @@
 
 // Package memnet is a network in memory for tests of the mesh and of whole nodes:
 // hosts with addresses, names, streams (it implements mesh.Network) and datagrams
-// (mesh.Packets), and the faults of real networks: loss, duplication, delay and
-// with it reordering, partitions, hosts that go dark.
+// between routers that find and relay (see [Router]), and the faults of real networks:
+// loss, duplication, delay and with it reordering, partitions, pairs of hosts that do
+// not reach each other, hosts that go dark.
 //
 // Nothing in it blocks but on channels and timers, so that everything runs under
 // testing/synctest in virtual time. Only tests import it.
@@ -29,7 +30,9 @@ type Net struct {
 	rng      *rand.Rand
 	hosts    map[netip.Addr]*Host
 	names    map[string][]netip.Addr
-	side     map[netip.Addr]int // who is on which side of a partition; nil: none
+	routers  map[uint64][]*Router // by node; more than one if one is a copy
+	side     map[netip.Addr]int   // who is on which side of a partition; nil: none
+	filter   func(proto string, from, to *Host) bool
 	loss     float64
 	dup      float64
 	min, max time.Duration
@@ -42,13 +45,13 @@ type Net struct {
 func New(seed uint64) *Net {
 	return &Net{
 		rng: rand.New(rand.NewPCG(seed, seed)), hosts: make(map[netip.Addr]*Host),
-		names: make(map[string][]netip.Addr), changed: make(chan struct{}),
+		names: make(map[string][]netip.Addr), routers: make(map[uint64][]*Router), changed: make(chan struct{}),
 	}
 }
 
 // Host adds a host with these addresses, of which there must be one at least.
 func (n *Net) Host(addrs ...netip.Addr) *Host {
-	h := &Host{net: n, addrs: addrs, listeners: make(map[uint16]*listener)}
+	h := &Host{net: n, addrs: addrs, listeners: make(map[uint16]*listener), routers: make(map[uint16]*Router)}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, a := range addrs {
@@ -104,6 +107,15 @@ func (n *Net) Heal() {
 	n.change()
 }
 
+// Filter lets through what f says; proto is "udp" or "tcp". What is filtered
+// vanishes, and streams stall. nil: everything. f must not call the network.
+func (n *Net) Filter(f func(proto string, from, to *Host) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.filter = f
+	n.change()
+}
+
 // Tap has f see everything that is sent; proto is "udp" or "tcp". f must not
 // call the network or keep b.
 func (n *Net) Tap(f func(proto string, from, to netip.AddrPort, b []byte)) {
@@ -119,9 +131,10 @@ func (n *Net) change() {
 
 // reach tells whether a packet gets from one address to the other now, and the
 // channel to wait on for that to change. Called with mu held.
-func (n *Net) reach(from, to netip.Addr) (bool, <-chan struct{}) {
+func (n *Net) reach(proto string, from, to netip.Addr) (bool, <-chan struct{}) {
 	a, b := n.hosts[from], n.hosts[to]
-	ok := a != nil && b != nil && !a.dark && !b.dark && (a == b || n.side[from] == n.side[to])
+	ok := a != nil && b != nil && !a.dark && !b.dark &&
+		(a == b || n.side[from] == n.side[to] && (n.filter == nil || n.filter(proto, a, b)))
 	return ok, n.changed
 }
 
@@ -132,14 +145,13 @@ func (n *Net) delay() time.Duration {
 	return n.min + time.Duration(n.rng.Int64N(int64(n.max-n.min)))
 }
 
-// Host is a machine on the network. It implements mesh.Network and mesh.Packets.
+// Host is a machine on the network. It implements mesh.Network.
 type Host struct {
 	net       *Net
 	addrs     []netip.Addr
 	dark      bool // guarded by net.mu, as all below
 	listeners map[uint16]*listener
-	port      uint16
-	receive   func(b []byte, from netip.AddrPort, at time.Time)
+	routers   map[uint16]*Router
 }
 
 // Addr returns the host's first address.
@@ -153,15 +165,6 @@ func (h *Host) Dark(dark bool) {
 	h.net.change()
 }
 
-// Receive has f called with every datagram that comes in for port, which is the source
-// port of what the host sends, too. f owns b and is called from many goroutines. nil:
-// nobody listens any more.
-func (h *Host) Receive(port uint16, f func(b []byte, from netip.AddrPort, at time.Time)) {
-	h.net.mu.Lock()
-	defer h.net.mu.Unlock()
-	h.port, h.receive = port, f
-}
-
 // source returns the host's address of to's family. Called with mu held.
 func (h *Host) source(to netip.Addr) (netip.Addr, error) {
 	for _, a := range h.addrs {
@@ -170,47 +173,6 @@ func (h *Host) source(to netip.Addr) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, syscall.ENETUNREACH
-}
-
-// SendControl sends a datagram.
-func (h *Host) SendControl(b []byte, to netip.AddrPort) error {
-	n := h.net
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	src, err := h.source(to.Addr())
-	if err != nil {
-		return err
-	}
-	from := netip.AddrPortFrom(src, h.port)
-	if n.tap != nil {
-		n.tap("udp", from, to, b)
-	}
-	copies := 1
-	if n.rng.Float64() < n.dup {
-		copies = 2
-	}
-	for range copies {
-		if n.rng.Float64() < n.loss {
-			continue
-		}
-		c := append([]byte(nil), b...)
-		time.AfterFunc(n.delay(), func() { n.arrive(c, from, to) })
-	}
-	return nil
-}
-
-func (n *Net) arrive(b []byte, from, to netip.AddrPort) {
-	n.mu.Lock()
-	ok, _ := n.reach(from.Addr(), to.Addr())
-	dst := n.hosts[to.Addr()]
-	var f func([]byte, netip.AddrPort, time.Time)
-	if ok && dst.port == to.Port() {
-		f = dst.receive
-	}
-	n.mu.Unlock()
-	if f != nil {
-		f(b, from, time.Now())
-	}
 }
 
 // Lookup implements mesh.Network.
@@ -255,7 +217,7 @@ func (h *Host) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) 
 			n.mu.Unlock()
 			return nil, refuse(err)
 		}
-		if ok, _ := n.reach(src, addr.Addr()); !ok {
+		if ok, _ := n.reach("tcp", src, addr.Addr()); !ok {
 			n.mu.Unlock()
 			t := time.NewTimer(again)
 			select {

@@ -105,10 +105,10 @@ func TestDatagrams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New(1)
 		a, b := n.Host(addrA), n.Host(addrB)
-		a.Receive(7, nil)
 		var count atomic.Int64
-		b.Receive(80, func(p []byte, from netip.AddrPort, _ time.Time) {
-			if string(p) != "hi" || from != netip.AddrPortFrom(addrA, 7) {
+		from := a.Router(Member{Node: 1, Port: 7}, func([]byte, Addr, time.Time) {})
+		to := b.Router(Member{Node: 2, Port: 80}, func(p []byte, from Addr, _ time.Time) {
+			if string(p) != "hi" || from != (Addr{1, netip.AddrPortFrom(addrA, 7)}) {
 				t.Errorf("%q from %v", p, from)
 			}
 			count.Add(1)
@@ -116,7 +116,7 @@ func TestDatagrams(t *testing.T) {
 		send := func(k int) int {
 			count.Store(0)
 			for range k {
-				if err := a.SendControl([]byte("hi"), toB); err != nil {
+				if err := from.SendControl([]byte("hi"), Addr{Addr: toB}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -141,8 +141,19 @@ func TestDatagrams(t *testing.T) {
 			t.Errorf("%d through a partition", got)
 		}
 		n.Heal()
-		if err := a.SendControl(nil, netip.MustParseAddrPort("[2001:db8::1]:80")); err == nil {
+		if err := from.SendControl(nil, Addr{Addr: netip.MustParseAddrPort("[2001:db8::1]:80")}); err == nil {
 			t.Error("v6 from a v4 host")
+		}
+		for range 2 {
+			if err := to.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if got := send(10); got != 0 {
+			t.Errorf("%d to a closed port", got)
+		}
+		if err := to.SendControl(nil, Addr{Node: 1}); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
 		}
 		n.Name("b", addrB)
 		if as, err := a.Lookup(t.Context(), "b"); err != nil || len(as) != 1 || as[0] != addrB {
@@ -152,5 +163,66 @@ func TestDatagrams(t *testing.T) {
 		if _, err := a.Lookup(t.Context(), "c"); !errors.As(err, &dns) || !dns.IsNotFound {
 			t.Error(err)
 		}
+	})
+}
+
+// Routers find nodes wherever they are, and relay for each other in a chain.
+func TestRelays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(1)
+		n.Delay(10*time.Millisecond, 10*time.Millisecond)
+		var hosts []*Host
+		var routers []*Router
+		got := make(chan string, 10)
+		for i := range 5 {
+			h := n.Host(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+			m := Member{Node: uint64(i + 1), Port: 7}
+			hosts = append(hosts, h)
+			routers = append(routers, h.Router(m, func(p []byte, from Addr, _ time.Time) {
+				got <- fmt.Sprintf("%d: %s from %d at %v", m.Node, p, from.Node, from.Addr)
+			}))
+		}
+		n.Filter(func(proto string, a, b *Host) bool {
+			i, j := int(a.Addr().As4()[3]), int(b.Addr().As4()[3])
+			return proto == "udp" && (i-j == 1 || j-i == 1)
+		})
+		say := func(to Addr, want string) {
+			t.Helper()
+			if err := routers[0].SendControl([]byte("x"), to); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			s := "nothing"
+			select {
+			case s = <-got:
+			default:
+			}
+			if s != want {
+				t.Errorf("to %v: %s", to, s)
+			}
+		}
+		say(Addr{Node: 5}, "5: x from 1 at invalid AddrPort")
+		say(Addr{Node: 2}, "2: x from 1 at 10.0.0.0:7")
+		say(Addr{Addr: netip.MustParseAddrPort("10.0.0.4:7")}, "nothing")
+		say(Addr{Node: 9}, "nothing")
+		routers[2].NoRelay = true
+		say(Addr{Node: 5}, "nothing")
+		n.Filter(nil)
+		say(Addr{Node: 5}, "5: x from 1 at 10.0.0.0:7")
+		n.Filter(func(proto string, _, _ *Host) bool { return proto != "tcp" })
+		if _, err := hosts[1].Listen(80); err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if _, err := hosts[0].Dial(ctx, netip.MustParseAddrPort("10.0.0.1:80")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		stranger := n.Host(netip.MustParseAddr("10.0.1.1")).Router(Member{Node: 8, Port: 7, Secret: [32]byte{1}}, nil)
+		if err := stranger.SendControl([]byte("x"), Addr{Addr: netip.MustParseAddrPort("10.0.0.1:7")}); err != nil {
+			t.Error(err)
+		}
+		say(Addr{Node: 2}, "2: x from 1 at 10.0.0.0:7")
 	})
 }

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// maxWays bounds how many nodes and addresses are remembered; of more, any is forgotten.
+const maxWays = 2 * maxRecords
+
+// ways is what this process has seen of how others can be reached. It has a lock of its own,
+// never held together with another: each packet that comes in is noted here.
+type ways struct {
+	mu    sync.Mutex
+	nodes map[NodeID]*way
+	tcp   map[netip.AddrPort]refusal // where TCP failed, and has not answered since
+}
+
+// refusal is how TCP failed at an address.
+type refusal struct {
+	at      time.Time
+	refused bool // else there was no answer
+}
+
+// way is what was seen of one node.
+type way struct {
+	tcp  netip.AddrPort // where it answered by TCP last; not valid: nowhere
+	boot uint64         // the process that did
+	udp  netip.AddrPort // where its packets came from last, directly; not valid: never
+	at   time.Time      // when the last packet came, by whichever path
+}
+
+// node returns the way of id, a new one if need be. Called with mu held.
+func (w *ways) node(id NodeID) *way {
+	n := w.nodes[id]
+	if n == nil {
+		if w.nodes == nil {
+			w.nodes = make(map[NodeID]*way)
+		}
+		makeRoom(w.nodes)
+		n = &way{}
+		w.nodes[id] = n
+	}
+	return n
+}
+
+func makeRoom[K comparable, V any](m map[K]V) {
+	for k := range m {
+		if len(m) < maxWays {
+			return
+		}
+		delete(m, k)
+	}
+}
+
+// of returns what is known of id.
+func (w *ways) of(id NodeID) way {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.nodes[id]; n != nil {
+		return *n
+	}
+	return way{}
+}
+
+// answered notes that a node greeted by TCP.
+func (w *ways) answered(id NodeID, boot uint64, at netip.AddrPort) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.node(id)
+	n.tcp, n.boot = at, boot
+	delete(w.tcp, at)
+}
+
+// failed notes that nobody answered by TCP.
+func (w *ways) failed(at netip.AddrPort, err error, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.tcp == nil {
+		w.tcp = make(map[netip.AddrPort]refusal)
+	}
+	makeRoom(w.tcp)
+	w.tcp[at] = refusal{at: now, refused: errors.Is(err, errRefused)}
+}
+
+// failedLately tells whether TCP failed at the address within tcpMemory.
+func (w *ways) failedLately(at netip.AddrPort, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r, ok := w.tcp[at]
+	return ok && now.Sub(r.at) < tcpMemory
+}
+
+// heard notes a packet.
+func (w *ways) heard(from Addr, at time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.node(from.Node)
+	n.at = at
+	if from.Addr.IsValid() {
+		n.udp = netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port())
+	}
+}
