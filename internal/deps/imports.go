@@ -18,6 +18,7 @@ func pureAllows() map[string][]string {
 		"router/envelope": {"golang.org/x/crypto"},
 		"router/packet":   {},
 		"router/pathmtu":  {},
+		"router/reach":    {},
 		"router/route":    {"github.com/gaissmai/bart"},
 		"router/session": {
 			"github.com/flynn/noise",

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reach
+
+import (
+	"slices"
+	"time"
+)
+
+const (
+	// nearLinks of the links are the nearest nodes that were found, the others are left to chance.
+	nearLinks = MaxLinks / 2
+	// linkGap is how often a link is asked, missGap how soon again when it does not answer, and maxMisses how often in a row until it is given up.
+	linkGap   = 5 * time.Second
+	missGap   = 500 * time.Millisecond
+	maxMisses = 3
+	// While there are too few links one node after the other is tried, burstTries at first and quickly. When all have been tried there is a pause.
+	tryGap, burstGap   = 500 * time.Millisecond, 50 * time.Millisecond
+	burstTries         = 16
+	restFirst, resMost = 15 * time.Second, 4 * time.Minute
+	// nearGap is how often a node is tried when there are enough, as it may be nearer, and replaceGap how often a nearer one takes the place of another.
+	nearGap, replaceGap = time.Minute, 10 * time.Second
+	// tryAddresses is how many addresses of a node are tried.
+	tryAddresses = 4
+	// The links are published publishFirst after the first was found, once more after publishSoon, and then every publishGap when they have changed; that one
+	// has died is published after publishDeath.
+	publishFirst, publishSoon = 200 * time.Millisecond, 2 * time.Second
+	publishGap, publishDeath  = 10 * time.Second, time.Second
+)
+
+// links are those of this node.
+type links struct {
+	all []*state // in the order in which they were found
+
+	published   []uint64 // ascending
+	publishedAt time.Time
+	times       int       // how often
+	changed     time.Time // first change since; zero: none
+	died        bool      // one of those published has
+
+	tryAt    time.Time // zero: at once
+	cursor   int       // in Machine.list
+	tried    int       // since all were
+	passes   int       // how often all were
+	tries    int       // ever
+	rest     time.Duration
+	replaced time.Time
+}
+
+// link is the part of a state that is a link.
+type link struct {
+	near   bool      // it was chosen for being near
+	bridge bool      // it was chosen for there being no other way
+	misses int       // pings since the last answer
+	next   time.Time // ping, or verdict
+}
+
+// again makes the next ping one now.
+func (l *link) again(now time.Time) {
+	if l.misses == 0 {
+		l.next = now
+	}
+}
+
+// fresh notes that there is a new node.
+func (l *links) fresh(now time.Time) {
+	if len(l.all) < MaxLinks && l.tried == 0 && l.tryAt.After(now.Add(tryGap)) {
+		l.tryAt = now.Add(tryGap)
+	}
+}
+
+// tend does what is due for a state that is a link, and returns when to look again.
+func (m *Machine) tend(s *state, now time.Time) time.Time {
+	if !s.linked {
+		return time.Time{}
+	}
+	l := &s.link
+	if now.Before(l.next) {
+		return l.next
+	}
+	if l.misses >= maxMisses {
+		if s.busy(now) {
+			m.lose(s, now)
+		} else {
+			m.use(s, s.path, false, now)
+		}
+		return now
+	}
+	l.misses++
+	l.next = now.Add(max(missGap, 2*s.rtt()))
+	m.askDirect(s, s.see(s.path.Addr, now), now)
+	return l.next
+}
+
+// consider makes a node that answers directly a link, if it should be one.
+func (m *Machine) consider(s *state, now time.Time) {
+	if s.linked {
+		s.link.misses = 0
+		s.link.next = now.Add(m.about(linkGap))
+		return
+	}
+	if !s.direct() {
+		return
+	}
+	l := &m.links
+	if len(l.all) < MaxLinks {
+		near := 0
+		for _, o := range l.all {
+			if o.link.near {
+				near++
+			}
+		}
+		m.addLink(s, link{near: near < nearLinks}, now)
+		return
+	}
+	if s.n.noRelay {
+		return
+	}
+	if i := slices.IndexFunc(l.all, func(o *state) bool { return o.n.noRelay }); i >= 0 {
+		m.replace(l.all[i], s, link{near: l.all[i].link.near}, now)
+		return
+	}
+	if now.Sub(l.replaced) < replaceGap {
+		return
+	}
+	worst := -1
+	for i, o := range l.all {
+		if o.link.near && (worst < 0 || o.rtt() > l.all[worst].rtt()) {
+			worst = i
+		}
+	}
+	if worst >= 0 {
+		if old := l.all[worst].rtt(); old-s.rtt() >= max(clearlyFaster, old/10) {
+			m.replace(l.all[worst], s, link{near: true}, now)
+			return
+		}
+	}
+	if i := slices.IndexFunc(l.all, func(o *state) bool { return !o.link.near && !o.link.bridge }); i >= 0 && m.apart(s, now) {
+		m.replace(l.all[i], s, link{bridge: true}, now)
+	}
+}
+
+// apart tells that a neighbour is known to others by no link by which a way leads there from here.
+func (m *Machine) apart(s *state, now time.Time) bool {
+	if slices.Contains(s.n.links, m.self) {
+		return false
+	}
+	_, ok := m.search(s.n, nil, now)
+	return !ok
+}
+
+func (m *Machine) addLink(s *state, l link, now time.Time) {
+	s.linked, s.link = true, l
+	s.link.next = now.Add(m.about(linkGap))
+	m.links.all = append(m.links.all, s)
+	m.linksChanged(now)
+	m.wake(s, s.link.next)
+	m.hope(now)
+}
+
+func (m *Machine) replace(old, s *state, l link, now time.Time) {
+	m.links.replaced = now
+	m.unlink(old, now)
+	m.links.died = false // it lives
+	m.addLink(s, l, now)
+}
+
+// unlink makes a state no link any more.
+func (m *Machine) unlink(s *state, now time.Time) {
+	if !s.linked {
+		return
+	}
+	s.linked, s.link = false, link{}
+	l := &m.links
+	l.all = slices.DeleteFunc(l.all, func(o *state) bool { return o == s })
+	if slices.Contains(l.published, s.n.id) {
+		l.died = true
+	}
+	m.linksChanged(now)
+	l.tryAt, l.tried, l.passes, l.rest = now, 0, 0, 0
+}
+
+func (m *Machine) linksChanged(now time.Time) {
+	if m.links.changed.IsZero() {
+		m.links.changed = now
+	}
+}
+
+// cut tells all that pass a node which is no neighbour any more.
+func (m *Machine) cut(id uint64, now time.Time) {
+	for _, n := range m.list {
+		s := n.state
+		if s == nil || !s.path.Relayed() || s.path.Relays[0] != id || !s.proven {
+			continue
+		}
+		if s.busy(now) {
+			m.lose(s, now)
+		} else {
+			m.use(s, s.path, false, now)
+		}
+	}
+}
+
+// tendLinks looks for links if there are too few, and publishes them. It returns when to look again.
+func (m *Machine) tendLinks(now time.Time) time.Time {
+	l := &m.links
+	if len(m.list) == 0 {
+		return m.publish(now)
+	}
+	if !now.Before(l.tryAt) {
+		if len(l.all) >= MaxLinks {
+			m.tryNext(now)
+			l.tryAt = now.Add(m.about(nearGap))
+		} else {
+			m.tryAnother(now)
+		}
+	}
+	return sooner(m.publish(now), l.tryAt)
+}
+
+// tryAnother tries the next node as there are too few links, and says when to go on.
+func (m *Machine) tryAnother(now time.Time) {
+	l := &m.links
+	for l.tried < len(m.list) {
+		l.tried++
+		if m.tryNext(now) {
+			l.tries++
+			l.tryAt = now.Add(tryGap)
+			if l.tries < burstTries {
+				l.tryAt = now.Add(burstGap)
+			}
+			return
+		}
+	}
+	l.tried = 0
+	l.passes++
+	l.rest = min(max(2*l.rest, restFirst), resMost)
+	l.tryAt = now.Add(m.about(l.rest))
+}
+
+// tryNext pings the next node in the list, or every other time one to which that has a link: those that many have are met soon. It reports whether there
+// was any reason to.
+func (m *Machine) tryNext(now time.Time) bool {
+	l := &m.links
+	l.cursor = (l.cursor + 1) % len(m.list)
+	n := m.list[l.cursor]
+	if l.cursor%2 == 1 && len(n.links) > 0 {
+		if o := m.nodes[n.links[m.random(len(n.links))]]; o != nil && m.worthTrying(o) {
+			m.try(o, now)
+			return true
+		}
+	}
+	if !m.worthTrying(n) {
+		return false
+	}
+	m.try(n, now)
+	return true
+}
+
+// worthTrying tells whether a node may become a link. Those that do not relay come last.
+func (m *Machine) worthTrying(n *node) bool {
+	return (n.state == nil || !n.state.linked) && (!n.noRelay || m.links.passes > 0 && len(m.links.all) < MaxLinks)
+}
+
+func (m *Machine) try(n *node, now time.Time) {
+	if s := n.state; s != nil {
+		for i := range s.cands[:min(len(s.cands), tryAddresses)] {
+			m.askDirect(s, &s.cands[i], now)
+		}
+		return
+	}
+	for _, a := range n.candidates[:min(len(n.candidates), tryAddresses)] {
+		m.ask(n.id, Direct(a), edge{}, now)
+	}
+}
+
+// publish makes the links those that Own returns, when it is time, and returns when it will be.
+func (m *Machine) publish(now time.Time) time.Time {
+	l := &m.links
+	if l.changed.IsZero() {
+		return time.Time{}
+	}
+	at := later(l.changed.Add(publishFirst), l.publishedAt.Add(publishGap))
+	switch {
+	case l.times == 0:
+		at = l.changed.Add(publishFirst)
+	case l.died:
+		at = later(l.changed, l.publishedAt.Add(publishDeath))
+	case l.times == 1 || len(l.published) == 0:
+		at = later(l.changed.Add(publishFirst), l.publishedAt.Add(publishSoon))
+	}
+	if now.Before(at) {
+		return at
+	}
+	l.changed, l.died = time.Time{}, false
+	var ids []uint64
+	for _, s := range l.all {
+		if !s.n.noRelay {
+			ids = append(ids, s.n.id)
+		}
+	}
+	slices.Sort(ids)
+	if !slices.Equal(ids, l.published) {
+		l.published, l.publishedAt = ids, now
+		l.times++
+		m.renewed()
+	}
+	return time.Time{}
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reach
+
+import (
+	"time"
+)
+
+const (
+	// usedFor is how long a node is watched after it was used, and examineFor after somebody could not reach it.
+	usedFor    = 10 * time.Second
+	examineFor = 3 * time.Second
+	// hearWithin is after how long without a sign a direct path in use is asked, and relayGap how often one through relays is.
+	hearWithin = time.Second
+	relayGap   = 500 * time.Millisecond
+	// askGap is how often a path is asked that does not answer.
+	askGap = 250 * time.Millisecond
+	// raceAfter is after how long without an answer the search for another path begins, and deadAfter when the path is given up. If the
+	// answer is known to take long, it is after two or three times that.
+	raceAfter = 400 * time.Millisecond
+	deadAfter = time.Second
+	// compareGap is how often the other paths to a node in use are measured.
+	compareGap = 30 * time.Second
+	// staleAfter is after how long without use a path is asked before it is believed again.
+	staleAfter = 20 * time.Second
+	// Retries of the direct way while there is only a way through relays, and of all while there is none, are so far apart.
+	directFirst, directMost = 5 * time.Second, time.Minute
+	nothingFirst            = time.Second
+	nothingMost             = 30 * time.Second
+)
+
+// attend notes that a node is in use for that long.
+func (m *Machine) attend(s *state, d time.Duration, now time.Time) {
+	fresh := !s.busy(now)
+	if until := now.Add(d); until.After(s.attended) {
+		s.attended = until
+	}
+	if !fresh {
+		return
+	}
+	s.compared = now
+	switch {
+	case !s.proven && !s.roamed:
+		s.retryAt = time.Time{}
+		if s.exam == nil {
+			m.begin(s, false, now)
+		}
+	case now.Sub(s.heard) > staleAfter:
+		m.askPath(s, now)
+	case s.doubt.IsZero():
+		s.heard = later(s.heard, now.Add(-hearWithin/2)) // it has had no reason to say anything
+	}
+	m.wake(s, now)
+}
+
+// watch does what is due for the path of a node in use, and returns when to look again; zero: not.
+func (m *Machine) watch(s *state, now time.Time) time.Time {
+	if !s.busy(now) {
+		if s.roamed && !s.proven { // asked, but nobody waits for the answer
+			s.roamed = false
+		}
+		return time.Time{}
+	}
+	if !s.proven && !s.roamed {
+		if s.exam != nil {
+			return time.Time{}
+		}
+		if now.Before(s.retryAt) {
+			return s.retryAt
+		}
+		m.begin(s, false, now)
+		return now
+	}
+	next := m.watchPath(s, now)
+	if s.path.Relayed() && s.exam == nil {
+		if !now.Before(s.retryAt) {
+			m.begin(s, true, now)
+			return now
+		}
+		next = sooner(next, s.retryAt)
+	}
+	if now.Sub(s.compared) >= compareGap && s.exam == nil {
+		m.compare(s, now)
+	}
+	return sooner(next, s.compared.Add(compareGap))
+}
+
+// watchPath asks the path in use when that is due, and gives it up when it has not answered for too long.
+func (m *Machine) watchPath(s *state, now time.Time) time.Time {
+	rtt := s.rtt()
+	if s.doubt.IsZero() {
+		next := s.heard.Add(hearWithin)
+		if s.path.Relayed() {
+			next = later(s.asked, s.since).Add(relayGap)
+		}
+		if now.Before(next) {
+			return next
+		}
+		m.askPath(s, now)
+	}
+	dead, race := s.doubt.Add(max(deadAfter, 3*rtt)), s.doubt.Add(max(raceAfter, 2*rtt))
+	if !now.Before(dead) {
+		m.lose(s, now)
+		return now
+	}
+	if !now.Before(race) {
+		race = time.Time{}
+		if s.exam == nil && s.examined.Before(s.doubt) {
+			m.begin(s, true, now)
+		}
+	}
+	again := s.asked.Add(max(askGap, 3*rtt/2))
+	if !now.Before(again) {
+		m.askPath(s, now)
+		again = s.asked.Add(askGap)
+	}
+	return sooner(sooner(dead, race), again)
+}
+
+// lose gives the path in use up, for the best that has answered since it was doubted, or else for what seems likely.
+func (m *Machine) lose(s *state, now time.Time) {
+	lost := s.path
+	since := s.doubt
+	if since.IsZero() {
+		since = now.Add(-deadAfter)
+	}
+	if !lost.Relayed() && now.Sub(s.since) > directMost {
+		s.patience = 0 // it was good for a while
+	}
+	s.doubt = time.Time{}
+	next, ok := s.answering(lost, since)
+	if !ok {
+		next = m.likely(s, lost, now)
+	}
+	m.use(s, next, ok, now)
+	if s.exam == nil {
+		s.retryAt = time.Time{}
+		if !ok || next.Relayed() {
+			m.begin(s, ok, now)
+		}
+	}
+}
+
+// answering returns the best path but lost that has answered since the given time: direct if there is one.
+func (s *state) answering(lost Path, since time.Time) (best Path, ok bool) {
+	var rtt time.Duration
+	for _, c := range s.cands {
+		if p := Direct(c.addr); p != lost && c.answered.After(since) && (!ok || c.rtt < rtt) {
+			best, rtt, ok = p, c.rtt, true
+		}
+	}
+	if ok {
+		return best, true
+	}
+	for _, r := range s.routes {
+		if r.path != lost && r.answered.After(since) && (!ok || r.rtt < rtt) {
+			best, rtt, ok = r.path, r.rtt, true
+		}
+	}
+	return best, ok
+}
+
+// likely returns a path to use on trust now that lost does not answer: a route, if the direct way does not answer, or that if it is not known not to.
+func (m *Machine) likely(s *state, lost Path, now time.Time) Path {
+	var silent *cand
+	for i := range s.cands {
+		c := &s.cands[i]
+		if Direct(c.addr) == lost {
+			continue
+		}
+		if c.silent.IsZero() && c.rtt > 0 {
+			return Direct(c.addr)
+		}
+		if silent == nil {
+			silent = c
+		}
+	}
+	for _, p := range m.routesTo(s.n, edgesOf(m.self, lost, s.n.id), now) {
+		if p != lost {
+			return p
+		}
+	}
+	switch {
+	case !lost.Relayed():
+		return lost
+	case silent != nil:
+		return Direct(silent.addr)
+	}
+	return s.n.guess()
+}
+
+// compare measures all paths to a node in use of the kind that is in use.
+func (m *Machine) compare(s *state, now time.Time) {
+	s.compared = now
+	if !s.path.Relayed() {
+		if len(s.cands) > 1 {
+			for i := range s.cands {
+				m.askDirect(s, &s.cands[i], now)
+			}
+		} else if len(s.cands) == 1 {
+			m.askPath(s, now) // that something comes from there does not tell that anything arrives there
+		}
+		return
+	}
+	for _, p := range m.routesTo(s.n, nil, now) {
+		m.askRoute(s, p, now)
+	}
+}
