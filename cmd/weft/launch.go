@@ -25,7 +25,7 @@ func (c *cli) launch() *cobra.Command {
 	cfg := node.Config{Version: version}
 	var (
 		advertise, tokenFile, level, format string
-		tun                                 string
+		tun, relayLimit                     string
 		noMasquerade, foreground            bool
 
 		noOffload, noTSO, noUSO, noGSO, noGRO bool
@@ -68,6 +68,12 @@ from the data directory, in this order.`,
 			}
 			if cfg.Port == 0 {
 				return usagef("--port 0 is no port; give one between 1 and 65535")
+			}
+			if cfg.NoRelay && cmd.Flags().Changed("relay-limit") {
+				return usagef("--no-relay and --relay-limit exclude each other; give one of them")
+			}
+			if cfg.RelayLimit, err = parseRate(relayLimit); err != nil {
+				return usagef("--relay-limit %v", err)
 			}
 			if !foreground {
 				return usagef("--foreground=false: weft always runs in the foreground; let systemd, a container or a shell supervise it")
@@ -117,6 +123,8 @@ from the data directory, in this order.`,
 	f.BoolVar(&cfg.CopyDSCP, "copy-dscp", false, "mark sealed datagrams with the DSCP of the packets in them")
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
 	f.BoolVar(&cfg.NoBench, "no-bench", false, "let no other node measure the way here (weft bench)")
+	f.BoolVar(&cfg.NoRelay, "no-relay", false, "pass on nothing between other nodes that do not reach each other")
+	f.StringVar(&relayLimit, "relay-limit", "1gbit", "pass on at most `RATE` between other nodes, such as 200mbit or 1gbit; 0: no limit")
 	f.DurationVar(&cfg.ReclaimAfter, "reclaim-after", 0, "declare nodes gone for good that have not answered for so long, also if they are only cut off or stopped (weft stop), as weft forget does: they have to be reset (10s or more; 0: never)")
 	f.DurationVar(&cfg.Quarantine, "quarantine", node.DefaultQuarantine, "how long a freed address rests before another workload may get it (24h at most; 0: not at all)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")

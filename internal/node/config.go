@@ -71,6 +71,9 @@ type Config struct {
 	CopyDSCP   bool // datagrams bear the DSCP of the packets in them
 	Masquerade bool
 	NoBench    bool // other nodes may not measure the way here
+	NoRelay    bool // nothing is passed on between other nodes
+	// RelayLimit is how much is passed on between other nodes, in bits per second; 0: any amount.
+	RelayLimit uint64
 	// ReclaimAfter is how long another node must not have answered before it is declared gone without being told; 0: never.
 	ReclaimAfter time.Duration
 	// Quarantine is how long a freed address rests; 0: DefaultQuarantine, negative: not at all.

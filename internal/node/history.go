@@ -150,19 +150,15 @@ func (h *history) get(id mesh.NodeID) told {
 	return h.told[id]
 }
 
-// set takes note of what is said of a node; it becomes durable with the next event. The zero told forgets the node.
-func (h *history) set(id mesh.NodeID, t told) {
+// update changes what was said of a node; it becomes durable with the next event.
+func (h *history) update(id mesh.NodeID, change func(*told)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.told[id] == t {
-		return
+	t := h.told[id]
+	change(&t)
+	if h.told[id] != t {
+		h.told[id], h.dirty[id] = t, true
 	}
-	if t == (told{}) {
-		delete(h.told, id)
-	} else {
-		h.told[id] = t
-	}
-	h.dirty[id] = true
 }
 
 // keepOnly forgets the nodes that are not known any more.

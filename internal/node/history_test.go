@@ -274,8 +274,8 @@ func TestHistoryIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.set(3, told{Status: "alive", Boot: 4})
-	h.set(4, told{Status: "failed"})
+	h.update(3, func(t *told) { t.Status, t.Boot = "alive", 4 })
+	h.update(4, func(t *told) { t.Status = "failed" })
 	put := []events.Event{{Seq: 1, Kind: events.Start, NodeID: mesh.NodeID(7).String()}, {Seq: 2, Kind: events.Fail, Text: "x"}}
 	if err := h.save(put, 1); err != nil {
 		t.Fatal(err)

@@ -115,6 +115,8 @@ type fakePlane struct {
 	refuse  error              // what SetPeers does next
 	told    func()             // what SetPeers calls the next time
 	stats   []router.PeerStats // made up
+	reached reach              // made up
+	config  planeConfig
 }
 
 func (p *fakePlane) Run(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -155,6 +157,12 @@ func (p *fakePlane) Greet() {
 	p.greeted = true
 }
 
+func (p *fakePlane) Reach() reach {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reached
+}
+
 func (p *fakePlane) Stats() router.Stats    { return router.Stats{} }
 func (p *fakePlane) CPUTime() time.Duration { return 0 }
 func (p *fakePlane) Close() error           { return p.router.Close() }
@@ -183,9 +191,11 @@ type machine struct {
 	svc    api.Service
 	broken error // what making the data path ends in
 
-	unplugged bool // has no network
-	nowhere   bool // has no address that others could reach
-	carrier   *fakePlane
+	unplugged  bool         // has no network
+	nowhere    bool         // has no address that others could reach
+	interfaces []netip.Addr // what it has instead of its address
+	rewired    signal       // the interfaces changed; nil: they never do
+	carrier    *fakePlane
 
 	kill context.CancelFunc
 	done chan error
@@ -202,7 +212,7 @@ func (m *machine) removeDevice() error                                       { r
 func (m *machine) network() mesh.Network                                     { return m.net }
 func (m *machine) overlay() bench.Network                                    { return m.over }
 func (m *machine) overlap([]netip.Prefix) error                              { return nil }
-func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
+func (m *machine) egress(advertise netip.Addr) (hostnet.Link, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.unplugged {
@@ -211,14 +221,33 @@ func (m *machine) egress(netip.Addr) (hostnet.Link, error) {
 	if m.nowhere {
 		return hostnet.Link{Name: "eth0", MTU: 1500}, nil
 	}
-	return hostnet.Link{Name: "eth0", MTU: 1500, Addr: m.addr, Addrs: []netip.Addr{m.addr}}, nil
+	addrs := []netip.Addr{m.addr}
+	if m.interfaces != nil {
+		addrs = m.interfaces
+	}
+	l := hostnet.Link{Name: "eth0", MTU: 1500, Addr: addrs[0], Addrs: addrs}
+	if advertise.IsValid() {
+		l.Addr = advertise
+	}
+	return l, nil
+}
+
+func (m *machine) watchNetwork(ctx context.Context, changed func()) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.rewired:
+			changed()
+		}
+	}
 }
 
 func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 	if m.broken != nil {
 		return nil, m.broken
 	}
-	p := &fakePlane{router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: c.preshared},
+	p := &fakePlane{config: c, router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: c.preshared},
 		func(b []byte, from memnet.Addr, at time.Time) { c.control(b, router.Addr(from), at) })}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -217,6 +217,8 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	n.running.Store(e)
 	g.Go(func() error { n.follow(working, e); return nil })
 	g.Go(func() error { n.followClients(working, e); return nil })
+	g.Go(func() error { n.followNetwork(working, e); return nil })
+	g.Go(func() error { n.followPaths(working, e); return nil })
 
 	coming, giveUp := context.WithCancelCause(ctx)
 	defer context.AfterFunc(failed, func() { giveUp(context.Cause(failed)) })()

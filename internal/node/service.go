@@ -265,7 +265,7 @@ func (n *Node) Token() (api.Token, error) {
 
 // joinCommand completes a launch command with what joins this node's mesh.
 func (n *Node) joinCommand(e *engines, launch string) string {
-	addr := e.link.Addr.String()
+	addr := e.where.exit().Addr.String()
 	if n.cfg.Port != DefaultPort {
 		p := strconv.Itoa(int(n.cfg.Port))
 		return fmt.Sprintf("%s --port %s --peer %s", launch, p, net.JoinHostPort(addr, p))

@@ -43,6 +43,8 @@ type dataplane interface {
 	Shards() int
 	// CPUTime is what the packet threads have used of the processors.
 	CPUTime() time.Duration
+	// Reach tells how this node is reached.
+	Reach() reach
 	// Close frees queues and sockets, after Run.
 	Close() error
 }
@@ -60,6 +62,13 @@ type planeConfig struct {
 	keys      router.Keys
 	control   func(b []byte, from router.Addr, at time.Time)
 	log       *zap.Logger
+	// noRelay and relayLimit, in bits per second with 0 for none, bound what is passed on for others.
+	noRelay    bool
+	relayLimit uint64
+	// onPath tells that a node is reached by another path, onReach that Reach may have changed. They are called from any
+	// goroutine, and do not block.
+	onPath  func(pathChange)
+	onReach func()
 }
 
 // socket holds the node's UDP port.
@@ -88,6 +97,8 @@ type system interface {
 	host(log *zap.Logger) hostNetwork
 	overlap(universe []netip.Prefix) error
 	egress(advertise netip.Addr) (hostnet.Link, error)
+	// watchNetwork calls changed when egress may find something else, until ctx ends.
+	watchNetwork(ctx context.Context, changed func()) error
 	netnsAt(path string) (netns.ID, error)
 	bootID() (string, error)
 	// notify tells the supervisor a state, as sd_notify(3) does.
@@ -149,6 +160,9 @@ func (p kernelPlane) TUN() TUN {
 	return TUNNative
 }
 
+// Reach has nothing to tell: the router looks for no paths of its own.
+func (kernelPlane) Reach() reach { return reach{} }
+
 func (p kernelPlane) Shards() int { return len(p.device.Queues()) }
 
 func (linux) plane(s socket, c planeConfig) (dataplane, error) {
@@ -169,7 +183,7 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	}
 	conns = conns[:shards]
 	r, err := router.New(router.Config{
-		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
+		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, NoRelay: c.noRelay, RelayLimit: c.relayLimit, Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
 		CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
 	})
 	if err != nil {
@@ -193,7 +207,10 @@ func (linux) overlay() bench.Network { return bench.SystemNetwork{} }
 func (linux) host(log *zap.Logger) hostNetwork          { return hostnet.New(log) }
 func (linux) overlap(u []netip.Prefix) error            { return hostnet.Overlap(u) }
 func (linux) egress(a netip.Addr) (hostnet.Link, error) { return hostnet.Egress(a) }
-func (linux) netnsAt(path string) (netns.ID, error)     { return netns.At(path) }
+func (linux) watchNetwork(ctx context.Context, changed func()) error {
+	return hostnet.Watch(ctx, changed)
+}
+func (linux) netnsAt(path string) (netns.ID, error) { return netns.At(path) }
 
 func (linux) bootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

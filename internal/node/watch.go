@@ -48,8 +48,7 @@ func (w *watcher) look(nodes []mesh.Node, now time.Time) (news []events.Event, a
 		if !said {
 			continue
 		}
-		after := told{Status: m.Status.String(), Since: m.Since.Round(0), Boot: m.Boot, Path: before.Path}
-		w.h.set(m.ID, after)
+		w.h.update(m.ID, func(t *told) { t.Status, t.Since, t.Boot = m.Status.String(), m.Since.Round(0), m.Boot })
 		if e.Kind != "" {
 			e.Node, e.NodeID = shownName(m), m.ID.String()
 			news = append(news, e)

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -52,8 +51,10 @@ type engines struct {
 	clients   *clients
 	benches   *benches
 	universe  ipam.Universe
-	link      hostnet.Link
+	where     whereabouts
+	moved     signal // where may have changed
 	watch     watcher
+	paths     pathNews
 
 	// adopting is set until this node has the share of its name. It asks for no addresses before: it would end up with
 	// more than its share, and whoever owns half of the range cannot be forgotten.
@@ -80,14 +81,17 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 			return nil, err
 		}
 	}
-	e := &engines{universe: u, watch: watcher{h: n.history, started: n.started, seen: map[mesh.NodeID]bool{}}}
+	e := &engines{universe: u, moved: newSignal(), paths: newPathNews(), watch: watcher{h: n.history, started: n.started, seen: map[mesh.NodeID]bool{}}}
 	e.benches = &benches{n: n, e: e, net: n.sys.overlay()}
 	e.adopting.Store(len(n.cfg.Seed) > 0)
-	if e.link, err = n.awaitNetwork(ctx); err != nil {
+	link, err := n.awaitNetwork(ctx)
+	if err != nil {
 		return nil, err
 	}
+	n.sayAdvertised(link)
+	e.where.set(link)
 	if n.mtu = n.cfg.MTU; n.mtu == 0 {
-		n.mtu = router.InnerMTU(e.link.MTU)
+		n.mtu = router.InnerMTU(link.MTU)
 	}
 	known, err := loadRecords(n.store)
 	if err != nil {
@@ -101,7 +105,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}
 	m, err := mesh.New(mesh.Config{
 		Identity: n.state.signer, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
-		Port: n.cfg.Port, Advertise: e.link.Addr, Targets: n.cfg.Peers, Known: signed,
+		Port: n.cfg.Port, Advertise: link.Addr, Targets: n.cfg.Peers, Known: signed,
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
 		OnChange:  n.changed.raise,
 		OnRefused: n.noteRefused,
@@ -147,6 +151,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
 		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, copyDSCP: n.cfg.CopyDSCP, log: n.log.Named("router"),
 		id: n.state.identity.ID, boot: e.mesh.Boot(), keys: keys,
+		noRelay: n.cfg.NoRelay, relayLimit: n.cfg.RelayLimit, onPath: e.paths.note, onReach: e.moved.raise,
 		control: func(b []byte, from router.Addr, at time.Time) {
 			e.mesh.Deliver(b, mesh.Addr{Node: mesh.NodeID(from.Node), Addr: from.Addr}, at)
 		},
@@ -311,17 +316,12 @@ func (n *Node) describe(e *engines) func(*mesh.Record) {
 		r.Name, r.PublicKey = n.cfg.Name, n.state.identity.key().Public()
 		r.Suites, r.MTU, r.Build = suites(), uint16(n.mtu), n.cfg.Version
 		r.Features = []string{featureBench}
-		r.Endpoints = nil
-		for _, a := range append([]netip.Addr{e.link.Addr}, e.link.Addrs...) {
-			ep := netip.AddrPortFrom(a, n.cfg.Port)
-			if a.IsValid() && (len(r.Endpoints) == 0 || ep != r.Endpoints[0]) && len(r.Endpoints) < maxEndpoints {
-				r.Endpoints = append(r.Endpoints, ep)
-			}
+		if n.cfg.NoRelay {
+			r.Features = append(r.Features, featureNoRelay)
 		}
+		r.Endpoints, r.Links = e.where.endpoints(n.cfg.Port), e.where.neighbours()
 	}
 }
-
-const maxEndpoints = 8
 
 // adopt takes the share of the universe that --seed gives this node's name.
 func (n *Node) adopt(ctx context.Context, e *engines) error {

@@ -125,7 +125,7 @@ func (n *Node) clientEndpoint(e *engines, given string) (endpoint string, warnin
 		}
 		return endpoint, nil, nil
 	}
-	a := e.link.Addr
+	a := e.where.exit().Addr
 	if !a.IsValid() {
 		return "", nil, errors.New("this node knows no address at which clients could reach it; give the one that they see, with --endpoint HOST[:PORT]")
 	}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weftnet/weft/internal/events"
+	"github.com/weftnet/weft/mesh"
+)
+
+// The paths to a node, as the API names them.
+const (
+	pathDirect = "udp"
+	pathRelay  = "relay"
+	pathNone   = "none"
+)
+
+const (
+	// pathGap is how long changes of paths gather before they are told: where a relay dies, many change at once.
+	pathGap = 250 * time.Millisecond
+	// A node's path may change pathBurst times in a row, and once in pathRest from then on, for each change to be told. What is
+	// held back is told later, if it is still so then.
+	pathBurst = 5
+	pathRest  = 10 * time.Second
+)
+
+// pathChange says that a node is reached by another path.
+type pathChange struct {
+	node mesh.NodeID
+	path string         // pathDirect, pathRelay or pathNone
+	addr netip.AddrPort // of pathDirect
+	via  []mesh.NodeID  // of pathRelay, the nearest one first
+	why  string
+
+	at time.Time // filled in by note
+}
+
+// key tells paths apart.
+func (c pathChange) key() string {
+	switch c.path {
+	case pathDirect:
+		return fmt.Sprint(c.path, " ", c.addr)
+	case pathRelay:
+		return fmt.Sprint(c.path, " ", c.via)
+	}
+	return c.path
+}
+
+// pathNews gathers changes of paths for whoever tells them.
+type pathNews struct {
+	raised signal
+
+	mu     sync.Mutex
+	latest map[mesh.NodeID]pathChange
+	order  []mesh.NodeID // of latest
+}
+
+func newPathNews() pathNews {
+	return pathNews{raised: newSignal(), latest: map[mesh.NodeID]pathChange{}}
+}
+
+// note takes note of a change. It does not block.
+func (p *pathNews) note(c pathChange) {
+	c.at = time.Now()
+	p.mu.Lock()
+	if _, again := p.latest[c.node]; !again {
+		p.order = append(p.order, c.node)
+	}
+	p.latest[c.node] = c
+	p.mu.Unlock()
+	p.raised.raise()
+}
+
+// take returns what has gathered: for each node the last change.
+func (p *pathNews) take() []pathChange {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var list []pathChange
+	for _, id := range p.order {
+		list = append(list, p.latest[id])
+	}
+	p.latest, p.order = map[mesh.NodeID]pathChange{}, nil
+	return list
+}
+
+// pathTeller makes events of changes of paths, of which there may be many.
+type pathTeller struct {
+	h      *history
+	budget map[mesh.NodeID]budget
+	held   map[mesh.NodeID]pathChange // back, for want of budget
+}
+
+// budget is how many events a node may still have, and since when it grows.
+type budget struct {
+	left  int
+	since time.Time
+}
+
+// spend tells whether a node's change may be told now.
+func (t *pathTeller) spend(id mesh.NodeID, now time.Time) bool {
+	b, ok := t.budget[id]
+	if !ok {
+		b = budget{pathBurst, now}
+	}
+	if more := int(now.Sub(b.since) / pathRest); more > 0 {
+		b = budget{min(b.left+more, pathBurst), b.since.Add(time.Duration(more) * pathRest)}
+	}
+	enough := b.left > 0
+	if enough {
+		b.left--
+	}
+	t.budget[id] = b
+	return enough
+}
+
+// tell returns the events that changes are. Those of nodes that are not known any more are none; nor is that a node is
+// reached directly of which nothing was said before.
+func (t *pathTeller) tell(changes []pathChange, names map[mesh.NodeID]string, now time.Time) []events.Event {
+	fresh := map[mesh.NodeID]bool{}
+	for _, c := range changes {
+		fresh[c.node] = true
+	}
+	for id, c := range t.held {
+		if !fresh[id] { // else what was held back is out of date
+			changes = append(changes, c)
+		}
+		delete(t.held, id)
+	}
+	var list []events.Event
+	for _, c := range changes {
+		name, known := names[c.node]
+		before, after := t.h.get(c.node).Path, c.key()
+		said := func(t *told) { t.Path = after }
+		switch {
+		case !known, after == before:
+			continue
+		case before == "" && c.path == pathDirect:
+			t.h.update(c.node, said)
+			continue
+		case !t.spend(c.node, now):
+			t.held[c.node] = c
+			continue
+		}
+		t.h.update(c.node, said)
+		list = append(list, events.Event{
+			Time: c.at, Kind: events.Path, Node: name, NodeID: c.node.String(), Text: name + " " + c.text(names), Cause: c.why,
+		})
+	}
+	for id := range t.budget {
+		if names[id] == "" {
+			delete(t.budget, id)
+		}
+	}
+	return gather(list)
+}
+
+func (c pathChange) text(names map[mesh.NodeID]string) string {
+	switch c.path {
+	case pathDirect:
+		return fmt.Sprintf("is reached directly at %v", c.addr)
+	case pathRelay:
+		return "is reached by relay via " + strings.Join(namesOf(c.via, names), ", ")
+	}
+	return "cannot be reached"
+}
+
+// namesOf names nodes.
+func namesOf(ids []mesh.NodeID, names map[mesh.NodeID]string) []string {
+	var list []string
+	for _, id := range ids {
+		name := names[id]
+		if name == "" {
+			name = id.String()
+		}
+		list = append(list, name)
+	}
+	return list
+}
+
+// shownNames names all nodes that are known.
+func shownNames(nodes []mesh.Node) map[mesh.NodeID]string {
+	names := make(map[mesh.NodeID]string, len(nodes))
+	for _, m := range nodes {
+		names[m.ID] = shownName(m)
+	}
+	return names
+}
+
+// followPaths tells changes of paths, until ctx ends.
+func (n *Node) followPaths(ctx context.Context, e *engines) {
+	t := pathTeller{h: n.history, budget: map[mesh.NodeID]budget{}, held: map[mesh.NodeID]pathChange{}}
+	for {
+		var later <-chan time.Time
+		if len(t.held) > 0 {
+			later = time.After(pathRest)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.paths.raised:
+		case <-later:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pathGap):
+		}
+		n.history.log.Add(t.tell(e.paths.take(), shownNames(e.mesh.Nodes()), time.Now())...)
+	}
+}
