@@ -19,6 +19,7 @@ func pureAllows() map[string][]string {
 		"router/packet":   {},
 		"router/pathmtu":  {},
 		"router/reach":    {},
+		"router/relay":    {},
 		"router/route":    {"github.com/gaissmai/bart"},
 		"router/session": {
 			"github.com/flynn/noise",
