@@ -52,6 +52,7 @@ type Node struct {
 	syncing   sync.Mutex // one syncPeers at a time; guards the three below
 	lookAgain time.Time  // see watcher.look
 	records   *recordSaver
+	keyCheck  keyCheck
 	peers     []router.Peer // as the router has them, and those whose keys it would refuse
 	mtu       int           // of workloads and TUN device; set before the engines
 	changed   signal        // records or ring did

@@ -132,7 +132,7 @@ func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) 
 	if reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
 		return nil
 	}
-	usable, warning := withUsableKeys(peers)
+	usable, warning := n.keyCheck.of(peers)
 	n.setWarning("node-key", warning)
 	if err := e.plane.SetPeers(usable); err != nil {
 		return err
@@ -218,15 +218,25 @@ func peersOf(nodes []mesh.Node, holdings []ipam.Holding, mtu int) []router.Peer 
 	return peers
 }
 
-// withUsableKeys leaves out nodes with keys that are none, which the router refuses, and with them all others.
-func withUsableKeys(nodes []router.Peer) (usable []router.Peer, warning string) {
-	for _, p := range nodes {
-		if !p.Key.Usable() {
+// keyCheck remembers which keys are of use: to find out takes a multiplication on the curve for each. The zero value is ready.
+type keyCheck struct{ usable map[session.PublicKey]bool }
+
+// of returns those of the peers whose keys are of use; the router refuses the others, and with them all.
+func (c *keyCheck) of(peers []router.Peer) (usable []router.Peer, warning string) {
+	known := make(map[session.PublicKey]bool, len(peers)) // keys that are no peer's any more are forgotten
+	for _, p := range peers {
+		ok, checked := c.usable[p.Key]
+		if !checked {
+			ok = p.Key.Usable()
+		}
+		known[p.Key] = ok
+		if !ok {
 			warning = fmt.Sprintf("node %s claims a key that nobody can own, and is not connected; reset that node", cmp.Or(p.Name, p.Key.String()))
 			continue
 		}
 		usable = append(usable, p)
 	}
+	c.usable = known
 	return usable, warning
 }
 

@@ -62,14 +62,15 @@ func TestPeersOf(t *testing.T) {
 // One node with a key that is none keeps nobody else from being connected.
 func TestUnusableKeys(t *testing.T) {
 	good, bad := router.Peer{Key: clientKey(1), Name: "n2"}, router.Peer{Key: session.PublicKey{1}, Name: "n3"}
-	usable, warning := withUsableKeys([]router.Peer{bad, good})
+	var c keyCheck
+	usable, warning := c.of([]router.Peer{bad, good})
 	if !reflect.DeepEqual(usable, []router.Peer{good}) {
 		t.Errorf("got %+v", usable)
 	}
 	if want := "node n3 claims a key that nobody can own, and is not connected; reset that node"; warning != want {
 		t.Errorf("got  %s\nwant %s", warning, want)
 	}
-	if usable, warning := withUsableKeys([]router.Peer{good}); len(usable) != 1 || warning != "" {
+	if usable, warning := c.of([]router.Peer{good}); len(usable) != 1 || warning != "" {
 		t.Errorf("got %+v, %s", usable, warning)
 	}
 }
