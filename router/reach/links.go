@@ -15,11 +15,12 @@ const (
 	missGap   = 500 * time.Millisecond
 	maxMisses = 3
 	// While there are too few links one node after the other is tried, burstTries at first and quickly. When all have been tried there is a pause.
-	tryGap, burstGap   = 500 * time.Millisecond, 50 * time.Millisecond
-	burstTries         = 16
-	restFirst, resMost = 15 * time.Second, 4 * time.Minute
-	// nearGap is how often a node is tried when there are enough, as it may be nearer, and replaceGap how often a nearer one takes the place of another.
-	nearGap, replaceGap = time.Minute, 10 * time.Second
+	tryGap, burstGap    = 500 * time.Millisecond, 50 * time.Millisecond
+	burstTries          = 16
+	restFirst, restMost = 15 * time.Second, 4 * time.Minute
+	// otherGap is how often a node is tried when there are enough, as it may be nearer, or not reached by anybody else; and replaceGap how often a nearer
+	// one takes the place of another.
+	otherGap, replaceGap = 30 * time.Second, 10 * time.Second
 	// tryAddresses is how many addresses of a node are tried.
 	tryAddresses = 4
 	// The links are published publishFirst after the first was found, once more after publishSoon, and then every publishGap when they have changed; that one
@@ -209,8 +210,10 @@ func (m *Machine) tendLinks(now time.Time) time.Time {
 	}
 	if !now.Before(l.tryAt) {
 		if len(l.all) >= MaxLinks {
-			m.tryNext(now)
-			l.tryAt = now.Add(m.about(nearGap))
+			if !m.tryLonely(now) {
+				m.tryNext(now)
+			}
+			l.tryAt = now.Add(m.about(otherGap))
 		} else {
 			m.tryAnother(now)
 		}
@@ -234,7 +237,7 @@ func (m *Machine) tryAnother(now time.Time) {
 	}
 	l.tried = 0
 	l.passes++
-	l.rest = min(max(2*l.rest, restFirst), resMost)
+	l.rest = min(max(2*l.rest, restFirst), restMost)
 	l.tryAt = now.Add(m.about(l.rest))
 }
 
@@ -255,6 +258,22 @@ func (m *Machine) tryNext(now time.Time) bool {
 	}
 	m.try(n, now)
 	return true
+}
+
+// tryLonely pings, every other time, a node that has no links, as far as is known: it may be one that can answer, but cannot ask. It reports
+// whether there was one.
+func (m *Machine) tryLonely(now time.Time) bool {
+	if m.random(2) == 0 {
+		return false
+	}
+	first := m.random(len(m.list))
+	for i := range m.list {
+		if n := m.list[(first+i)%len(m.list)]; len(n.links) == 0 && m.worthTrying(n) && (n.state == nil || !n.state.alive(now)) {
+			m.try(n, now)
+			return true
+		}
+	}
+	return false
 }
 
 // worthTrying tells whether a node may become a link. Those that do not relay come last.

@@ -342,7 +342,7 @@ func (m *Machine) hear(s *state, by Path, now time.Time) {
 		return
 	}
 	if by.Relayed() {
-		if !s.proven && !s.roamed {
+		if !s.proven && (!s.roamed || s.doubtful(now)) {
 			m.roam(s, by, now)
 		}
 		return

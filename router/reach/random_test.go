@@ -39,9 +39,9 @@ func runRandom(t *testing.T, seed uint64, trace bool) {
 	w := &world{sim: newSim(t, seed), seed: seed, blocked: map[[2]uint64]bool{}}
 	w.trace = trace
 	w.block = func(a, b *simHost) bool { return w.blocked[[2]uint64{a.id, b.id}] }
-	base := time.Duration(1 + rng.IntN(40))
+	base := 1 + rng.IntN(40)
 	w.latency = func(a, b *simHost) time.Duration {
-		return (base + time.Duration((a.id*7+b.id*7)%31)) * time.Millisecond
+		return time.Duration(base+int(a.id+b.id)*7%31) * time.Millisecond
 	}
 	n := 3 + rng.IntN(10)
 	dense := rng.Float64()

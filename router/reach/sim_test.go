@@ -70,7 +70,6 @@ type simHost struct {
 	gap    map[uint64]time.Duration // longest between two data packets received
 	count  map[string]int
 	change []Action
-	log    []string
 }
 
 type simEvent struct {
