@@ -226,12 +226,18 @@ func removeLeftovers(tmp string) {
 		return
 	}
 	for _, dir := range dirs {
-		if st, err := os.Stat(filepath.Join(dir, "lock")); err != nil {
-			// Either it was made just now and gets its lock next, or its maker died in between.
-			if st, err = os.Stat(dir); err != nil || time.Since(st.ModTime()) < time.Minute {
+		st, err := os.Stat(filepath.Join(dir, "lock"))
+		made := err == nil
+		switch {
+		case made && !st.Mode().IsRegular():
+			continue
+		case !made:
+			if st, err = os.Stat(dir); err != nil {
 				continue
 			}
-		} else if !st.Mode().IsRegular() {
+		}
+		// Either it was made just now and its maker makes or takes the lock next, or its maker died in between.
+		if time.Since(st.ModTime()) < time.Minute && (!made || makerLives(dir)) {
 			continue
 		}
 		lock, err := lockDir(dir)
@@ -244,6 +250,13 @@ func removeLeftovers(tmp string) {
 		_ = os.RemoveAll(dir)
 		_ = lock.Close()
 	}
+}
+
+// makerLives reports whether there is a process with the number of the one that made a lab's directory.
+func makerLives(dir string) bool {
+	pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "weftlab-"), "-")
+	_, err := os.Stat(filepath.Join("/proc", pid))
+	return err == nil
 }
 
 // mountsBelow returns the mount points below dir, deepest first.

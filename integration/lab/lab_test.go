@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -163,7 +164,7 @@ func TestLeftovers(t *testing.T) {
 		}
 		return dir
 	}
-	dead := mkdir("weftlab-1-dead", true, 0)
+	dead := mkdir("weftlab-9999999-dead", true, 0) // more than the kernel counts to
 	if err := unix.Mount("tmpfs", dead, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +183,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	old := mkdir("weftlab-2-old", false, time.Hour)
 	fresh := mkdir("weftlab-3-fresh", false, 0)
+	taking := mkdir(fmt.Sprintf("weftlab-%d-taking", os.Getpid()), true, 0) // its maker has not taken the lock yet
 	used := mkdir("weftlab-4-used", true, time.Hour)
 	lock, err := lockDir(used)
 	if err != nil {
@@ -191,7 +193,7 @@ func TestLeftovers(t *testing.T) {
 	other := mkdir("other", true, time.Hour)
 
 	removeLeftovers(tmp)
-	for dir, want := range map[string]bool{dead: false, old: false, fresh: true, used: true, other: true} {
+	for dir, want := range map[string]bool{dead: false, old: false, fresh: true, taking: true, used: true, other: true} {
 		_, err := os.Stat(dir)
 		if got := err == nil; got != want {
 			t.Errorf("%s is there: %v, want %v", filepath.Base(dir), got, want)

@@ -24,23 +24,15 @@ func (h *Host) Plug(s *Segment) *Link {
 	return l
 }
 
-// AddRouteBy gives the link's namespace a route to a segment by a router that is on the link's own segment.
-func (l *Link) AddRouteBy(to *Segment, by *Router) {
+// RouteV6 gives the link's namespace a route to the v6 subnet of a segment by a router that is on the link's own segment.
+func (l *Link) RouteV6(to *Segment, by *Router) {
 	l.ns.lab.tb.Helper()
 	hop := by.Link(l.segment)
 	if hop == nil {
 		l.ns.lab.tb.Fatalf("lab: %s is not on %s", by.name, l.segment.name)
 	}
-	for _, r := range []struct {
-		own, via netip.Addr
-		to       netip.Prefix
-	}{{l.v4, hop.v4, to.V4()}, {l.v6, hop.v6, to.V6()}} {
-		if !r.own.IsValid() {
-			continue
-		}
-		if err := l.ns.nl.RouteReplace(&netlink.Route{Dst: ipNet(r.to), Gw: r.via.AsSlice()}); err != nil {
-			l.ns.lab.tb.Fatalf("lab: route of %s to %s: %v", l.ns.name, to.name, err)
-		}
+	if err := l.ns.nl.RouteAdd(&netlink.Route{Dst: ipNet(to.V6()), Gw: hop.v6.AsSlice()}); err != nil {
+		l.ns.lab.tb.Fatalf("lab: route of %s to %s: %v", l.ns.name, to.name, err)
 	}
 }
 

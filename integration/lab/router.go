@@ -122,7 +122,7 @@ func (r *Router) NAT(outside *Segment, kind NATKind) {
 }
 
 // Home makes the router what routers at home are: a NAT for v4, and for v6 a firewall, which leaves addresses and ports as they are.
-// It lets only answers in. The outside needs a route to the v6 subnets behind it: see [Link.AddRouteBy].
+// It lets only answers in. The outside needs a route to the v6 subnets behind it: see [Link.RouteV6].
 func (r *Router) Home(outside *Segment, kind NATKind) {
 	r.lab.tb.Helper()
 	r.guard(outside, &expr.Masq{FullyRandom: kind == RandomPorts}, family(unix.NFPROTO_IPV4))

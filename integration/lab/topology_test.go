@@ -281,7 +281,7 @@ func TestHome(t *testing.T) {
 	r := l.Router("router", home, wan)
 	r.Home(wan, RandomPorts)
 	inside, public := l.Host("inside", home), l.Host("public", wan)
-	public.Link().AddRouteBy(home, r)
+	public.Link().RouteV6(home, r)
 	const port = 6783
 	c, s := socket(t, inside.Namespace, port), socket(t, public.Namespace, port)
 	reaches(t, inside.Namespace, public.Link().V6(), true)
