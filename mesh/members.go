@@ -251,6 +251,9 @@ func (m *Mesh) Nodes() []Node {
 	return nodes
 }
 
+// Version is another number whenever Nodes, Targets or Universe may return something else than before.
+func (m *Mesh) Version() uint64 { return m.version.Load() }
+
 // forgotten drops peers whose record made room for others. Called with mu held.
 func (m *Mesh) forgotten() {
 	for _, id := range slices.Collect(maps.Keys(m.peers)) {

@@ -115,6 +115,7 @@ type Mesh struct {
 	member     atomic.Pointer[memberlist.Memberlist] // set by Run
 	aliveCount atomic.Int32                          // nodes alive, this one not counted
 	dropped    atomic.Uint64
+	version    atomic.Uint64 // see Version
 
 	states map[string]State // fixed once running
 

@@ -234,6 +234,7 @@ func (m *Mesh) notifyLoop(ctx context.Context) {
 
 // changed has OnChange called soon.
 func (m *Mesh) changed() {
+	m.version.Add(1)
 	select {
 	case m.changes <- struct{}{}:
 	default:

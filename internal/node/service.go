@@ -325,6 +325,6 @@ func compareNames(name1, id1, name2, id2 string) int {
 
 var (
 	_ api.Service = (*Node)(nil)
-	_ ipam.Net    = ipamNet{}
+	_ ipam.Net    = (*ipamNet)(nil)
 	_ ipam.Store  = ipamStore{}
 )

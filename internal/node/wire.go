@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -129,7 +130,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}()
 	if e.alloc, err = ipam.New(ipam.Config{
 		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed, Reserve: reserve,
-		Store: ipamStore{n.store}, Net: ipamNet{e.mesh, &e.adopting}, Now: time.Now,
+		Store: ipamStore{n.store}, Net: &ipamNet{m: e.mesh, alone: &e.adopting}, Now: time.Now,
 		Quarantine: n.cfg.Quarantine, ReclaimAfter: n.cfg.ReclaimAfter,
 		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
 		OnNews: n.noteAddresses(e),
@@ -404,23 +405,35 @@ func (p packets) Examine(id mesh.NodeID) { p.e.plane.Examine(uint64(id)) }
 type ipamNet struct {
 	m     *mesh.Mesh
 	alone *atomic.Bool
+
+	mu      sync.Mutex
+	known   []ipam.Peer // when the mesh had this version
+	version uint64
 }
 
-func (t ipamNet) Send(to ring.Owner, msg []byte) error {
+func (t *ipamNet) Send(to ring.Owner, msg []byte) error {
 	return t.m.Send(mesh.NodeID(to), channelIPAM, msg)
 }
 
-func (t ipamNet) Broadcast(delta []byte) { t.m.Broadcast(stateRing, delta) }
+func (t *ipamNet) Broadcast(delta []byte) { t.m.Broadcast(stateRing, delta) }
 
-func (t ipamNet) Peers() []ipam.Peer {
+// Peers is asked for each message, so it looks at the nodes only if something has changed.
+func (t *ipamNet) Peers() []ipam.Peer {
 	if t.alone.Load() {
 		return nil
 	}
-	var peers []ipam.Peer
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	version := t.m.Version() // before Nodes: what changes meanwhile is seen the next time
+	if t.known != nil && version == t.version {
+		return t.known
+	}
+	peers := []ipam.Peer{}
 	for _, node := range t.m.Nodes() {
 		if node.Status != mesh.Self {
 			peers = append(peers, ipam.Peer{Owner: ring.Owner(node.ID), Alive: node.Status == mesh.Alive, Left: node.Status == mesh.Left})
 		}
 	}
+	t.known, t.version = peers, version
 	return peers
 }
