@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +21,11 @@ func (c *cli) peers() *cobra.Command {
 		Short: "List the other nodes and how they are reached",
 		Long: `Peers lists the other nodes of the mesh. Those that are done with, because they
 have left and own nothing or because they were declared gone and do not answer,
-are listed with --all only.`,
+are listed with --all only.
+
+PATH says how packets reach a node: udp is directly, relay through the nodes
+named, sealed so that they cannot be read there, none not at all. WHY says why it
+is not directly.`,
 	}
 	all := cmd.Flags().Bool("all", false, "list nodes that are done with, too")
 	return reading(c, cmd, func(ctx context.Context, cl *api.Client) ([]api.Peer, error) {
@@ -34,18 +39,76 @@ are listed with --all only.`,
 
 func showPeers(w io.Writer, peers []api.Peer) error {
 	now := time.Now()
-	rows := [][]string{{"NAME", "STATE", "SINCE", "PATH", "SESSION", "SUITE", "ENDPOINT", "MTU", "RECEIVED", "SENT", "ADDRESSES"}}
+	rows := [][]string{{"NAME", "STATE", "SINCE", "PATH", "RTT", "SESSION", "SUITE", "ENDPOINT", "MTU", "RECEIVED", "SENT", "ADDRESSES", "WHY"}}
 	for _, p := range peers {
 		session := p.Session
-		if p.Reason != "" {
-			session += " (" + p.Reason + ")"
+		if p.SessionError != "" {
+			session += " (" + p.SessionError + ")"
 		}
 		rows = append(rows, []string{
-			p.Name, p.State, since(now, p.Since), p.Path, session, p.Suite, p.Endpoint, pathMTU(p),
-			size(p.RxBytes), size(p.TxBytes), prefixes(p.Prefixes),
+			p.Name, p.State, since(now, p.Since), path(p), rtt(p.RTT), session, p.Suite, p.Endpoint, pathMTU(p),
+			size(p.RxBytes), size(p.TxBytes), prefixes(p.Prefixes), why(p),
 		})
 	}
-	return table(w, rows)
+	if err := table(w, rows); err != nil || len(peers) <= fewPeers {
+		return err
+	}
+	if _, err := fmt.Fprintln(w, summary(peers)); err != nil {
+		return fmt.Errorf("writing the table: %w", err)
+	}
+	return nil
+}
+
+// fewPeers is how many can be counted at sight.
+const fewPeers = 20
+
+// summary counts the peers by state and path.
+func summary(peers []api.Peer) string {
+	states, paths := map[string]int{}, map[string]int{}
+	for _, p := range peers {
+		states[p.State]++
+		paths[p.Path]++
+	}
+	return fmt.Sprintf("%d nodes: %s; paths: %s", len(peers),
+		counts(states, "alive", "failed", "stopped", "left", string(api.Retired)), counts(paths, "udp", "relay", "none"))
+}
+
+// counts lists those of keys that occur, with how often.
+func counts(of map[string]int, keys ...string) string {
+	var parts []string
+	for _, k := range keys {
+		if n := of[k]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, k))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// path writes by which path a peer is reached.
+func path(p api.Peer) string {
+	if len(p.Via) == 0 {
+		return p.Path
+	}
+	return p.Path + " via " + strings.Join(p.Via, ", ")
+}
+
+// why says why a peer is not reached as one would wish; that it is reached directly needs no reason.
+func why(p api.Peer) string {
+	if p.Path == "udp" {
+		return ""
+	}
+	return p.Reason
+}
+
+// rtt writes a round trip time given in microseconds.
+func rtt(us int64) string {
+	switch {
+	case us <= 0:
+		return ""
+	case us < 10_000:
+		return fmt.Sprintf("%.1fms", float64(us)/1000)
+	}
+	return fmt.Sprintf("%dms", (us+500)/1000)
 }
 
 // pathMTU writes how large packets to a peer may be, with a question mark until one of that size is known to have arrived.

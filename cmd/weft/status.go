@@ -59,13 +59,18 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"data:", s.DataDir},
 		{"socket:", s.Socket},
 	}
+	rows = append(rows, reachRows(s)...)
 	for _, t := range s.Targets {
 		rows = append(rows, []string{"peer " + t.Host + ":", t.State})
 	}
 	if err := table(w, rows); err != nil {
 		return err
 	}
-	for _, m := range s.Warnings {
+	var blocked []string
+	if s.Reach != nil {
+		blocked = s.Reach.Blocked
+	}
+	for _, m := range append(blocked, s.Warnings...) {
 		if _, err := fmt.Fprintf(w, "warning: %s\n", strings.TrimSpace(m)); err != nil {
 			return fmt.Errorf("writing the status: %w", err)
 		}

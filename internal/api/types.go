@@ -88,8 +88,46 @@ type Status struct {
 	Nodes     NodeCount         `json:"nodes"`
 	Workloads int               `json:"workloads"`
 	Targets   []Target          `json:"targets,omitempty"`
+	Reach     *Reach            `json:"reach,omitempty"` // nil: not known yet
+	Relaying  *Relaying         `json:"relaying,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
 	Packets   map[string]uint64 `json:"packets,omitempty"` // counters of the data path
+}
+
+// NAT tells what is between the node and the others.
+type NAT string
+
+// The kinds of NAT.
+const (
+	NATUnknown   NAT = "unknown"   // nobody has said yet at which address it sees the node
+	NATNone      NAT = "none"      // the others see an address of the node's own
+	NATCone      NAT = "cone"      // they see another address, all the same one, so that they can be told of it
+	NATSymmetric NAT = "symmetric" // each sees another port
+)
+
+// Reach tells how the other nodes reach this one.
+type Reach struct {
+	Addresses []string `json:"addresses"`          // that its record names, best first
+	Observed  []string `json:"observed,omitempty"` // at which others see it
+	NAT       NAT      `json:"nat"`
+	Links     []string `json:"links"`             // names of living direct neighbours, over which others find it
+	Relays    []Relay  `json:"relays,omitempty"`  // in use by this node
+	Blocked   []string `json:"blocked,omitempty"` // what does not get through, a line each
+}
+
+// Relay is a node through which others are reached.
+type Relay struct {
+	Node  string `json:"node"`
+	Peers int    `json:"peers"` // how many
+}
+
+// Relaying tells what this node passes on for others, counted since its start.
+type Relaying struct {
+	Off     bool   `json:"off"`                   // it does not
+	Limit   uint64 `json:"limit_bits_per_second"` // 0: none
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+	Dropped uint64 `json:"dropped"` // packets, beyond the limit
 }
 
 // NodeCount counts the nodes of the mesh, oneself included, by liveness.
@@ -110,7 +148,10 @@ type Peer struct {
 	NodeID        string         `json:"node_id"`
 	State         string         `json:"state"` // alive, failed, stopped, left, retired: declared gone
 	Since         time.Time      `json:"since"`
-	Path          string         `json:"path"` // udp
+	Path          string         `json:"path"`          // udp, relay, none; empty: it is no peer of the data path
+	Via           []string       `json:"via,omitempty"` // names of the relays, the nearest one first
+	RTT           int64          `json:"rtt_us"`        // of the path, in microseconds; 0: not measured
+	PathSince     *time.Time     `json:"path_since,omitempty"`
 	Session       string         `json:"session"`
 	Suite         string         `json:"suite,omitempty"`
 	Endpoint      string         `json:"endpoint,omitempty"`
@@ -122,7 +163,8 @@ type Peer struct {
 	MTU           int            `json:"mtu"` // that the node itself has
 	Prefixes      []netip.Prefix `json:"prefixes,omitempty"`
 	Build         string         `json:"build,omitempty"`
-	Reason        string         `json:"reason,omitempty"` // last error of the session
+	Reason        string         `json:"reason,omitempty"`        // why it is reached by this path, or by none
+	SessionError  string         `json:"session_error,omitempty"` // last error of the session
 	// Gone tells that nothing of the node is left that anybody would have to look after: it has left and owns nothing, or
 	// was declared gone and does not answer.
 	Gone bool `json:"gone"`

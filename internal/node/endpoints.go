@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/internal/events"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/mesh"
 )
@@ -36,6 +37,8 @@ type reach struct {
 type whereabouts struct {
 	mu     sync.Mutex
 	link   hostnet.Link
+	said   []netip.Addr // of link, in an event
+	saidAt time.Time
 	seen   []netip.AddrPort // by others
 	seenAt time.Time        // when that changed
 	links  []mesh.NodeID
@@ -55,6 +58,18 @@ func (w *whereabouts) set(l hostnet.Link) (moved bool) {
 	moved = l.Addr != w.link.Addr || !slices.Equal(l.Addrs, w.link.Addrs)
 	w.link = l
 	return moved
+}
+
+// news tells whether the addresses are others than when it told so last, which may be once in pathRest.
+func (w *whereabouts) news(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	first := w.said == nil
+	if slices.Equal(w.said, w.link.Addrs) || now.Sub(w.saidAt) < pathRest {
+		return false
+	}
+	w.said, w.saidAt = slices.Clone(w.link.Addrs), now
+	return !first
 }
 
 // see takes over what the data path knows, and returns how long it is to be asked again at the latest; 0: when it says so.
@@ -147,6 +162,9 @@ func (n *Node) lookAround(e *engines) (again time.Duration) {
 		n.setWarning("network", "")
 		if e.where.set(link) {
 			n.log.Info("the host's addresses have changed", zap.Stringer("best", link.Addr), zap.Stringers("all", link.Addrs))
+		}
+		if e.where.news(time.Now()) {
+			n.noteSelf(events.Path, "this node is reached at "+join(link.Addrs), "the addresses of the host have changed")
 		}
 	}
 	again = e.where.see(e.plane.Reach(), time.Now())

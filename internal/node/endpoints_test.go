@@ -131,6 +131,9 @@ func TestRecordFollowsTheHost(t *testing.T) {
 			return slices.Contains(eps, netip.MustParseAddrPort("192.0.2.77:6783")) && slices.Contains(eps, netip.MustParseAddrPort("[2001:db8::77]:6783"))
 		})
 		t.Logf("known after %v", time.Since(began))
+		c.eventually(time.Minute, "an event", func() bool {
+			return count(n1.happened(), "path this node is reached at 192.0.2.77 2001:db8::77: the addresses of the host have changed") == 1
+		})
 
 		n1.carrier.mu.Lock()
 		n1.carrier.reached = reach{observed: apList("198.51.100.4:4444"), links: []mesh.NodeID{n2.id(t)}}

@@ -97,7 +97,9 @@ func (n *Node) Status() api.Status {
 	for _, t := range e.mesh.Targets() {
 		s.Targets = append(s.Targets, api.Target{Host: t.Host, State: t.State})
 	}
-	s.Packets = packetCounts(e.plane.Stats())
+	stats := e.plane.Stats()
+	s.Packets = packetCounts(stats)
+	s.Reach, s.Relaying = n.reachStatus(e, nodes, e.plane.PeerStats()), n.relaying(stats)
 	return s
 }
 
@@ -166,7 +168,9 @@ func (n *Node) Peers() []api.Peer {
 	}
 	retired := retirees(e.alloc.Retirements())
 	peers := []api.Peer{}
-	for _, m := range e.mesh.Nodes() {
+	nodes := e.mesh.Nodes()
+	names := shownNames(nodes)
+	for _, m := range nodes {
 		if m.Status == mesh.Self {
 			continue
 		}
@@ -178,7 +182,8 @@ func (n *Node) Peers() []api.Peer {
 			p.State = string(api.Retired)
 		}
 		if s, ok := stats[session.PublicKey(m.PublicKey)]; ok {
-			p.Path, p.Session, p.Reason = "udp", string(s.State), s.LastError
+			p.Session = string(s.State)
+			describePath(&p, s, names)
 			p.RxBytes, p.TxBytes, p.RxPackets, p.TxPackets = s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets
 			p.PathMTU, p.PathMTUConfirmed = s.MTU, s.Confirmed
 			if s.Endpoint.IsValid() {

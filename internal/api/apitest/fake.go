@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -79,7 +80,13 @@ func (d *Daemon) refused() error {
 }
 
 // Status implements api.Service.
-func (d *Daemon) Status() api.Status { return d.State }
+func (d *Daemon) Status() api.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.State
+	s.Targets = slices.Clone(s.Targets)
+	return s
+}
 
 // Peers implements api.Service.
 func (d *Daemon) Peers() []api.Peer { return d.Nodes }

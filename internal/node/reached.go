@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
+)
+
+// pathInfo is by which path a peer is reached.
+type pathInfo struct {
+	path  string        // pathDirect, pathRelay or pathNone
+	via   []mesh.NodeID // of pathRelay, the nearest one first
+	rtt   time.Duration // 0: not measured
+	since time.Time     // zero: not known
+	why   string
+}
+
+// describePath puts into p by which path it is reached.
+func describePath(p *api.Peer, s router.PeerStats, names map[mesh.NodeID]string) {
+	i := pathOf(s)
+	p.Path, p.RTT, p.SessionError = i.path, i.rtt.Microseconds(), s.LastError
+	p.Reason = cmp.Or(i.why, s.LastError)
+	if i.path == pathRelay {
+		p.Via = namesOf(i.via, names)
+	}
+	if !i.since.IsZero() {
+		p.PathSince = &i.since
+	}
+}
+
+// reachStatus tells how the others reach this node, and by which relays it reaches them.
+func (n *Node) reachStatus(e *engines, nodes []mesh.Node, stats []router.PeerStats) *api.Reach {
+	names := shownNames(nodes)
+	r := e.plane.Reach()
+	res := &api.Reach{
+		Addresses: texts(e.where.endpoints(n.cfg.Port)), Observed: texts(r.observed),
+		NAT: natOf(r, e.where.exit().Addrs, n.cfg.Port), Links: append([]string{}, namesOf(r.links, names)...),
+	}
+	slices.Sort(res.Links)
+	peers := map[mesh.NodeID]int{}
+	for _, s := range stats {
+		if i := pathOf(s); i.path == pathRelay {
+			for _, id := range i.via {
+				peers[id]++
+			}
+		}
+	}
+	for id, count := range peers {
+		res.Relays = append(res.Relays, api.Relay{Node: namesOf([]mesh.NodeID{id}, names)[0], Peers: count})
+	}
+	slices.SortFunc(res.Relays, func(a, b api.Relay) int { return cmp.Or(cmp.Compare(b.Peers, a.Peers), cmp.Compare(a.Node, b.Node)) })
+	return res
+}
+
+// natOf tells what is between this node, whose interfaces have the addresses own, and those who see it.
+func natOf(r reach, own []netip.Addr, port uint16) api.NAT {
+	switch {
+	case r.symmetric:
+		return api.NATSymmetric
+	case len(r.observed) == 0:
+		return api.NATUnknown
+	}
+	for _, a := range r.observed {
+		if a.Port() != port || !slices.Contains(own, a.Addr().Unmap()) {
+			return api.NATCone
+		}
+	}
+	return api.NATNone
+}
+
+func texts(list []netip.AddrPort) []string {
+	out := []string{}
+	for _, a := range list {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// pathOf reads the path out of what the router tells.
+func pathOf(router.PeerStats) pathInfo { return pathInfo{path: pathDirect} }
+
+// relaying tells what this node passes on for others.
+func (n *Node) relaying(router.Stats) *api.Relaying {
+	return &api.Relaying{Off: n.cfg.NoRelay, Limit: n.cfg.RelayLimit}
+}
