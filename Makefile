@@ -13,8 +13,8 @@ IMAGE     ?= weft:$(VERSION)
 # PKG and RUN narrow `make test`: make test PKG=./ipam/... RUN=TestMerge
 PKG       ?= ./...
 RUN       ?=
-# LARGE are the tests that the race detector crashes in (golang.org/issue/78156); they run without it
-LARGE     := ^(TestTenNodesFailure|TestPartitionAmongTheDead)$$
+# LARGE are the tests that the race detector crashes in (golang.org/issue/78156), or is too slow for; they run without it
+LARGE     := ^(TestTenNodesFailure|TestPartitionAmongTheDead|TestScale)$$
 FUZZTIME  ?= 10s
 # SIMS is how many runs of the simulator of address management `make test` has, SOAK how long `make soak` has new ones
 SIMS      ?= 10000
@@ -59,7 +59,7 @@ test: build ## Run all tests with the race detector, also those that build hosts
 	set -x; $(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard; \
 	{ all 2>&1 && echo 0 >"$$log/rc" || echo 1 >"$$log/rc"; } | tee "$$log/out"; \
 	if [ "$$(cat "$$log/rc")" != 0 ]; then grep -q 'ThreadSanitizer: CHECK failed' "$$log/out"; all; fi; \
-	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh; fi; \
+	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh ./internal/node; fi; \
 	$(if $(RUN)$(filter-out ./...,$(PKG)),:,CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -v -run '^(TestSimulation|TestCrashAtEveryCommit)$$' ./ipam -sim.runs=$(SIMS) -sim.crashes=20)
 
 lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS

@@ -104,6 +104,9 @@ func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
 	case purposeMessage:
 		m.serveMessages(ctx, peer, them)
 		m.closeQuietly(peer)
+	case purposeSync:
+		m.serveSync(ctx, peer, them)
+		m.closeQuietly(peer)
 	default:
 		m.closeQuietly(peer)
 	}
@@ -144,7 +147,7 @@ func (m *Mesh) examine(ctx context.Context, conn net.Conn, me, them introduction
 		return refusedOther
 	case them.purpose != purposeProbe && !me.universe.Known() && !them.universe.Known():
 		return refusedNone
-	case them.purpose != purposeMessage && m.isClone(ctx, conn, them):
+	case them.purpose != purposeMessage && them.purpose != purposeSync && m.isClone(ctx, conn, them):
 		return refusedClone
 	}
 	return welcome

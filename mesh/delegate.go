@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
-	"strings"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -26,16 +24,53 @@ var (
 // A member of memberlist's is one process of one node. So a restarted node is a
 // new member, accepted at once wherever it comes up, while the old one is still
 // being found out to be dead.
-func memberName(id NodeID, boot uint64) string { return fmt.Sprintf("%v-%016x", id, boot) }
+func memberName(id NodeID, boot uint64) string {
+	var b [memberNameSize]byte
+	hexInto(b[:16], uint64(id))
+	b[16] = '-'
+	hexInto(b[17:], boot)
+	return string(b[:])
+}
 
-func parseMember(name string) (NodeID, uint64, error) {
-	a, b, ok := strings.Cut(name, "-")
-	id, err := ParseNodeID(a)
-	boot, err2 := strconv.ParseUint(b, 16, 64)
-	if !ok || err != nil || err2 != nil || memberName(id, boot) != name {
-		return 0, 0, fmt.Errorf("%q names no member", clip(name))
+const (
+	memberNameSize = 16 + 1 + 16
+	hexDigits      = "0123456789abcdef"
+)
+
+func hexInto(b []byte, v uint64) {
+	for i := range b {
+		b[len(b)-1-i] = hexDigits[v&15]
+		v >>= 4
 	}
-	return id, boot, nil
+}
+
+// parseMember reads what memberName wrote and nothing else. It is called for every membership message.
+func parseMember(name string) (NodeID, uint64, error) {
+	if len(name) == memberNameSize && name[16] == '-' {
+		id, ok := fromHex(name[:16])
+		boot, ok2 := fromHex(name[17:])
+		if ok && ok2 && NodeID(id).Valid() {
+			return NodeID(id), boot, nil
+		}
+	}
+	return 0, 0, fmt.Errorf("%q names no member", clip(name))
+}
+
+// fromHex reads lower-case hex digits.
+func fromHex(s string) (v uint64, ok bool) {
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c >= 'a' && c <= 'f':
+			c -= 'a' - 10
+		default:
+			return 0, false
+		}
+		v = v<<4 | uint64(c)
+	}
+	return v, true
 }
 
 // NodeMeta says to which universe this node belongs, and where it is.
@@ -49,11 +84,11 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.m.gossip.GetBroadcasts(overhead, limit)
 }
 
-// LocalState encodes all states for an exchange.
-func (d delegate) LocalState(bool) []byte { return d.m.localExchange() }
+// LocalState adds nothing to an exchange of memberlist's: states travel by syncs.
+func (d delegate) LocalState(bool) []byte { return nil }
 
-// MergeRemoteState takes the other side's states of an exchange.
-func (d delegate) MergeRemoteState(b []byte, _ bool) { d.m.takeExchange(b) }
+// MergeRemoteState is of no interest, as nobody adds anything.
+func (d delegate) MergeRemoteState([]byte, bool) {}
 
 // NotifyAlive refuses members that are none.
 func (d delegate) NotifyAlive(n *memberlist.Node) error {

@@ -14,8 +14,10 @@
 //   - Replicated state is a set of state-based CRDTs (see [State]), the node
 //     records among them. A change travels as gossip if it fits a packet, else
 //     by reliable sends to a bounded number of members, and whoever learns
-//     something new passes it on. Whatever is lost is repaired by the exchange
-//     of whole states every few seconds, and always on joining.
+//     something new passes it on. Whatever is lost is repaired by digests: each node
+//     compares hashes with another one every few seconds, and where they differ
+//     both get what they lack and no more. A node that joins gets what it has
+//     not got from an earlier run, once.
 //   - A node record has one writer, the node itself; the highest Seq wins.
 //   - Meshes of different universe never mix: hello, membership, gossip and
 //     state exchange each check the universe's ID.

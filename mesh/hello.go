@@ -57,6 +57,7 @@ const (
 	purposeProbe   purpose = 1 // the introduction alone
 	purposeGossip  purpose = 2 // a stream for memberlist
 	purposeMessage purpose = 3 // messages, see send.go
+	purposeSync    purpose = 4 // a sync, see sync.go
 )
 
 // verdict is the acceptor's answer to an introduction.

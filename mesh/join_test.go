@@ -248,7 +248,7 @@ func TestCloneInside(t *testing.T) {
 		// memberlist's own join, without asking first, while the first one does not answer
 		c.net.Filter(func(_ string, from, to *memnet.Host) bool { return from != a.host || to != b.host })
 		a.ways.answered(twin.cfg.Identity.ID(), twin.Boot(), twin.addr)
-		err := a.join(twin.addr, introduction{id: twin.cfg.Identity.ID(), boot: twin.Boot()})
+		err := a.join(t.Context(), twin.addr, introduction{id: twin.cfg.Identity.ID(), boot: twin.Boot()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,6 +18,8 @@ import (
 type peer struct {
 	alive  map[uint64]netip.AddrPort // living processes by Boot; a dead one lingers for some seconds
 	last   netip.AddrPort            // where gossip last reached it
+	lost   uint64                    // the process that was last found dead
+	at     int                       // in Mesh.alive, if status is Alive
 	status Status
 	since  time.Time
 	retry  retry // of rejoin.go
@@ -26,6 +29,12 @@ type peer struct {
 func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 	m.mu.Lock()
 	p := m.peer(id)
+	if !p.runs(boot) {
+		m.countMember(id, boot, 1)
+		if len(p.alive) == 0 {
+			m.aliveCount.Add(1)
+		}
+	}
 	p.alive[boot] = addr
 	p.last = addr
 	m.refresh(id)
@@ -37,7 +46,14 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 func (m *Mesh) noteDead(id NodeID, boot uint64) {
 	m.mu.Lock()
 	if p := m.peers[id]; p != nil {
+		if p.runs(boot) {
+			m.countMember(id, boot, -1)
+			if len(p.alive) == 1 {
+				m.aliveCount.Add(-1)
+			}
+		}
 		delete(p.alive, boot)
+		p.lost = boot
 		m.refresh(id)
 	}
 	m.mu.Unlock()
@@ -50,6 +66,7 @@ func (m *Mesh) peer(id NodeID) *peer {
 	if p == nil {
 		p = &peer{alive: make(map[uint64]netip.AddrPort), status: Failed, since: time.Now()}
 		m.peers[id] = p
+		m.listAway(id, p)
 	}
 	return p
 }
@@ -58,15 +75,20 @@ func (m *Mesh) peer(id NodeID) *peer {
 func (m *Mesh) refresh(id NodeID) {
 	p := m.peers[id]
 	r, known := m.records.byID[id]
+	status := m.statusOf(p, r)
+	changed := status != p.status
+	if changed {
+		m.listAlive(id, p, status)
+		p.status, p.since = status, time.Now()
+		m.listAway(id, p)
+	}
 	if !known && len(p.alive) == 0 {
 		delete(m.peers, id)
+		delete(m.away, id)
 	}
-	m.countAlive()
-	status := m.statusOf(p, r)
-	if status == p.status {
+	if !changed {
 		return
 	}
-	p.status, p.since = status, time.Now()
 	switch status {
 	case Failed:
 		p.retry.restart(p.since)
@@ -106,27 +128,67 @@ func (m *Mesh) logStatus(r Record, p *peer) {
 	}
 }
 
-func (m *Mesh) countAlive() {
-	n := 0
-	for _, p := range m.peers {
-		if len(p.alive) > 0 {
-			n++
-		}
+// countMember counts a process in or out. Called with mu held.
+func (m *Mesh) countMember(id NodeID, boot uint64, sign int) {
+	m.memberSum += uint64(sign) * sumOf(appendEntry(nil, id, boot))
+	m.memberPast.add(m.memberSum)
+}
+
+// listAlive puts the node on the list of those alive or takes it off. Called with mu held, before p has its new status.
+func (m *Mesh) listAlive(id NodeID, p *peer, status Status) {
+	switch {
+	case status == Alive:
+		p.at = len(m.alive)
+		m.alive = append(m.alive, id)
+	case p.status == Alive:
+		last := len(m.alive) - 1
+		m.alive[p.at] = m.alive[last]
+		m.peers[m.alive[p.at]].at = p.at
+		m.alive = m.alive[:last]
 	}
-	m.aliveCount.Store(int32(n))
+}
+
+// listAway does the same for those that are to be tried. Called with mu held.
+func (m *Mesh) listAway(id NodeID, p *peer) {
+	if p.status == Failed || p.status == Stopped {
+		m.away[id] = p
+	} else {
+		delete(m.away, id)
+	}
 }
 
 // aliveOthers returns the nodes that are alive, this one not among them.
 func (m *Mesh) aliveOthers() []NodeID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var ids []NodeID
-	for id, p := range m.peers {
-		if p.status == Alive {
+	return slices.Clone(m.alive)
+}
+
+// someAlive returns up to n of the nodes that are alive, chosen at random.
+func (m *Mesh) someAlive(n int) (ids []NodeID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.alive) <= n {
+		return slices.Clone(m.alive)
+	}
+	for len(ids) < n {
+		if id := m.alive[rand.N(len(m.alive))]; !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}
 	}
 	return ids
+}
+
+// memberNameOf returns memberlist's name of a node that is alive.
+func (m *Mesh) memberNameOf(id NodeID) (string, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.peers[id]; p != nil {
+		for boot := range p.alive {
+			return memberName(id, boot), true
+		}
+	}
+	return "", false
 }
 
 // aliveElsewhere returns a living process of the node other than boot.
@@ -178,7 +240,7 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 }
 
 // mergeRecords takes node records in, and passes on those that were new.
-func (m *Mesh) mergeRecords(b []byte, quiet bool) {
+func (m *Mesh) mergeRecords(b []byte, to audience) {
 	rs, insane, err := decodeRecords(b)
 	if err != nil {
 		m.oddity("node records that make no sense were dropped", err)
@@ -216,8 +278,11 @@ func (m *Mesh) mergeRecords(b []byte, quiet bool) {
 		return
 	}
 	m.pokeRejoin()
-	if !quiet || len(news) <= recordsAlone {
+	switch {
+	case len(news) <= recordsAlone || to == everybody:
 		m.spreadRecords(news)
+	case to == askers:
+		m.nudge()
 	}
 	m.changed()
 }
@@ -233,20 +298,40 @@ func (m *Mesh) screen(rs []storedRecord) (good []storedRecord, forged int) {
 	return good, n - len(good)
 }
 
+// Alive returns how many other nodes are alive.
+func (m *Mesh) Alive() int { return int(m.aliveCount.Load()) }
+
+// Node returns one node, false if it is not known.
+func (m *Mesh) Node(id NodeID) (Node, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, known := m.records.byID[id]
+	if !known {
+		return Node{}, false
+	}
+	return m.nodeOf(r), true
+}
+
+// nodeOf is the node whose record r is. Called with mu held.
+func (m *Mesh) nodeOf(r storedRecord) Node {
+	p := m.peers[r.ID]
+	if p == nil {
+		return Node{Record: r.Record, Signed: r.raw, Status: Self, Since: m.started, Addr: m.addr}
+	}
+	n := Node{Record: r.Record, Signed: r.raw, Status: p.status, Since: p.since}
+	if addrs := m.addrsLocked(r.ID); len(addrs) > 0 {
+		n.Addr = addrs[0]
+	}
+	return n
+}
+
 // Nodes returns all nodes known, this one included, ordered by ID.
 func (m *Mesh) Nodes() []Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	nodes := make([]Node, 0, len(m.records.byID))
 	for _, r := range m.records.all() {
-		n := Node{Record: r.Record, Signed: r.raw, Status: Self, Since: m.started, Addr: m.addr}
-		if p := m.peers[r.ID]; p != nil {
-			n.Status, n.Since, n.Addr = p.status, p.since, netip.AddrPort{}
-			if addrs := m.addrsLocked(r.ID); len(addrs) > 0 {
-				n.Addr = addrs[0]
-			}
-		}
-		nodes = append(nodes, n)
+		nodes = append(nodes, m.nodeOf(r))
 	}
 	return nodes
 }
@@ -259,6 +344,7 @@ func (m *Mesh) forgotten() {
 	for _, id := range slices.Collect(maps.Keys(m.peers)) {
 		if _, known := m.records.byID[id]; !known && len(m.peers[id].alive) == 0 {
 			delete(m.peers, id)
+			delete(m.away, id)
 		}
 	}
 }

@@ -61,7 +61,8 @@ type Tuning struct {
 	ProbeInterval    time.Duration // 1 s: how often a member is probed
 	ProbeTimeout     time.Duration // 500 ms: when a probe takes other ways
 	GossipInterval   time.Duration // 200 ms
-	PushPullInterval time.Duration // 5 s: exchange of whole states, slower above 32 nodes
+	PushPullInterval time.Duration // 60 s: exchange of memberlist's lists, slower above 32 nodes
+	DigestInterval   time.Duration // 5 s: comparison of all states with another member
 	StreamTimeout    time.Duration // 3 s: dials, hellos, reads and writes of streams
 	RejoinInterval   time.Duration // 2.5 s: how often nodes that are not alive are tried
 }
@@ -77,7 +78,8 @@ func (t Tuning) withDefaults() Tuning {
 	def(&t.ProbeInterval, time.Second)
 	def(&t.ProbeTimeout, 500*time.Millisecond)
 	def(&t.GossipInterval, 200*time.Millisecond)
-	def(&t.PushPullInterval, 5*time.Second)
+	def(&t.PushPullInterval, time.Minute)
+	def(&t.DigestInterval, 5*time.Second)
 	def(&t.StreamTimeout, defaultStreamTimeout)
 	def(&t.RejoinInterval, 2500*time.Millisecond)
 	return t
@@ -106,6 +108,9 @@ type Mesh struct {
 	merges     chan incoming
 	changes    chan struct{} // capacity 1
 	rejoinNow  chan struct{} // capacity 1
+	nudged     chan struct{} // capacity 1
+	digests    chan rawDigest
+	syncs      chan struct{} // capacity maxSyncs: held by each sync that others began
 	joined     chan struct{}
 	joinedOnce sync.Once
 	closing    chan struct{} // closed when Run begins to close down
@@ -119,6 +124,9 @@ type Mesh struct {
 
 	states map[string]State // fixed once running
 
+	sumsMu sync.Mutex
+	sums   map[string]*stateSum
+
 	// mu is never held across anything that may wait, nor across calls of memberlist,
 	// which calls back with its own locks held.
 	mu       sync.Mutex
@@ -130,12 +138,18 @@ type Mesh struct {
 	records  recordSet
 	peers    map[NodeID]*peer
 	targets  []*target
-	contacts map[NodeID]int
 	outboxes map[NodeID]*outbox
 	inboxes  map[NodeID]*inbox
 	conns    map[*io.Closer]struct{}
 	door     doorman
 	outbids  int // see outbid in self.go
+
+	alive      []NodeID         // nodes whose status is Alive, in any order
+	away       map[NodeID]*peer // those whose status is Failed or Stopped
+	memberSum  uint64           // of all members that are alive, this one among them
+	memberPast past             // what memberSum was
+	alarmed    time.Time        // when there was an alarm last, see heal.go
+	pulled     time.Time        // when lists of members were exchanged last
 }
 
 // phase is where in its life a Mesh is; it only grows.
@@ -154,8 +168,9 @@ func New(cfg Config) (*Mesh, error) {
 		cfg: cfg, id: cfg.Identity.ID(), tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
 		started: time.Now(), universe: cfg.Universe,
 		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
+		nudged: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
-		states: make(map[string]State), peers: make(map[NodeID]*peer), contacts: make(map[NodeID]int),
+		states: make(map[string]State), sums: make(map[string]*stateSum), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
 		door: doorman{bySource: make(map[string]int)},
 	}
@@ -173,6 +188,7 @@ func New(cfg Config) (*Mesh, error) {
 	if err := m.prepare(); err != nil {
 		return nil, err
 	}
+	m.countMember(m.id, m.boot, 1)
 	if err := m.listen(); err != nil {
 		return nil, err
 	}
@@ -282,6 +298,7 @@ func (m *Mesh) firstRecords() error {
 		if m.records.put(s) {
 			p := m.peer(s.ID)
 			p.status = m.statusOf(p, s)
+			m.listAway(s.ID, p)
 		}
 	}
 	s, err := m.cfg.Identity.signRecord(own)
@@ -325,6 +342,8 @@ func (m *Mesh) Deliver(b []byte, from Addr, at time.Time) {
 	switch kind(b[0]) {
 	case kindMember:
 		m.transport.deliver(b[1:], from.Node, at)
+	case kindDigest:
+		m.takeDigest(b[1:], from.Node)
 	default: // of a newer release
 		m.dropped.Add(1)
 	}

@@ -12,6 +12,7 @@ type kind byte
 
 const (
 	kindMember kind = 0 // memberlist's
+	kindDigest kind = 2 // see digest.go
 )
 
 // memberOverhead is what memberlist and this package put in front of a packet beyond what

@@ -13,7 +13,7 @@ import (
 )
 
 // maxRecords bounds how many nodes are remembered.
-const maxRecords = 4096
+const maxRecords = 8192
 
 // recordSet is the replicated set of node records: per node the record with the
 // highest Seq; of two different ones with the same Seq the one whose encoding is
@@ -21,12 +21,16 @@ const maxRecords = 4096
 // their node made, so that fields of a newer release survive older ones. Not safe
 // for concurrent use.
 type recordSet struct {
-	byID map[NodeID]storedRecord
+	byID    map[NodeID]storedRecord
+	buckets [buckets]uint64 // sums of the sums of the records, by bucketOf
+	total   uint64          // of them all
+	past    past            // what total was
 }
 
 type storedRecord struct {
 	Record
 	raw []byte // signed
+	sum uint64 // sumOf raw
 }
 
 // parseRecord decodes a signed record and keeps a copy of it. Whether the signature is right is for [storedRecord.authentic] to tell.
@@ -35,7 +39,7 @@ func parseRecord(raw []byte) (storedRecord, error) {
 	if err != nil {
 		return storedRecord{}, fmt.Errorf("decode a node record: %w", err)
 	}
-	s := storedRecord{raw: bytes.Clone(raw)}
+	s := storedRecord{raw: bytes.Clone(raw), sum: sumOf(raw)}
 	if err := s.UnmarshalBinary(body); err != nil {
 		return storedRecord{}, err
 	}
@@ -84,9 +88,6 @@ func (rs *recordSet) wants(r storedRecord) bool {
 // make room for others, and no others are taken in: they are forgotten here
 // first, whoever still knows them.
 func (rs *recordSet) put(r storedRecord) (changed bool) {
-	if rs.byID == nil {
-		rs.byID = make(map[NodeID]storedRecord)
-	}
 	old, known := rs.byID[r.ID]
 	switch {
 	case known && !r.beats(old):
@@ -94,13 +95,32 @@ func (rs *recordSet) put(r storedRecord) (changed bool) {
 	case !known && len(rs.byID) >= maxRecords && (r.State == StateLeft || !rs.forgetLeft()):
 		return false
 	}
-	rs.byID[r.ID] = r
+	rs.set(r)
 	return true
+}
+
+// bucketOf is the bucket that a node's record counts in.
+func bucketOf(id NodeID) int { return int(id % buckets) }
+
+// set puts r in the place of whatever is there.
+func (rs *recordSet) set(r storedRecord) {
+	if rs.byID == nil {
+		rs.byID = make(map[NodeID]storedRecord)
+	}
+	rs.add(r.ID, r.sum-rs.byID[r.ID].sum)
+	rs.byID[r.ID] = r
+}
+
+func (rs *recordSet) add(id NodeID, sum uint64) {
+	rs.buckets[bucketOf(id)] += sum
+	rs.total += sum
+	rs.past.add(rs.total)
 }
 
 func (rs *recordSet) forgetLeft() bool {
 	for id, r := range rs.byID {
 		if r.State == StateLeft {
+			rs.add(id, -r.sum)
 			delete(rs.byID, id)
 			return true
 		}

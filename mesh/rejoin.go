@@ -102,11 +102,10 @@ func (m *Mesh) due(now time.Time) []NodeID {
 	var ready []candidate
 	var patient *candidate // failed, not due, waiting longest
 	busy := 0
-	for id, p := range m.peers {
+	for id, p := range m.away {
 		switch {
 		case p.retry.busy:
 			busy++
-		case p.status != Failed && p.status != Stopped:
 		case !p.retry.next.After(now):
 			ready = append(ready, candidate{id, &p.retry})
 		case p.status == Failed && (patient == nil || p.retry.tried.Before(patient.r.tried)):
@@ -187,7 +186,7 @@ func (m *Mesh) joinAny(ctx context.Context, ways [][]try) (introduction, error) 
 	for range ways {
 		r := <-results
 		if r.err == nil {
-			if r.err = m.join(r.by.addr(), r.them); r.err == nil {
+			if r.err = m.join(ctx, r.by.addr(), r.them); r.err == nil {
 				return r.them, nil
 			}
 		}
@@ -212,65 +211,38 @@ func (m *Mesh) greetBy(ctx context.Context, tries []try) (try, introduction, err
 	return g.by, g.them, nil
 }
 
-// join exchanges states with the node at addr, which has just introduced itself.
-func (m *Mesh) join(addr netip.AddrPort, them introduction) error {
+// join makes this node and the one at addr, which has just introduced itself, equal
+// and exchanges lists of members with it.
+func (m *Mesh) join(ctx context.Context, addr netip.AddrPort, them introduction) error {
 	ml := m.member.Load()
 	if ml == nil {
 		return ErrNotRunning
 	}
 	alone := m.aliveCount.Load() == 0
-	if alone {
-		defer m.firstContact(them.id)()
+	c, err := m.dialNode(them.id, purposeSync, m.tuning.StreamTimeout)
+	if err != nil {
+		return err
 	}
-	_, err := ml.Join([]string{memberName(them.id, them.boot) + "/" + memberAddr(them.id).String()})
+	f, in, err := m.beginSync(c)
+	m.closeQuietly(c)
+	if err == nil {
+		if m.noteMissing(f) && !m.isHealing() {
+			m.raise()
+			sleep(ctx, knockLeast) // the lists say more when the members have heard the alarm
+		}
+		_, err = ml.Join([]string{memberName(them.id, them.boot) + "/" + memberAddr(them.id).String()})
+	}
 	if err != nil {
 		m.log.Debug("the exchange of states broke off", zap.Stringer("with", them.id), zap.Error(err))
 		return &DialError{Addr: addr, Err: errNoExchange}
 	}
-	if alone {
+	// Merged only now: whoever acts on what it learns, be it by leaving again, is a member by then.
+	if in.to = askers; alone {
+		in.to = nobody
 		m.spawn(m.settle)
 	}
+	m.queueMerge(in)
 	return nil
-}
-
-// settle follows up on having joined: what was on its way through the mesh while
-// this node came in may have passed it by, so it exchanges states with two members
-// more.
-func (m *Mesh) settle(ctx context.Context) {
-	for _, pause := range []time.Duration{settleFirst, settleSecond} {
-		if !sleep(ctx, jitter(pause)) {
-			return
-		}
-		to := m.aliveOthers()
-		if len(to) == 0 {
-			return
-		}
-		id := to[rand.N(len(to))]
-		if _, err := m.joinAny(ctx, [][]try{m.triesOf(id)}); err != nil {
-			m.log.Debug("settling in", zap.Stringer("with", id), zap.Error(err))
-		}
-	}
-}
-
-// firstContact notes that this node is alone, so that all it is about to learn comes
-// from the node id, so that nobody there needs to be told. The result ends that.
-func (m *Mesh) firstContact(id NodeID) (end func()) {
-	m.mu.Lock()
-	m.contacts[id]++
-	m.mu.Unlock()
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.contacts[id]--; m.contacts[id] == 0 {
-			delete(m.contacts, id)
-		}
-	}
-}
-
-func (m *Mesh) isFirstContact(id NodeID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.contacts[id] > 0
 }
 
 // worst picks the error that tells most: what somebody answered counts more

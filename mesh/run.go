@@ -18,7 +18,7 @@ import (
 // the mesh beyond 10 nodes. A node that loses everybody finds them dead one after
 // the other.
 const (
-	retransmitMult     = 4
+	retransmitMult     = 2
 	changesMult        = 8 // changes, unlike membership, are repaired by nothing but the exchange of states
 	suspicionMult      = 4
 	suspicionMaxMult   = 2
@@ -69,7 +69,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		return fmt.Errorf("start the mesh: %w", err)
 	}
 	m.member.Store(ml)
-	loops := []func(context.Context){m.acceptLoop, m.mergeLoop, m.notifyLoop, m.rejoinLoop}
+	loops := []func(context.Context){m.acceptLoop, m.mergeLoop, m.notifyLoop, m.rejoinLoop, m.digestLoop}
 	for _, t := range m.targets {
 		loops = append(loops, func(ctx context.Context) { m.joinLoop(ctx, t) })
 	}

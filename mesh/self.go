@@ -29,7 +29,7 @@ func (m *Mesh) rewrite(atLeast uint64, edit func(*Record)) error {
 	if err != nil {
 		return err
 	}
-	m.records.byID[m.id] = s
+	m.records.set(s)
 	return nil
 }
 

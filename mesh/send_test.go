@@ -36,7 +36,7 @@ type cuttingNetwork struct {
 
 func (n cuttingNetwork) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	c, err := n.Host.Dial(ctx, addr)
-	if n.dials.Add(1)%3 == 0 && err == nil {
+	if n.dials.Add(1)%4 == 0 && err == nil {
 		return &cutConn{Conn: c, writes: 4}, nil
 	}
 	return c, err

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
 	"github.com/hashicorp/memberlist"
 	"go.uber.org/zap"
 )
@@ -20,7 +19,8 @@ import (
 // finds something new in it gossips that on. A larger one goes by Send to
 // largeFanout members chosen at random, each of which sends on what was new to it to
 // as many; in meshes up to that size all get it directly, in larger ones a few in
-// ten thousand may be missed and get it by the next exchange of whole states.
+// ten thousand may be missed and get it by the next digest (digest.go). Much that was new in
+// a sync is not sent on: whoever asks gets what it lacks of it.
 const (
 	recordsName = "nodes" // the state that this package itself replicates
 	maxPacket   = 1152    // bytes; sealed and with its headers it fits any path that carries IPv6
@@ -35,10 +35,19 @@ const (
 
 // incoming is something for the merging goroutine: a change, or the states of a node.
 type incoming struct {
-	change   change
-	exchange *exchange
-	quiet    bool // from nodes that know it all already
+	change change
+	states map[string][]byte // not nil: states, whole or in part, by a sync
+	to     audience
 }
+
+// audience is who is told much that was new here; of little, all are.
+type audience uint8
+
+const (
+	everybody audience = iota
+	askers             // by digest, and what they lack by sync
+	nobody             // it came from the only node known, which knows it
+)
 
 // gossip is one queued change. A later one of the same key replaces it.
 type gossip struct {
@@ -82,7 +91,10 @@ func (m *Mesh) Register(name string, s State) {
 // Broadcast tells all members a change of the state registered as name; delta
 // is what their Merge gets, at most 8 MiB. It is copied. It never blocks. What
 // cannot be told now is made up for by the next exchange of states.
-func (m *Mesh) Broadcast(name string, delta []byte) { m.spread(name, "", delta) }
+func (m *Mesh) Broadcast(name string, delta []byte) {
+	m.touched(name)
+	m.spread(name, "", delta)
+}
 
 // spread gossips a change, or sends it if it is large. Under a key only the
 // latest change is of interest.
@@ -140,36 +152,6 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 	}
 }
 
-// localExchange encodes all states for push/pull.
-func (m *Mesh) localExchange() []byte {
-	u := m.Universe()
-	e := exchange{Version: wireVersion, From: uint64(m.id), Universe: u.ID[:], States: make(map[string][]byte)}
-	m.mu.Lock()
-	records := m.records.all()
-	m.mu.Unlock()
-	b, err := encodeRecords(records)
-	if err != nil {
-		m.log.Error("cannot encode the node records", zap.Error(err))
-		return nil
-	}
-	e.States[recordsName] = b
-	size := len(b)
-	for name, s := range m.states { // fixed since Run
-		b := s.Encode()
-		if size += len(b); size > maxExchange {
-			m.log.Error("a state is too large for the mesh to exchange", zap.String("state", name), zap.Int("bytes", len(b)))
-			size -= len(b)
-			continue
-		}
-		e.States[name] = b
-	}
-	if b, err = cbor.Marshal(e); err != nil {
-		m.log.Error("cannot encode the states", zap.Error(err))
-		return nil
-	}
-	return b
-}
-
 // takeChange queues a gossiped change for merging. b is not kept; nothing blocks.
 func (m *Mesh) takeChange(b []byte) {
 	c, err := decodeChange(b)
@@ -185,20 +167,6 @@ func (m *Mesh) takeChange(b []byte) {
 	default:
 		m.dropped.Add(1) // the next exchange brings it
 	}
-}
-
-// takeExchange queues the states of another node for merging. It may wait for
-// room, but no longer than a stream may take.
-func (m *Mesh) takeExchange(b []byte) {
-	e, err := decodeExchange(b)
-	if err != nil {
-		m.oddity("states that make no sense were dropped", err)
-		return
-	}
-	if [16]byte(e.Universe) != m.Universe().ID {
-		return
-	}
-	m.queueMerge(incoming{exchange: &e, quiet: m.isFirstContact(NodeID(e.From))})
 }
 
 // queueMerge waits for room in the queue.
@@ -222,15 +190,15 @@ func (m *Mesh) mergeLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case in := <-m.merges:
-			if in.exchange == nil {
-				m.merge(in.change.State, in.change.Delta, in.quiet)
+			if in.states == nil {
+				m.merge(in.change.State, in.change.Delta, everybody)
 				continue
 			}
 			// Who is who comes first, then what they have.
-			m.merge(recordsName, in.exchange.States[recordsName], in.quiet)
-			for name, b := range in.exchange.States {
+			m.merge(recordsName, in.states[recordsName], in.to)
+			for name, b := range in.states {
 				if name != recordsName {
-					m.merge(name, b, in.quiet)
+					m.merge(name, b, in.to)
 				}
 			}
 			m.joinedOnce.Do(func() { close(m.joined) })
@@ -240,12 +208,12 @@ func (m *Mesh) mergeLoop(ctx context.Context) {
 }
 
 // merge takes a state or a delta in and passes on what was new.
-func (m *Mesh) merge(name string, b []byte, quiet bool) {
+func (m *Mesh) merge(name string, b []byte, to audience) {
 	if len(b) == 0 {
 		return
 	}
 	if name == recordsName {
-		m.mergeRecords(b, quiet)
+		m.mergeRecords(b, to)
 		return
 	}
 	s := m.states[name]
@@ -256,7 +224,13 @@ func (m *Mesh) merge(name string, b []byte, quiet bool) {
 	if err != nil {
 		m.oddity(fmt.Sprintf("the state %q that another node sent was not merged", name), err)
 	}
-	if len(delta) > 0 && !quiet {
+	switch {
+	case len(delta) == 0 || to == nobody:
+		m.touched(name)
+	case to == askers && len(delta) > maxGossip:
+		m.touched(name)
+		m.nudge()
+	default:
 		m.Broadcast(name, delta)
 	}
 }

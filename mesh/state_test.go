@@ -30,8 +30,8 @@ func TestNonsenseFromInside(t *testing.T) {
 			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: []byte{1}}})))))
 			a.takeChange(enc(encodeChange(c.uni.ID, "of a newer release", item)))
 			a.takeChange(enc(encodeChange(other.ID, "bag", item)))
-			a.takeExchange([]byte("junk"))
-			a.takeExchange(enc(cbor.Marshal(exchange{Version: 1, From: 2, Universe: other.ID[:], States: map[string][]byte{"bag": item}})))
+			a.Deliver([]byte("\x02junk"), Addr{Node: 2}, time.Now())
+			a.Deliver(append([]byte{byte(kindDigest)}, enc(cbor.Marshal(digest{Version: digestVersion, Universe: other.ID[:], Members: 5}))...), Addr{Node: 2}, time.Now())
 			synctest.Wait()
 		}
 		who := testIdentity(5)

@@ -100,7 +100,9 @@ type Packets interface {
 // several goroutines, Merge only from one; Merge may take its time (a disk
 // write), Encode should not.
 type State interface {
-	// Encode returns the whole state. The mesh does not write to it.
+	// Encode returns the whole state, of equal states the same bytes. The mesh does
+	// not write to it. A state that changes other than by Merge is to be followed
+	// by Broadcast: the mesh hashes it anew then, else within a minute.
 	Encode() []byte
 	// Merge takes in a whole state or a delta, made by Encode or Broadcast
 	// anywhere in the mesh, and returns what was new here in the same encoding,

@@ -64,30 +64,6 @@ func decodeChange(b []byte) (change, error) {
 	return c, nil
 }
 
-// exchange is what push/pull carries beside memberlist's own.
-type exchange struct {
-	Version  uint8             `cbor:"1,keyasint"`
-	From     uint64            `cbor:"2,keyasint"`
-	Universe []byte            `cbor:"3,keyasint"`
-	States   map[string][]byte `cbor:"4,keyasint"`
-}
-
-func decodeExchange(b []byte) (exchange, error) {
-	var e exchange
-	if err := decodeCBOR(b, &e); err != nil {
-		return exchange{}, fmt.Errorf("decode the states of a node: %w", err)
-	}
-	if e.Version != wireVersion || len(e.Universe) != 16 || len(e.States) > maxStates || !NodeID(e.From).Valid() {
-		return exchange{}, fmt.Errorf("decode the states of node %v, version %d: %w", NodeID(e.From), e.Version, errWire)
-	}
-	for name := range e.States {
-		if !validName(name, maxStateName) {
-			return exchange{}, fmt.Errorf("decode the states of node %v: name %q: %w", NodeID(e.From), clip(name), errWire)
-		}
-	}
-	return e, nil
-}
-
 // message is what Send carries, and a change too large for gossip.
 type message struct {
 	Seq     uint64 `cbor:"1,keyasint"` // per sending process and receiver, from 1
