@@ -48,6 +48,12 @@
 // 179 s and opens for 180 s, so that its last datagram does not arrive too late. The limit of
 // §5.4.7 on initiations under load counts per /64 for IPv6. Nothing of this shows on the wire.
 //
+// # Pre-shared keys
+//
+// A peer may have several, while the two sides change from one to another ([Peer.SetPreshared]). The responder uses one that it
+// knows the initiator to have; the initiator tries all of its own on the response. Where a key is taken away, the sessions made
+// with it are renewed at once, and live on for [RevokeGrace] at most. Nothing of this shows on the wire.
+//
 // # Clocks
 //
 // The timestamp of an initiation is TAI64N from the time that the caller passes, with its low 24

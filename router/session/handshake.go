@@ -49,9 +49,6 @@ func (p *Peer) buildInitiation(out []byte, now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := hs.SetPresharedKey(p.preshared[:]); err != nil {
-		return nil, err
-	}
 	index, err := m.table.reserve(&m.rand, p)
 	if err != nil {
 		return nil, err
@@ -116,7 +113,7 @@ func (p *Peer) respond(
 func (p *Peer) buildResponse(
 	out []byte, hs *noise.HandshakeState, suite Suite, local, remote uint32, now time.Time,
 ) ([]byte, *Keypair, error) {
-	if err := hs.SetPresharedKey(p.preshared[:]); err != nil {
+	if err := hs.SetPresharedKey(p.preshared[0][:]); err != nil {
 		return nil, nil, err
 	}
 	out = appendWord(out, TypeResponse, suite)
@@ -130,7 +127,7 @@ func (p *Peer) buildResponse(
 	if err != nil {
 		return nil, nil, err
 	}
-	k := &Keypair{peer: p, suite: suite, created: now, local: local, remote: remote}
+	k := &Keypair{peer: p, suite: suite, created: now, preshared: p.preshared[0], local: local, remote: remote}
 	if err := k.arm(send, receive); err != nil {
 		return nil, nil, err
 	}
@@ -150,8 +147,8 @@ func (p *Peer) receiveResponse(out, msg []byte, suite Suite, now time.Time) (Res
 	case hs.suite != suite:
 		return Result{}, ErrSuite
 	}
-	_, toThem, toUs, err := hs.noise.ReadMessage(nil, msg[responseNoiseAt:responseNoiseEnd])
-	if err != nil {
+	toThem, toUs, preshared := p.readResponse(hs.noise, msg)
+	if preshared == nil {
 		return Result{}, ErrAuth // the handshake goes on waiting: anyone can send such a message
 	}
 	send, receive, err := splitKeys(toThem, toUs)
@@ -159,7 +156,7 @@ func (p *Peer) receiveResponse(out, msg []byte, suite Suite, now time.Time) (Res
 		return Result{}, err
 	}
 	k := &Keypair{
-		peer: p, suite: suite, initiator: true, created: now, rekeyAfter: RekeyAfterTime,
+		peer: p, suite: suite, initiator: true, created: now, rekeyAfter: RekeyAfterTime, preshared: preshared,
 		local: hs.index, remote: binary.LittleEndian.Uint32(msg[senderAt:]),
 	}
 	if err := k.arm(send, receive); err != nil {

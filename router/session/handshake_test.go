@@ -251,7 +251,7 @@ func TestRefused(t *testing.T) {
 			return err
 		}},
 		{"response under another preshared key", ErrAuth, func(t *testing.T, d *duo) error {
-			d.ba.preshared[3]++
+			d.ba.preshared[0][3]++
 			r := receive(t, d.b, initiation(t, d.ab, epoch), addrA, epoch)
 			_, err := d.a.Receive(nil, r.Reply, addrB, epoch)
 			return err

@@ -24,6 +24,7 @@ type Keypair struct {
 	suite      Suite
 	initiator  bool
 	created    time.Time
+	preshared  *PresharedKey // that the handshake was made with
 	rekeyAfter time.Duration // age at which an initiator starts the next handshake
 	local      uint32        // index that datagrams to us bear
 	remote     uint32        // index that datagrams to the peer bear
@@ -33,6 +34,8 @@ type Keypair struct {
 	ciphers atomic.Pointer[ciphers]
 
 	counter atomic.Uint64 // next to send
+
+	revoked time.Time // when its pre-shared key went out of use, zero: it is in use; under the peer's mu
 
 	_      [64]byte // senders and receivers are often different threads: keep their lines apart
 	mu     sync.Mutex

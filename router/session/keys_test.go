@@ -96,7 +96,7 @@ func TestSecretsNeverPrint(t *testing.T) {
 		nested{Private: private, Config: PeerConfig{Preshared: psk}},
 		m, p, session,
 		careless{m, p},
-		m.own, p.preshared, *p.preshared, fmt.Errorf("wrapped %v %x", private, psk[:0]),
+		m.own, p.preshared, *p.preshared[0], fmt.Errorf("wrapped %v %x", private, psk[:0]),
 	}
 	var out bytes.Buffer
 	for _, v := range values {

@@ -17,17 +17,18 @@ type Peer struct {
 	// Fixed by AddPeer.
 	machine   *Machine
 	public    PublicKey
-	preshared *PresharedKey // behind a pointer so that no printing of a struct shows it
 	suite     Suite
 	exclusive bool
 	keepalive time.Duration
 
 	current atomic.Pointer[Keypair] // key for sending; written under mu
 
-	mu       sync.Mutex // guards all that follows
-	removed  bool
-	deadline [timerCount]time.Time // zero: not pending
-	random   [4]byte               // scratch of jitter
+	mu      sync.Mutex // guards all that follows
+	removed bool
+	// preshared are the keys in use, the preferred one first; behind pointers so that no printing of a struct shows them.
+	preshared []*PresharedKey
+	deadline  [timerCount]time.Time // zero: not pending
+	random    [4]byte               // scratch of jitter
 
 	// The handshake that this side initiated and waits for; nil noise means none.
 	handshake struct {
@@ -66,7 +67,7 @@ type Stats struct {
 }
 
 func newPeer(m *Machine, c PeerConfig) *Peer {
-	p := &Peer{machine: m, public: c.Public, preshared: &c.Preshared, suite: c.Suite, exclusive: c.Exclusive, keepalive: c.Keepalive}
+	p := &Peer{machine: m, public: c.Public, preshared: []*PresharedKey{&c.Preshared}, suite: c.Suite, exclusive: c.Exclusive, keepalive: c.Keepalive}
 	p.jar.keys = newGuardKeys(c.Public)
 	p.startPersistent()
 	return p
@@ -144,7 +145,9 @@ func (p *Peer) remove() {
 	p.removed = true
 	p.forget()
 	p.deadline = [timerCount]time.Time{}
-	clear(p.preshared[:])
+	for _, k := range p.preshared {
+		clear(k[:])
+	}
 }
 
 // forget drops all keys and the handshake in flight.

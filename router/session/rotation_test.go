@@ -191,7 +191,7 @@ func TestRemoveAndReset(t *testing.T) {
 		t.Error("a removed peer receives")
 	}
 	d.ab.Reset()
-	if *d.ab.preshared != (PresharedKey{}) {
+	if *d.ab.preshared[0] != (PresharedKey{}) {
 		t.Error("the preshared key is still there")
 	}
 	if d.a.table.used != 0 {

@@ -37,6 +37,7 @@ const (
 	timerSilence                 // sent data, heard nothing: initiate
 	timerKeepalive               // received data, sent nothing: send an empty datagram
 	timerPersistent              // send an empty datagram whatever happens
+	timerRevoked                 // forget the keys that were made with a pre-shared key of the past
 	timerCount
 )
 
@@ -75,6 +76,8 @@ func (p *Peer) Tick(out []byte, now time.Time) (msg []byte, next time.Time) {
 			if p.keepalive > 0 {
 				p.deadline[timerPersistent] = now.Add(p.keepalive)
 			}
+		case timerRevoked:
+			p.forgetRevoked(now)
 		}
 		if len(out) > 0 {
 			break
