@@ -7,8 +7,8 @@
 // Invariants: a token has 160 bits of randomness and a checksum, so that a
 // mistyped one is told apart from a wrong one before anything is sent; it is
 // never printed by accident (String hides it) and never read from a file that
-// others may read. The package is pure but for [ReadFile] and [WriteFile].
-// The command line and internal/node import it.
+// others may read. The package is pure but for what reads and writes files.
+// The command line, internal/rotation and internal/node import it.
 package token
 
 import (
@@ -48,6 +48,7 @@ type Keys struct {
 	Hello     [32]byte // HMAC key of the hello that opens a gossip stream
 	Preshared [32]byte // pre-shared key of the data path's handshakes
 	Control   [32]byte // secret of the seal of control datagrams
+	Rotation  [32]byte // HMAC key of what is said of the rotation to this token
 }
 
 // New makes a token from 20 bytes of rand.
@@ -87,33 +88,41 @@ func Parse(s string) (Token, error) {
 // ReadFile reads the token in the file at path. It refuses a file that anyone
 // but its owner may read or write. A missing file is fs.ErrNotExist.
 func ReadFile(path string) (Token, error) {
-	f, err := os.Open(filepath.Clean(path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return Token{}, fmt.Errorf("token file %s %w; write into it what `weft token --raw` prints on a node of the mesh, with mode 0600", path, missing{})
-	}
+	b, err := readFile(path)
 	if err != nil {
-		return Token{}, fmt.Errorf("token file cannot be read: %w", err)
-	}
-	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
-	if err != nil {
-		return Token{}, fmt.Errorf("token file cannot be read: %w", err)
-	}
-	if !st.Mode().IsRegular() {
-		return Token{}, fmt.Errorf("token file %s is no regular file; name the file that holds the token", path)
-	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return Token{}, fmt.Errorf("token file %s may be read by others (mode %04o); run: chmod 600 %s", path, st.Mode().Perm(), path)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, 4096))
-	if err != nil {
-		return Token{}, fmt.Errorf("token file cannot be read: %w", err)
+		return Token{}, err
 	}
 	t, err := Parse(string(b))
 	if err != nil {
 		return Token{}, fmt.Errorf("token file %s: %w", path, err)
 	}
 	return t, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(filepath.Clean(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("token file %s %w; write into it what `weft token --raw` prints on a node of the mesh, with mode 0600", path, missing{})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("token file cannot be read: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("token file cannot be read: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("token file %s is no regular file; name the file that holds the token", path)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("token file %s may be read by others (mode %04o); run: chmod 600 %s", path, st.Mode().Perm(), path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return nil, fmt.Errorf("token file cannot be read: %w", err)
+	}
+	return b, nil
 }
 
 // UnfinishedSuffix ends the name of the file that WriteFile renames at last; one
@@ -123,13 +132,13 @@ const UnfinishedSuffix = ".new"
 // WriteFile puts the token into the file at path with mode 0600, atomically and
 // durably: after a crash the file holds the old token or the new one.
 func WriteFile(path string, t Token) error {
-	if err := writeFile(path, t); err != nil {
+	if err := writeFile(path, t.Reveal()+"\n"); err != nil {
 		return fmt.Errorf("writing the token to %s: %w; make room there, or make it writable, and try again", path, err)
 	}
 	return nil
 }
 
-func writeFile(path string, t Token) error {
+func writeFile(path, text string) error {
 	unfinished := path + UnfinishedSuffix
 	if err := os.Remove(unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -138,7 +147,7 @@ func writeFile(path string, t Token) error {
 	if err != nil {
 		return err
 	}
-	if _, err = f.WriteString(t.Reveal() + "\n"); err == nil {
+	if _, err = f.WriteString(text); err == nil {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
@@ -148,7 +157,11 @@ func writeFile(path string, t Token) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(unfinished))
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(filepath.Clean(path))
 	if err != nil {
 		return err
 	}
@@ -199,6 +212,7 @@ func (t Token) Keys() (Keys, error) {
 		{"weft v1 hello", &k.Hello},
 		{"weft v1 handshake", &k.Preshared},
 		{"weft v1 control", &k.Control},
+		{"weft v1 rotation", &k.Rotation},
 	} {
 		b, err := hkdf.Key(sha256.New, t.secret[:], []byte("weft token v1"), d.label, len(d.key))
 		if err != nil {
