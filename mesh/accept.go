@@ -92,6 +92,11 @@ func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
 	m.mu.Lock()
 	m.door.peers++
 	m.mu.Unlock()
+	untrack()
+	untrack = m.track(s)
+	if !m.accepts(s.key) { // it was taken away meanwhile
+		m.closeQuietly(s)
+	}
 	peer := &peerConn{stream: s, done: func() {
 		untrack()
 		m.mu.Lock()
@@ -115,7 +120,8 @@ func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
 // welcome runs the acceptor's half of the hello. Both results are zero if the
 // other side got an answer and is not to stay.
 func (m *Mesh) welcome(ctx context.Context, conn net.Conn, source string) (*stream, introduction, error) {
-	s, them, err := receive(conn, m.cfg.Keys.Hello, m.tuning.StreamTimeout)
+	keys := *m.keys.Load()
+	s, them, err := receive(conn, keys[0], m.tuning.StreamTimeout, keys[1:]...)
 	if err != nil {
 		m.noteStranger(source, err)
 		return nil, introduction{}, err

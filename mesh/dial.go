@@ -62,8 +62,8 @@ func (w *ways) tries(tcp []netip.AddrPort, udp Addr) []try {
 type greeter struct {
 	network Network
 	udp     func(ctx context.Context, to Addr) (net.Conn, error) // nil: no QUIC
-	key     [32]byte
-	noted   func(t try, them introduction, err error) // told how each try ended that was not called off
+	keys    [][32]byte                                           // accepted, the preferred one first
+	noted   func(t try, them introduction, err error)            // told how each try ended that was not called off
 }
 
 // greeting is a stream on which the other side said welcome.
@@ -180,7 +180,17 @@ func (g greeter) greet(ctx context.Context, t try, me introduction, want NodeID)
 	return s, them, nil
 }
 
-func (g greeter) greetAnybody(ctx context.Context, t try, me introduction) (*stream, introduction, error) {
+// greetAnybody offers one key after the other until the other side has one.
+func (g greeter) greetAnybody(ctx context.Context, t try, me introduction) (s *stream, them introduction, err error) {
+	for _, keys := range offers(g.keys) {
+		if s, them, err = g.offer(ctx, t, me, keys); !errors.Is(err, ErrWrongToken) {
+			break
+		}
+	}
+	return s, them, err
+}
+
+func (g greeter) offer(ctx context.Context, t try, me introduction, keys [][32]byte) (*stream, introduction, error) {
 	dial := func() (net.Conn, error) { return g.udp(ctx, t.udp) }
 	if t.tcp.IsValid() {
 		dial = func() (net.Conn, error) { return g.network.Dial(ctx, t.tcp) }
@@ -194,7 +204,7 @@ func (g greeter) greetAnybody(ctx context.Context, t try, me introduction) (*str
 		_ = conn.SetDeadline(time.Unix(1, 0))
 	})
 	deadline, _ := ctx.Deadline()
-	s, them, err := greet(conn, g.key, me, time.Until(deadline))
+	s, them, err := greet(conn, keys[0], me, time.Until(deadline), keys[1:]...)
 	if err != nil {
 		stop()
 		return nil, introduction{}, called(ctx, err)
@@ -219,11 +229,14 @@ func called(ctx context.Context, err error) error {
 
 // greeter returns the mesh's own.
 func (m *Mesh) greeter() greeter {
-	return greeter{network: m.network, key: m.cfg.Keys.Hello, noted: m.noteTry}
+	return greeter{network: m.network, keys: *m.keys.Load(), noted: m.noteTry}
 }
 
 // noteTry remembers how a try ended.
 func (m *Mesh) noteTry(t try, them introduction, err error) {
+	if err == nil || errors.Is(err, ErrWrongToken) {
+		m.noteKeys(t.addr(), err != nil)
+	}
 	switch {
 	case !t.tcp.IsValid():
 	case err == nil:
@@ -253,5 +266,9 @@ func (m *Mesh) dialNode(id NodeID, why purpose, timeout time.Duration) (*peerCon
 	}
 	m.adopt(g.them.universe)
 	m.log.Debug("stream", zap.Stringer("to", id), zap.Stringer("at", g.by.addr()), zap.Bool("tcp", g.by.tcp.IsValid()))
-	return &peerConn{stream: g.stream, done: m.track(g.stream)}, nil
+	c := &peerConn{stream: g.stream, done: m.track(g.stream)}
+	if !m.accepts(g.key) { // it was taken away meanwhile
+		m.closeQuietly(c)
+	}
+	return c, nil
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// The hello. Integers are big endian; "head" is "WEFT", the version, 3 zero bytes.
+// The hello. Integers are big endian; "head" is "WEFT", the version, 3 bytes that name a key (zeros: of an older release).
 //
 //	dialler  -> head, nonce (32)
 //	acceptor -> head, nonce (32), HMAC(label of acceptors, all before)
@@ -29,7 +29,10 @@ import (
 //
 // HMAC is HMAC-SHA256 under Keys.Hello. Each proof covers the other's fresh nonce,
 // so that none can be replayed, and its own label, so that none can be
-// reflected. The dialler sends its proof even when it has seen that the acceptor has
+// reflected. Either side may accept several keys, while the mesh changes its token: the
+// dialler's head names the one that it offers, the acceptor proves that one if it has it and its
+// first one if not, and the dialler goes on with whichever of its own was proved. If that is none, it
+// may dial again and offer another one. The dialler sends its proof even when it has seen that the acceptor has
 // another token; so both know for certain, and nothing is learnt from it. Names
 // and universes travel sealed, see stream.
 const (
@@ -182,6 +185,14 @@ func (u UniverseInfo) check() error {
 // head is the unsealed beginning of either side's first message.
 func head() []byte { return append([]byte(helloMagic), helloVersion, 0, 0, 0) }
 
+// headOf is the head that names a key.
+func headOf(key [32]byte) []byte {
+	b := head()
+	hint := keyHint(key)
+	copy(b[headSize-len(hint):], hint[:])
+	return b
+}
+
 func checkHead(b []byte) error {
 	if string(b[:len(helloMagic)]) != helloMagic {
 		return ErrNotWeft
@@ -201,21 +212,22 @@ func proof(key [32]byte, label string, said []byte) []byte {
 }
 
 // greet is the dialler's half of the hello. It closes conn unless it succeeds. The
-// introduction that it returns is checked by [introduction.judge] by the caller.
-func greet(conn net.Conn, key [32]byte, me introduction, timeout time.Duration) (*stream, introduction, error) {
-	s, them, err := greetOpen(conn, key, me, timeout)
+// introduction that it returns is checked by [introduction.judge] by the caller. key is
+// offered, others are accepted, too.
+func greet(conn net.Conn, key [32]byte, me introduction, timeout time.Duration, others ...[32]byte) (*stream, introduction, error) {
+	s, them, err := greetOpen(conn, key, me, timeout, others)
 	if err != nil {
 		return nil, introduction{}, errors.Join(err, ignoreClosed(conn.Close()))
 	}
 	return s, them, nil
 }
 
-func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Duration) (*stream, introduction, error) {
+func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Duration, others [][32]byte) (*stream, introduction, error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, introduction{}, err
 	}
 	said := make([]byte, firstSize, firstSize+replySize)
-	copy(said, head())
+	copy(said, headOf(key))
 	if _, err := rand.Read(said[headSize:]); err != nil {
 		return nil, introduction{}, err
 	}
@@ -233,8 +245,14 @@ func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Durati
 	if _, err := io.ReadFull(conn, reply[headSize:]); err != nil {
 		return nil, introduction{}, err
 	}
-	want := proof(key, acceptorLabel, said[:firstSize+firstSize])
-	same := subtle.ConstantTimeCompare(want, reply[firstSize:]) == 1
+	same := false
+	for _, k := range append([][32]byte{key}, others...) {
+		want := proof(k, acceptorLabel, said[:firstSize+firstSize])
+		if same = subtle.ConstantTimeCompare(want, reply[firstSize:]) == 1; same {
+			key = k
+			break
+		}
+	}
 	if _, err := conn.Write(proof(key, diallerLabel, said)); err != nil && same {
 		return nil, introduction{}, err
 	}
@@ -265,8 +283,9 @@ func greetOpen(conn net.Conn, key [32]byte, me introduction, timeout time.Durati
 }
 
 // receive is the first part of the acceptor's half: it returns the dialler's
-// introduction, authenticated. The caller decides and answers by welcomeOrRefuse.
-func receive(conn net.Conn, key [32]byte, timeout time.Duration) (*stream, introduction, error) {
+// introduction, authenticated. The caller decides and answers by welcomeOrRefuse. key is
+// proved unless the dialler offers one of the others.
+func receive(conn net.Conn, key [32]byte, timeout time.Duration, others ...[32]byte) (*stream, introduction, error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, introduction{}, err
 	}
@@ -281,8 +300,9 @@ func receive(conn net.Conn, key [32]byte, timeout time.Duration) (*stream, intro
 	if _, err := io.ReadFull(conn, said[headSize:firstSize]); err != nil {
 		return nil, introduction{}, err
 	}
+	key = offered(said[:headSize], key, others)
 	reply := said[firstSize:]
-	copy(reply, head())
+	copy(reply, headOf(key))
 	if _, err := rand.Read(reply[headSize:firstSize]); err != nil {
 		return nil, introduction{}, err
 	}

@@ -26,6 +26,7 @@ type Config struct {
 	Name     string
 	Boot     uint64 // random per process start; 0: New draws it
 	Keys     Keys
+	Accept   []Keys       // accepted besides Keys, at most 7; see SetKeys
 	Universe UniverseInfo // zero: learnt from the first node met that knows it
 
 	Port      uint16     // TCP, and UDP of the router; 0 (tests): any free one
@@ -118,7 +119,8 @@ type Mesh struct {
 	leaving    chan struct{} // capacity 1: held by whoever may use memberlist's Leave or Shutdown
 	wg         sync.WaitGroup
 	member     atomic.Pointer[memberlist.Memberlist] // set by Run
-	aliveCount atomic.Int32                          // nodes alive, this one not counted
+	keys       atomic.Pointer[[][32]byte]
+	aliveCount atomic.Int32 // nodes alive, this one not counted
 	dropped    atomic.Uint64
 	version    atomic.Uint64 // see Version
 
@@ -143,6 +145,7 @@ type Mesh struct {
 	conns    map[*io.Closer]struct{}
 	door     doorman
 	outbids  int // see outbid in self.go
+	turned   turnedAway
 
 	alive      []NodeID         // nodes whose status is Alive, in any order
 	away       map[NodeID]*peer // those whose status is Failed or Stopped
@@ -179,6 +182,8 @@ func New(cfg Config) (*Mesh, error) {
 	m.gossip.RetransmitMult = changesMult
 	m.gossip.NumNodes = func() int { return int(m.aliveCount.Load()) + 1 }
 	m.transport = newTransport(m)
+	keys := hellos(append([]Keys{cfg.Keys}, cfg.Accept...))
+	m.keys.Store(&keys)
 	if m.log == nil {
 		m.log = zap.NewNop()
 	}

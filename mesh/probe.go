@@ -17,6 +17,7 @@ import (
 type Prober struct {
 	Network  Network // nil: SystemNetwork
 	Keys     Keys
+	Accept   []Keys // others that will do
 	Identity Identity
 	Name     string
 	Universe UniverseInfo // zero: any will do
@@ -40,7 +41,7 @@ func (p Prober) Probe(ctx context.Context, addr netip.AddrPort) (Hello, error) {
 	ctx, cancel := context.WithTimeout(ctx, defaultStreamTimeout)
 	defer cancel()
 	me := introduction{purpose: purposeProbe, identity: p.Identity, id: id, name: p.Name, universe: p.Universe}
-	g, err := greeter{network: network, key: p.Keys.Hello}.first(ctx, []try{{tcp: addr}}, me, 0)
+	g, err := greeter{network: network, keys: hellos(append([]Keys{p.Keys}, p.Accept...))}.first(ctx, []try{{tcp: addr}}, me, 0)
 	if err != nil {
 		return Hello{}, err
 	}

@@ -64,6 +64,7 @@ type Record struct {
 	MTU            uint16           // inner MTU; 0: not known yet, else at least 576
 	Build          string           // at most 128 bytes
 	Universe       [16]byte
+	Keys           []uint32 // names of the tokens that the node accepts, at most 8; the first is the one that it sends under
 	Links          []NodeID // nodes that this one reaches directly and that relay for it, at most 8, ascending
 }
 
@@ -77,6 +78,7 @@ const (
 	maxSubnets   = 64
 	maxBuild     = 128
 	maxLinks     = 8
+	maxTokens    = 8
 	minMTU       = 576
 	maxRecord    = 8 << 10 // encoded bytes
 )
@@ -97,6 +99,7 @@ type wireRecord struct {
 	Build     string   `cbor:"12,keyasint,omitempty"`
 	Universe  []byte   `cbor:"13,keyasint,omitempty"`
 	Links     []uint64 `cbor:"14,keyasint,omitempty"`
+	Keys      []uint32 `cbor:"15,keyasint,omitempty"`
 }
 
 // MarshalBinary returns the record as the mesh sends it and as it may be kept
@@ -107,7 +110,7 @@ func (r Record) MarshalBinary() ([]byte, error) {
 	}
 	w := wireRecord{
 		ID: uint64(r.ID), Seq: r.Seq, Boot: r.Boot, State: uint8(r.State), Name: r.Name,
-		PublicKey: r.PublicKey[:], Suites: r.Suites, Features: r.Features, MTU: r.MTU, Build: r.Build,
+		PublicKey: r.PublicKey[:], Suites: r.Suites, Features: r.Features, MTU: r.MTU, Build: r.Build, Keys: r.Keys,
 	}
 	if r.Universe != [16]byte{} {
 		w.Universe = r.Universe[:]
@@ -151,7 +154,7 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 	}
 	n := Record{
 		ID: NodeID(w.ID), Seq: w.Seq, Boot: w.Boot, State: NodeState(w.State), Name: w.Name,
-		Suites: w.Suites, Features: w.Features, MTU: w.MTU, Build: w.Build,
+		Suites: w.Suites, Features: w.Features, MTU: w.MTU, Build: w.Build, Keys: w.Keys,
 	}
 	if len(w.PublicKey) != len(n.PublicKey) || (len(w.Universe) != 0 && len(w.Universe) != len(n.Universe)) {
 		return fmt.Errorf("decode a node record: node %v has a key of %d and a universe of %d bytes", n.ID, len(w.PublicKey), len(w.Universe))
@@ -209,6 +212,8 @@ func (r *Record) check() error {
 		return bad("lists %d trusted subnets, at most %d are carried", len(r.TrustedSubnets), maxSubnets)
 	case len(r.Links) > maxLinks:
 		return bad("lists %d links, at most %d are carried", len(r.Links), maxLinks)
+	case len(r.Keys) > maxTokens || slices.Contains(r.Keys, 0):
+		return bad("names %d tokens, at most %d are carried, and none is 0", len(r.Keys), maxTokens)
 	case r.MTU != 0 && r.MTU < minMTU:
 		return bad("has an MTU of %d, at least %d is needed", r.MTU, minMTU)
 	}
@@ -241,6 +246,7 @@ func (r Record) clone() Record {
 	r.Suites = slices.Clone(r.Suites)
 	r.Features = slices.Clone(r.Features)
 	r.Links = slices.Clone(r.Links)
+	r.Keys = slices.Clone(r.Keys)
 	r.TrustedSubnets = slices.Clone(r.TrustedSubnets)
 	return r
 }

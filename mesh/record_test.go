@@ -22,6 +22,7 @@ func fullRecord() Record {
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:6783"), netip.MustParseAddrPort("[2001:db8::1]:6783")},
 		Suites:    []uint8{1, 0}, Features: []string{"relay"}, MTU: 1400, Build: "v0.1", Universe: [16]byte{4},
 		Links:          []NodeID{1, 77},
+		Keys:           []uint32{7, 5},
 		TrustedSubnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
 	}
 	return r
@@ -85,6 +86,8 @@ func TestInsaneRecords(t *testing.T) {
 		"features":       func(r *Record) { r.Features = make([]string, 33) },
 		"empty feature":  func(r *Record) { r.Features = []string{""} },
 		"long feature":   func(r *Record) { r.Features = []string{strings.Repeat("f", 65)} },
+		"tokens":         func(r *Record) { r.Keys = []uint32{1, 2, 3, 4, 5, 6, 7, 8, 9} },
+		"token 0":        func(r *Record) { r.Keys = []uint32{1, 0} },
 		"links":          func(r *Record) { r.Links = []NodeID{1, 2, 3, 4, 5, 6, 7, 8, 9} },
 		"links, order":   func(r *Record) { r.Links = []NodeID{77, 1} },
 		"link to itself": func(r *Record) { r.Links = []NodeID{r.ID} },

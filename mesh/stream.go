@@ -29,6 +29,7 @@ import (
 type stream struct {
 	net.Conn // for addresses, deadlines and Close
 
+	key           [32]byte          // that the hello was made with
 	transcript    [sha256.Size]byte // of the hello
 	in, out       cipher.AEAD
 	inSeq, outSeq uint64
@@ -57,9 +58,9 @@ func newStream(conn net.Conn, key [32]byte, transcript [sha256.Size]byte, dialle
 		return nil, err
 	}
 	if dialler {
-		return &stream{Conn: conn, transcript: transcript, in: back, out: forth}, nil
+		return &stream{Conn: conn, key: key, transcript: transcript, in: back, out: forth}, nil
 	}
-	return &stream{Conn: conn, transcript: transcript, in: forth, out: back}, nil
+	return &stream{Conn: conn, key: key, transcript: transcript, in: forth, out: back}, nil
 }
 
 func streamAEAD(key [32]byte, salt [sha256.Size]byte, info string) (cipher.AEAD, error) {

@@ -29,6 +29,8 @@ func (r *Router) checkExternal(d *Peer) error {
 		return fmt.Errorf("peer %s: only an external peer has a pre-shared key of its own", d.Name)
 	case !d.External:
 		return nil
+	case len(d.Keys) > 0:
+		return fmt.Errorf("external peer %s: it has one pre-shared key, not those of the mesh", d.Name)
 	case d.Preshared == none:
 		return fmt.Errorf("external peer %s: it has no pre-shared key", d.Name)
 	case d.Preshared == r.config.Preshared:
@@ -42,8 +44,11 @@ func (r *Router) checkExternal(d *Peer) error {
 // sessionOf returns what the session with a peer is made of.
 func (r *Router) sessionOf(d *Peer) session.PeerConfig {
 	c := session.PeerConfig{Public: d.Key, Preshared: r.config.Preshared, Suite: d.Suite}
-	if d.External {
+	switch {
+	case d.External:
 		c.Preshared, c.Exclusive = d.Preshared, true
+	case len(d.Keys) > 0:
+		c.Preshared = d.Keys[0]
 	}
 	return c
 }

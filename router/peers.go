@@ -39,6 +39,8 @@ type Peer struct {
 	// External makes the peer no node of the mesh but a WireGuard client whose only way into it is this host; see external.go.
 	// It gets no probes.
 	External bool
+	// Keys are the pre-shared keys that a node of the mesh may have, of those that we have; see preshared.go. None: Config.Preshared.
+	Keys []session.PresharedKey
 	// Preshared is what an external peer has in place of Config.Preshared; other peers have none of their own.
 	Preshared session.PresharedKey
 	// NoProbes tells that the peer does not know the probes of Weft, as a stock WireGuard: it is sent what MTU says, and the network
@@ -68,7 +70,7 @@ func (r *Router) SetPeers(peers []Peer) error {
 	desired := make([]Peer, len(peers))
 	for i, p := range peers {
 		p.Endpoints = cleanEndpoints(p.Endpoints)
-		p.Prefixes = slices.Clone(p.Prefixes)
+		p.Prefixes, p.Keys = slices.Clone(p.Prefixes), slices.Clone(p.Keys)
 		desired[i] = p
 	}
 	old := r.current.Load()
@@ -126,7 +128,7 @@ func (r *Router) SetPeers(peers []Peer) error {
 		return err
 	}
 	for i, p := range next.peers {
-		p.config.Store(&desired[i])
+		r.rekey(p, p.config.Swap(&desired[i]), &desired[i])
 		next.bySession[p.sess] = p
 	}
 	r.desired = desired

@@ -35,6 +35,19 @@ type Router struct {
 	receive func(b []byte, from Addr, at time.Time)
 	open    bool // guarded by Net.mu, as all below
 	paths   map[uint64]netip.AddrPort
+	accept  [][32]byte // secrets besides Member.Secret
+}
+
+// SetSecrets makes the router send under the first secret and hear those who send under any.
+func (r *Router) SetSecrets(secrets ...[32]byte) {
+	r.host.net.mu.Lock()
+	defer r.host.net.mu.Unlock()
+	r.Secret, r.accept = secrets[0], secrets[1:]
+}
+
+// hears tells whether r opens what was sent under a secret. Called with mu held.
+func (r *Router) hears(secret [32]byte) bool {
+	return r.Secret == secret || slices.Contains(r.accept, secret)
 }
 
 // Router opens m's port on the host, of which there must be none yet, and has receive called
@@ -182,7 +195,7 @@ func (n *Net) relays(from *Router, node uint64) []*Router {
 		var next []*Router
 		for _, os := range n.routers {
 			for _, o := range os {
-				if _, seen := before[o]; !seen && o.Secret == from.Secret && n.addrTowards(r, o).IsValid() {
+				if _, seen := before[o]; !seen && o.hears(from.Secret) && n.addrTowards(r, o).IsValid() {
 					before[o] = r
 					next = append(next, o)
 				}
@@ -204,7 +217,7 @@ func (n *Net) arrive(b []byte, from *Router, hops []*Router, at netip.AddrPort) 
 	}
 	last := hops[len(hops)-1]
 	for i, h := range hops {
-		ok = ok && h.open && h.Secret == from.Secret && (i == 0 || n.addrTowards(hops[i-1], h).IsValid())
+		ok = ok && h.open && h.hears(from.Secret) && (i == 0 || n.addrTowards(hops[i-1], h).IsValid())
 	}
 	a := Addr{Node: from.Node}
 	if len(hops) == 1 {
