@@ -60,6 +60,9 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"socket:", s.Socket},
 	}
 	rows = append(rows, reachRows(s)...)
+	if s.Rotation != nil {
+		rows = append(rows, []string{"token:", rotationState(*s.Rotation)})
+	}
 	for _, t := range s.Targets {
 		rows = append(rows, []string{"peer " + t.Host + ":", t.State})
 	}

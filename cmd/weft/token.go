@@ -45,6 +45,7 @@ mesh that is to be started by --seed on several hosts at once.`,
 			}
 		},
 	}
+	cmd.AddCommand(c.rotate(), c.revokeOld())
 	cmd.Flags().BoolVar(&raw, "raw", false, "print the token alone")
 	cmd.Flags().BoolVar(&generate, "generate", false, "make a new token for a mesh that does not exist yet")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -126,6 +126,8 @@ func (s *Server) handler() http.Handler {
 	post(mux, "detach", s.svc.Detach)
 	stream(mux, "leave", s.svc.Leave)
 	stream(mux, "forget", s.svc.Forget)
+	stream(mux, "rotate", s.svc.Rotate)
+	stream(mux, "revoke-old", s.svc.RevokeOld)
 	post(mux, "explain", func(_ context.Context, r ExplainRequest) (Explanation, error) { return s.svc.Explain(r) })
 	post(mux, "gc", func(_ context.Context, r GCRequest) (GCResult, error) { return s.svc.GC(r) })
 	serveWireGuard(mux, s.svc)

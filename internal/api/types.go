@@ -45,6 +45,7 @@ type Service interface {
 	Stop()
 	WireGuard
 	Reclaim
+	Rotating
 }
 
 // Phase is how far a daemon has come.
@@ -91,7 +92,8 @@ type Status struct {
 	Reach     *Reach            `json:"reach,omitempty"` // nil: not known yet
 	Relaying  *Relaying         `json:"relaying,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
-	Packets   map[string]uint64 `json:"packets,omitempty"` // counters of the data path
+	Packets   map[string]uint64 `json:"packets,omitempty"`  // counters of the data path
+	Rotation  *Rotation         `json:"rotation,omitempty"` // nil: none is under way
 }
 
 // NAT tells what is between the node and the others.

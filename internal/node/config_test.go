@@ -90,6 +90,7 @@ func TestFindToken(t *testing.T) {
 		given, saved token.Token
 		change       func(*Config)
 		want         token.Token
+		other        token.Token
 		fresh        bool
 		resumed      bool
 		err          string
@@ -102,6 +103,7 @@ func TestFindToken(t *testing.T) {
 			saved: one, given: two,
 			err: "the token given is not the one in DIR/token; give none to go on with that mesh, or run weft reset to join another",
 		},
+		"resume with one to be tried": {saved: one, given: two, resumed: true, want: one, other: two},
 		"resume without": {
 			resumed: true,
 			err:     "the token of this node's mesh is missing from DIR/token; give it by --token-file or WEFT_TOKEN (weft token --raw on another node prints it)",
@@ -131,7 +133,7 @@ func TestFindToken(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			got, save, err := cfg.findToken(!c.resumed)
+			found, err := cfg.findToken(!c.resumed)
 			if c.err != "" {
 				want := strings.ReplaceAll(c.err, "DIR", cfg.DataDir)
 				if err == nil || err.Error() != want {
@@ -142,8 +144,8 @@ func TestFindToken(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if save != c.saved.IsZero() || got.IsZero() || !c.fresh && !got.Equal(c.want) {
-				t.Errorf("another token than wanted; to be saved: %t", save)
+			if got := found.tokens[0]; found.save != c.saved.IsZero() || got.IsZero() || !c.fresh && !got.Equal(c.want) || !found.other.Equal(c.other) {
+				t.Errorf("another token than wanted; to be saved: %t", found.save)
 			}
 		})
 	}
@@ -159,7 +161,7 @@ func TestFindTokenRefusesAnOpenFile(t *testing.T) {
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := cfg.findToken(true)
+	_, err := cfg.findToken(true)
 	want := "token file " + path + " may be read by others (mode 0644); run: chmod 600 " + path
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

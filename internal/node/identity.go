@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,8 +27,6 @@ const (
 	keyUniverse = "universe"
 	keyLeft     = "left"
 )
-
-const tokenFile = "token"
 
 // identity is what makes a node the node it is.
 type identity struct {
@@ -201,34 +200,43 @@ func saveState(st *store.Store, s state) error {
 	})
 }
 
-// findToken returns the mesh's token: the one given, the data directory's, or,
-// for a node that founds a mesh alone, a new one. save tells that the data
-// directory has yet to get it.
-func (c *Config) findToken(first bool) (t token.Token, save bool, err error) {
-	path := filepath.Join(c.DataDir, tokenFile)
-	saved, err := token.ReadFile(path)
+// foundTokens are what a node has to start with.
+type foundTokens struct {
+	tokens []token.Token // at least one; the first is the one to send under
+	save   bool          // the data directory has yet to get it
+	other  token.Token   // was given, and is none of them; zero: none was
+}
+
+// findToken returns the mesh's token: the data directory's, or the one given, or, for a node that founds a mesh alone, a new
+// one. One that is given beside those of the data directory is for tryToken.
+func (c *Config) findToken(first bool) (foundTokens, error) {
+	kept, err := token.ReadKept(c.DataDir)
 	if err != nil && !token.Missing(err) {
-		return token.Token{}, false, err
+		return foundTokens{}, err
 	}
+	saved := kept.All()
 	switch {
-	case c.TokenFile != "" && saved.IsZero():
+	case c.TokenFile != "" && len(saved) == 0:
 		_, err := token.ReadFile(c.TokenFile)
-		return token.Token{}, false, err
-	case !saved.IsZero() && !c.Token.IsZero() && !saved.Equal(c.Token):
-		return token.Token{}, false, fmt.Errorf("the token given is not the one in %s; give none to go on with that mesh, or run weft reset to join another", path)
-	case !saved.IsZero():
-		return saved, false, nil
+		return foundTokens{}, err
+	case len(saved) > 0 && !c.Token.IsZero() && !slices.ContainsFunc(saved, c.Token.Equal) && first:
+		return foundTokens{}, fmt.Errorf("the token given is not the one in %s; give none to go on with that mesh, or run weft reset to join another", filepath.Join(c.DataDir, token.FileName))
+	case len(saved) > 0 && !c.Token.IsZero() && !slices.ContainsFunc(saved, c.Token.Equal):
+		return foundTokens{tokens: saved, other: c.Token}, nil
+	case len(saved) > 0:
+		return foundTokens{tokens: saved}, nil
 	case !c.Token.IsZero():
-		return c.Token, true, nil
+		return foundTokens{tokens: []token.Token{c.Token}, save: true}, nil
 	case !first:
-		return token.Token{}, false, fmt.Errorf("the token of this node's mesh is missing from %s; give it by --token-file or WEFT_TOKEN (weft token --raw on another node prints it)", path)
+		return foundTokens{}, fmt.Errorf("the token of this node's mesh is missing from %s; give it by --token-file or WEFT_TOKEN (weft token --raw on another node prints it)",
+			filepath.Join(c.DataDir, token.FileName))
 	case len(c.Peers) > 0:
-		return token.Token{}, false, fmt.Errorf("no token to join %s with; get it there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN", strings.Join(c.Peers, ", "))
+		return foundTokens{}, fmt.Errorf("no token to join %s with; get it there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN", strings.Join(c.Peers, ", "))
 	case len(c.Seed) > 0:
-		return token.Token{}, false, errors.New("no token, which the nodes of --seed must share; make one by `weft token --generate`, and give it to each by --token-file or WEFT_TOKEN")
+		return foundTokens{}, errors.New("no token, which the nodes of --seed must share; make one by `weft token --generate`, and give it to each by --token-file or WEFT_TOKEN")
 	}
-	t, err = token.New(rand.Reader)
-	return t, true, err
+	t, err := token.New(rand.Reader)
+	return foundTokens{tokens: []token.Token{t}, save: true}, err
 }
 
 // chooseUniverse decides, before anything is sent, which universe the node is

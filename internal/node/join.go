@@ -125,7 +125,7 @@ func (n *Node) refuseCopy(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, copyPatience)
 	defer cancel()
-	probe := mesh.Prober{Network: n.sys.network(), Keys: n.meshKeys(), Identity: n.state.signer, Name: n.cfg.Name}
+	probe := n.prober(n.rotor.snapshot())
 	answers := make(chan error, copyAsks)
 	asked := 0
 	for _, r := range known {

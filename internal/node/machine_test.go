@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net/netip"
@@ -22,6 +23,7 @@ import (
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/mesh/memnet"
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/envelope"
 )
 
 // fakeHost is a host's network that keeps what it is told, and checks it: the
@@ -133,6 +135,20 @@ func (p *fakePlane) SetPeers(peers []router.Peer) error {
 		p.told = nil
 	}
 	return nil
+}
+
+func (p *fakePlane) SetKeys(k router.Keys) {
+	secrets := [][32]byte{secretOf(k.Envelope.Primary)}
+	for _, a := range k.Envelope.Accept {
+		secrets = append(secrets, secretOf(a))
+	}
+	p.router.SetSecrets(secrets...)
+}
+
+// secretOf stands for a key on the network in memory.
+func secretOf(k envelope.Key) (s [32]byte) {
+	binary.BigEndian.PutUint32(s[:], k.ID())
+	return s
 }
 
 func (p *fakePlane) SetLocal(l router.Local) {
@@ -247,8 +263,9 @@ func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 	if m.broken != nil {
 		return nil, m.broken
 	}
-	p := &fakePlane{config: c, router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: c.preshared},
+	p := &fakePlane{config: c, router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: secretOf(c.keys.Envelope.Primary)},
 		func(b []byte, from memnet.Addr, at time.Time) { c.control(b, router.Addr(from), at) })}
+	p.SetKeys(c.keys)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.carrier = p

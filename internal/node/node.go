@@ -23,9 +23,7 @@ import (
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam"
-	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
-	"github.com/weftnet/weft/router/envelope"
 )
 
 // stopPatience bounds how long telling the peers of one's end may take.
@@ -45,10 +43,9 @@ type Node struct {
 	store   *store.Store
 	history *history
 	state   state
-	token   token.Token
+	rotor   *rotor
 	// saveToken tells that the data directory has yet to get the token.
 	saveToken bool
-	keys      token.Keys
 	syncing   sync.Mutex // one syncPeers at a time; guards the three below
 	lookAgain time.Time  // see watcher.look
 	records   *recordSaver
@@ -107,13 +104,15 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	if n.history, err = loadHistory(n.store, n.state.identity.ID, n.log.Named("events")); err != nil {
 		return err
 	}
-	if n.token, n.saveToken, err = cfg.findToken(n.state.first); err != nil {
+	found, err := cfg.findToken(n.state.first)
+	if err != nil {
 		return err
 	}
+	n.saveToken = found.save
 	if cfg.TokenFile != "" {
 		n.log.Warn("the token file is not there; going on with the token in the data directory", zap.String("file", cfg.TokenFile))
 	}
-	if n.keys, err = n.token.Keys(); err != nil {
+	if n.rotor, err = newRotor(n, found.tokens); err != nil {
 		return err
 	}
 	if n.state.universe, err = cfg.chooseUniverse(n.state); err != nil {
@@ -154,6 +153,11 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 			return whyEnded(ctx, err)
 		}
 	}
+	if !found.other.IsZero() {
+		if err := n.tryToken(ctx, found.other); err != nil {
+			return whyEnded(ctx, err)
+		}
+	}
 	if !n.state.first {
 		if err := n.refuseCopy(ctx); err != nil {
 			return err
@@ -182,8 +186,10 @@ func (n *Node) isMember(e *engines) bool {
 // undo takes a first start off the host.
 func (n *Node) undo(e *engines) error {
 	_, err := e.workloads.host.Remove(e.workloads.changed())
-	if rerr := os.Remove(filepath.Join(n.cfg.DataDir, tokenFile)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, rerr)
+	for _, path := range token.Files(n.cfg.DataDir) {
+		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
 	}
 	return errors.Join(err, n.sys.removeDevice())
 }
@@ -194,7 +200,7 @@ func (n *Node) findMesh(ctx context.Context) (universe, error) {
 	n.setPhase(api.Joining, "an answer of "+fmt.Sprint(n.cfg.Peers))
 	u, err := finder{
 		targets: n.cfg.Peers, network: n.sys.network(),
-		probe: mesh.Prober{Network: n.sys.network(), Keys: n.meshKeys(), Identity: n.state.signer, Name: n.cfg.Name},
+		probe: n.prober(n.rotor.snapshot()),
 		waits: func(reason string) { n.setPhase(api.Joining, reason) },
 		log:   n.log,
 	}.find(ctx)
@@ -220,6 +226,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	g.Go(func() error { n.followClients(working, e); return nil })
 	g.Go(func() error { n.followNetwork(working, e); return nil })
 	g.Go(func() error { n.followPaths(working, e); return nil })
+	g.Go(func() error { n.rotor.run(working, e); return nil })
 
 	coming, giveUp := context.WithCancelCause(ctx)
 	defer context.AfterFunc(failed, func() { giveUp(context.Cause(failed)) })()
@@ -295,17 +302,6 @@ func (n *Node) setWarning(about, text string) {
 	} else {
 		n.warning[about] = text
 	}
-}
-
-func (n *Node) meshKeys() mesh.Keys { return mesh.Keys{Hello: n.keys.Hello} }
-
-// routerKeys are the keys that the router seals with outside of sessions.
-func (n *Node) routerKeys() (router.Keys, error) {
-	k, err := envelope.NewKey(n.keys.Control)
-	if err != nil {
-		return router.Keys{}, err
-	}
-	return router.Keys{Envelope: envelope.Keyring{Primary: k}}, nil
 }
 
 // closing closes c and adds what goes wrong to err.

@@ -47,8 +47,7 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 		return removed, err
 	}
 	for _, f := range append(store.Files(dataDir),
-		filepath.Join(dataDir, tokenFile), filepath.Join(dataDir, tokenFile+token.UnfinishedSuffix), filepath.Join(runDir, api.SocketName),
-	) {
+		append(token.Files(dataDir), filepath.Join(runDir, api.SocketName))...) {
 		rerr := os.Remove(f)
 		switch {
 		case rerr == nil:

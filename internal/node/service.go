@@ -100,6 +100,7 @@ func (n *Node) Status() api.Status {
 	stats := e.plane.Stats()
 	s.Packets = packetCounts(stats)
 	s.Reach, s.Relaying = n.reachStatus(e, nodes, e.plane.PeerStats()), n.relaying(stats)
+	s.Rotation = n.rotor.status(e)
 	return s
 }
 
@@ -265,7 +266,8 @@ func (n *Node) Token() (api.Token, error) {
 	if e == nil {
 		return api.Token{}, n.errNotReady()
 	}
-	return api.Token{Token: n.token.Reveal(), Command: n.joinCommand(e, "WEFT_TOKEN="+n.token.Reveal()+" weft launch")}, nil
+	t := n.rotor.snapshot().Tokens[0].Token.Reveal()
+	return api.Token{Token: t, Command: n.joinCommand(e, "WEFT_TOKEN="+t+" weft launch")}, nil
 }
 
 // joinCommand completes a launch command with what joins this node's mesh.
@@ -284,7 +286,7 @@ func (n *Node) invite(e *engines) {
 	text := "To join, run on the next host, with the token that `weft token --raw` prints here in FILE (mode 0600):\n\n    " +
 		n.joinCommand(e, "weft launch --token-file FILE") + "\n\n"
 	if n.cfg.Interactive {
-		text = "To join, run on the next host:\n\n    " + n.joinCommand(e, "WEFT_TOKEN="+n.token.Reveal()+" weft launch") + "\n\n"
+		text = "To join, run on the next host:\n\n    " + n.joinCommand(e, "WEFT_TOKEN="+n.rotor.snapshot().Tokens[0].Token.Reveal()+" weft launch") + "\n\n"
 	}
 	if _, err := fmt.Fprint(n.cfg.Out, text); err != nil {
 		n.log.Warn("the join command could not be printed; weft token prints it, too", zap.Error(err))

@@ -185,7 +185,7 @@ func TestCopyOfALivingNodeIsRefused(t *testing.T) {
 		if err := os.CopyFS(n3.dir, os.DirFS(n2.dir)); err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range []string{store.FileName, tokenFile} {
+		for _, f := range []string{store.FileName, token.FileName} {
 			if err := os.Chmod(filepath.Join(n3.dir, f), 0o600); err != nil {
 				t.Fatal(err)
 			}

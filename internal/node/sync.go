@@ -126,7 +126,7 @@ func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) 
 	warning := ""
 	if n.whyRetired() == nil {
 		nodes = without(nodes, e.alloc.Retirements())
-		peers, warning = withClients(peersOf(nodes, holdings, n.mtu), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
+		peers, warning = withClients(withPreshared(peersOf(nodes, holdings, n.mtu), nodes, n.rotor.snapshot()), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
 	}
 	n.setWarning("client-key", warning)
 	if reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router

@@ -31,6 +31,7 @@ import (
 type dataplane interface {
 	Run(ctx context.Context) error
 	SetPeers(peers []router.Peer) error
+	SetKeys(k router.Keys)
 	SetLocal(l router.Local)
 	SendControl(b []byte, to router.Addr) error
 	Examine(node uint64)

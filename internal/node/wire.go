@@ -104,8 +104,9 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		n.records.saved[k.ID] = k.Seq
 		signed = append(signed, k.Signed)
 	}
+	keys := meshKeys(n.rotor.snapshot())
 	m, err := mesh.New(mesh.Config{
-		Identity: n.state.signer, Name: n.cfg.Name, Keys: n.meshKeys(), Universe: info,
+		Identity: n.state.signer, Name: n.cfg.Name, Keys: keys[0], Accept: keys[1:], Universe: info,
 		Port: n.cfg.Port, Advertise: link.Addr, Targets: n.cfg.Peers, Known: signed,
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
 		OnChange:  n.changed.raise,
@@ -116,6 +117,8 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 				e.alloc.HandleMessage(ring.Owner(from), payload)
 			case channelBench:
 				e.benches.take(from, payload)
+			case channelToken:
+				n.rotor.take(payload)
 			}
 		},
 	})
@@ -123,6 +126,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		return nil, err
 	}
 	e.mesh = m
+	n.rotor.e = e
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Stop(ctx, false)) // it has not run: closes its listener
@@ -138,20 +142,21 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		return nil, err
 	}
 	e.mesh.Register(stateRing, e.alloc)
+	e.mesh.Register(stateRotation, n.rotor)
 	if e.clients, err = loadClients(n.store, e.alloc, rand.Reader); err != nil {
 		return nil, err
 	}
 	if e.workloads, err = n.loadWorkloads(e); err != nil {
 		return nil, err
 	}
-	keys, err := n.routerKeys()
+	sealing, err := planeKeys(n.rotor.snapshot())
 	if err != nil {
 		return nil, err
 	}
 	e.plane, err = n.sys.plane(port, planeConfig{
-		private: n.state.identity.key(), preshared: session.PresharedKey(n.keys.Preshared),
+		private: n.state.identity.key(), preshared: session.PresharedKey(n.rotor.snapshot().Tokens[0].Keys().Preshared),
 		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, copyDSCP: n.cfg.CopyDSCP, log: n.log.Named("router"),
-		id: n.state.identity.ID, boot: e.mesh.Boot(), keys: keys,
+		id: n.state.identity.ID, boot: e.mesh.Boot(), keys: sealing,
 		noRelay: n.cfg.NoRelay, relayLimit: n.cfg.RelayLimit, onPath: e.paths.note, onReach: e.moved.raise,
 		control: func(b []byte, from router.Addr, at time.Time) {
 			e.mesh.Deliver(b, mesh.Addr{Node: mesh.NodeID(from.Node), Addr: from.Addr}, at)
@@ -193,9 +198,8 @@ func (n *Node) awaitNetwork(ctx context.Context) (hostnet.Link, error) {
 // save makes a first start final: the token first, without which the rest would
 // be of no use.
 func (n *Node) save() error {
-	path := filepath.Join(n.cfg.DataDir, tokenFile)
 	if n.saveToken {
-		if err := token.WriteFile(path, n.token); err != nil {
+		if err := token.WriteKept(n.cfg.DataDir, n.rotor.snapshot().Kept()); err != nil {
 			return err
 		}
 	}
@@ -207,7 +211,7 @@ func (n *Node) save() error {
 	}
 	err := saveState(n.store, n.state)
 	if err != nil && n.saveToken {
-		err = errors.Join(err, os.Remove(path))
+		err = errors.Join(err, os.Remove(filepath.Join(n.cfg.DataDir, token.FileName)))
 	}
 	return err
 }
@@ -317,6 +321,7 @@ func (n *Node) describe(e *engines) func(*mesh.Record) {
 		r.Name, r.PublicKey = n.cfg.Name, n.state.identity.key().Public()
 		r.Suites, r.MTU, r.Build = suites(), uint16(n.mtu), n.cfg.Version
 		r.Features = []string{featureBench}
+		r.Keys = tokenNames(n.rotor.snapshot())
 		if n.cfg.NoRelay {
 			r.Features = append(r.Features, featureNoRelay)
 		}

@@ -39,6 +39,9 @@ type Daemon struct {
 	Garbage   []api.Garbage
 	// What Events tells; if Endless is not nil it goes on until the request ends then, and closes that.
 	Happened []api.EventsProgress
+	// Rotated is what Rotate and RevokeOld say, and Asked what Rotate was asked for last.
+	Rotated api.RotationResult
+	Asked   api.RotateRequest
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
 	// Adding is called when a WireGuard client was added, before that is answered; nil: nothing is.

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/rotation"
+	"github.com/weftnet/weft/ipam/ring"
+	"github.com/weftnet/weft/mesh"
+)
+
+const (
+	// rotateLook is how often it is looked how far a rotation is, for whoever waits for it.
+	rotateLook = 100 * time.Millisecond
+	// lostPatience is how long a command waits for a token that no node says to have, before it begins anew.
+	lostPatience = 5 * time.Second
+)
+
+// errNothingToRevoke is the refusal of a revocation without a rotation.
+var errNothingToRevoke = errors.New("the token was never rotated, so there is no old one; begin by weft token rotate")
+
+// status is the rotation that is under way, nil if there is none.
+func (r *rotor) status(e *engines) *api.Rotation {
+	s := r.snapshot()
+	if s.Register.Phase == rotation.None {
+		return nil
+	}
+	p := rotation.ProgressOf(s.Register, r.sight(e))
+	if _, ok := s.New(); ok && p.Phase == rotation.Revoked && p.Complete() {
+		return nil
+	}
+	told := r.describe(e, s.Register, p)
+	return &told
+}
+
+func (r *rotor) describe(e *engines, reg rotation.Register, p rotation.Progress) api.Rotation {
+	name := r.n.nameOf(e.mesh)
+	names := func(ids []uint64) []string {
+		list := []string{}
+		for _, id := range ids {
+			list = append(list, name(ring.Owner(id)))
+		}
+		slices.Sort(list)
+		return list
+	}
+	return api.Rotation{
+		Phase: p.Phase.String(), Confirmed: p.Confirmed, Total: p.Total, Begun: reg.Begun,
+		Waiting: names(p.Waiting), Away: names(p.Away), Newcomers: names(p.Strangers), LeftOut: names(p.LeftOut),
+	}
+}
+
+// rotationWatch tells whoever gave a command how far it is, whenever that changes.
+type rotationWatch struct {
+	tell func(api.RotationProgress)
+	last string
+}
+
+func (w *rotationWatch) say(text string, a api.Rotation) {
+	if text != w.last {
+		w.last = text
+		w.tell(api.RotationProgress{Text: text, Rotation: a})
+	}
+}
+
+func (w *rotationWatch) look(a api.Rotation) {
+	what := map[string]string{"distributing": "have the new token", "switched": "send under the new token", "revoked": "have forgotten the old token"}[a.Phase]
+	text := fmt.Sprintf("%d of %d nodes %s", a.Confirmed, a.Total, what)
+	if len(a.Waiting) > 0 {
+		text += "; waiting for " + brief(a.Waiting)
+	}
+	if len(a.Away) > 0 {
+		text += "; away: " + brief(a.Away)
+	}
+	w.say(text, a)
+}
+
+// brief lists names, and of many the first ones only.
+func brief(names []string) string {
+	const most = 5
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+// Rotate implements [api.Service].
+func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(api.RotationProgress)) (api.RotationResult, error) {
+	e, err := n.meshed()
+	if err != nil {
+		return api.RotationResult{}, err
+	}
+	with, without, err := n.rotor.invited(e, q)
+	if err != nil {
+		return api.RotationResult{}, err
+	}
+	w := rotationWatch{tell: progress}
+	extended := false
+	var lostSince time.Time
+	return n.driveRotation(ctx, func() (api.RotationResult, bool, error) {
+		s, nodes := n.rotor.snapshot(), n.rotor.sight(e)
+		p := rotation.ProgressOf(s.Register, nodes)
+		told := n.rotor.describe(e, s.Register, p)
+		_, has := s.New()
+		someone := slices.ContainsFunc(nodes, func(m rotation.Node) bool { return m.Alive && slices.Contains(m.Keys, s.Register.Key) })
+		switch {
+		case p.Phase == rotation.Revoked && has && !p.Complete():
+			w.look(told) // the last one has to be over everywhere
+			return api.RotationResult{}, false, nil
+		case p.Phase == rotation.None, p.Phase == rotation.Revoked && has:
+			extended = true
+			return api.RotationResult{}, false, n.rotor.begin(e, with, without, false)
+		case !has && !someone:
+			if lostSince.IsZero() {
+				lostSince = time.Now()
+			}
+			w.say("no node that answers has the new token of the rotation that is under way; beginning anew in a moment", told)
+			if time.Since(lostSince) < lostPatience {
+				return api.RotationResult{}, false, nil
+			}
+			extended = true
+			return api.RotationResult{}, false, n.rotor.begin(e, with, without, true)
+		case !has:
+			lostSince = time.Time{}
+			w.say("a rotation is under way; waiting for another node to give its new token to this one", told)
+			return api.RotationResult{}, false, nil
+		case !extended:
+			extended = true
+			return api.RotationResult{}, false, n.rotor.advance(func(s rotation.State) (rotation.State, error) {
+				return s.Extend(uint64(n.state.identity.ID), with, without)
+			})
+		}
+		w.look(told)
+		if !p.Complete() || p.Phase >= rotation.Switched {
+			return api.RotationResult{Rotation: told}, p.Complete(), nil
+		}
+		return api.RotationResult{}, false, n.rotor.advanceTo(rotation.Switched)
+	})
+}
+
+// RevokeOld implements [api.Service].
+func (n *Node) RevokeOld(ctx context.Context, _ api.RevokeRequest, progress func(api.RotationProgress)) (api.RotationResult, error) {
+	e, err := n.meshed()
+	if err != nil {
+		return api.RotationResult{}, err
+	}
+	w := rotationWatch{tell: progress}
+	return n.driveRotation(ctx, func() (api.RotationResult, bool, error) {
+		s := n.rotor.snapshot()
+		p := rotation.ProgressOf(s.Register, n.rotor.sight(e))
+		told := n.rotor.describe(e, s.Register, p)
+		_, has := s.New()
+		switch {
+		case p.Phase == rotation.None:
+			return api.RotationResult{}, false, errNothingToRevoke
+		case p.Phase == rotation.Distributing:
+			return api.RotationResult{}, false, fmt.Errorf("not all nodes have the new token yet (%d of %d); run weft token rotate, which goes on with that, and revoke the old one then", p.Confirmed, p.Total)
+		case !has:
+			return api.RotationResult{}, false, errors.New("this node does not have the new token yet; run weft token revoke-old on one that has, or in a moment")
+		}
+		w.look(told)
+		if !p.Complete() || p.Phase == rotation.Revoked {
+			return api.RotationResult{Rotation: told}, p.Complete(), nil
+		}
+		return api.RotationResult{}, false, n.rotor.advanceTo(rotation.Revoked)
+	})
+}
+
+// driveRotation does step again and again until it has done, fails, ctx ends or this node stops.
+func (n *Node) driveRotation(ctx context.Context, step func() (api.RotationResult, bool, error)) (api.RotationResult, error) {
+	tick := time.NewTicker(rotateLook)
+	defer tick.Stop()
+	for {
+		res, done, err := step()
+		if err != nil || done {
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return api.RotationResult{}, context.Cause(ctx)
+		case <-tick.C:
+		}
+		if n.isStopping() {
+			return api.RotationResult{}, fmt.Errorf("node %s stops; what was begun stands, and weft token rotate on any node goes on with it", n.cfg.Name)
+		}
+	}
+}
+
+// invited resolves the names of a request. Unless a node is named, who is known at the beginning of a rotation is invited to it, and nobody
+// later.
+func (r *rotor) invited(e *engines, q api.RotateRequest) (with []rotation.Node, without []uint64, err error) {
+	find := func(what string) (mesh.NodeID, error) {
+		var found []mesh.Node
+		for _, m := range e.members() {
+			if what != "" && (m.Name == what || m.ID.String() == what) {
+				found = append(found, m)
+			}
+		}
+		switch {
+		case len(found) == 0:
+			return 0, fmt.Errorf("there is no node %q in the mesh; weft peers lists them", what)
+		case len(found) > 1:
+			return 0, fmt.Errorf("%q may be each of %d nodes; give the NodeID of one: %s", what, len(found), list(found, func(m mesh.Node) string { return m.ID.String() }))
+		case found[0].Status == mesh.Self:
+			return 0, fmt.Errorf("%s is this node; run the command on another one to leave it out", what)
+		}
+		return found[0].ID, nil
+	}
+	for _, name := range q.With {
+		id, err := find(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, m := range r.sight(e) {
+			if m.ID == uint64(id) {
+				with = append(with, m)
+			}
+		}
+	}
+	for _, name := range q.Without {
+		id, err := find(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		without = append(without, uint64(id))
+	}
+	return with, without, nil
+}
+
+// begin begins a rotation among the nodes known here.
+func (r *rotor) begin(e *engines, with []rotation.Node, without []uint64, anew bool) error {
+	k, err := newTokenKey()
+	if err != nil {
+		return err
+	}
+	members := append(slices.DeleteFunc(r.sight(e), func(m rotation.Node) bool { return slices.Contains(without, m.ID) }), with...)
+	err = r.update(true, func(s rotation.State) (rotation.State, error) {
+		next, err := s.Begin(k, uint64(r.n.state.identity.ID), time.Now(), members, without, anew)
+		if errors.Is(err, rotation.ErrUnderWay) {
+			return s, nil // by another node, just now: it is gone on with
+		}
+		return next, err
+	})
+	if err != nil {
+		return err
+	}
+	r.n.log.Info("a rotation of the mesh's token begins here", zap.Int("members", len(members)), zap.Bool("anew", anew))
+	r.tell()
+	return nil
+}
+
+func (r *rotor) advanceTo(p rotation.Phase) error {
+	return r.advance(func(s rotation.State) (rotation.State, error) {
+		return s.Advance(p, uint64(r.n.state.identity.ID), time.Now())
+	})
+}
+
+func (r *rotor) advance(f func(rotation.State) (rotation.State, error)) error {
+	if err := r.update(false, f); err != nil {
+		return err
+	}
+	r.tell()
+	return nil
+}
