@@ -128,9 +128,10 @@ func TestKeysChangeWhileTheMeshRuns(t *testing.T) {
 		}
 		c.together(10*time.Second, c.nodes...)
 		old, next := testKeys(7), testKeys(8)
-		late := c.node("n2") // has the old key for ever
+		late := c.node("n2") // has the old key for ever, and is away meanwhile
 		late.start()
 		c.together(10*time.Second, c.nodes...)
+		late.host.Dark(true)
 		for _, step := range [][]Keys{{old, next}, {next, old}, {next}} {
 			for _, n := range []*testNode{a, b, d} {
 				n.setKeys(step...)
@@ -143,6 +144,7 @@ func TestKeysChangeWhileTheMeshRuns(t *testing.T) {
 				}
 			}
 		}
+		late.host.Dark(false)
 		time.Sleep(time.Minute)
 		for _, n := range []*testNode{b, d} {
 			n.mu.Lock()

@@ -18,7 +18,7 @@ import (
 // the mesh beyond 10 nodes. A node that loses everybody finds them dead one after
 // the other.
 const (
-	retransmitMult     = 2
+	retransmitMult     = 3
 	changesMult        = 8 // changes, unlike membership, are repaired by nothing but the exchange of states
 	suspicionMult      = 4
 	suspicionMaxMult   = 2
