@@ -53,6 +53,9 @@ func (r *Router) initControl() {
 	r.SetKeys(r.config.Keys)
 	r.ways = endpointWays{r}
 	r.relayBudget.init(r.config.RelayLimit)
+	if c := r.config.ControlConn; c != nil {
+		r.apart = newApart(r, c)
+	}
 	r.sealed.New = func() any { return new([envelope.MaxSize]byte) }
 }
 

@@ -40,12 +40,16 @@
 // does not read, and pings. They are sealed with a key of the mesh, may go through other nodes, and are passed on for others: only
 // for members, only to who is reached directly, and no more than Config.RelayLimit allows.
 //
+// They have a socket of their own (Config.ControlConn) and a goroutine that reads it (apart.go), as far as the kernel can tell datagrams
+// apart: so they do not wait behind data, nor are lost for it, and a storm of them takes nothing from the shards but a bounded share of
+// a processor. What it sends goes first on this host, and is marked as network control (DSCP CS6) for others.
+//
 // # Threads and ownership
 //
 // One shard per TUN queue and UDP socket, one locked thread per shard, which does all of the above
 // itself (shard.go): no packet changes hands between goroutines. Shards share immutable
 // snapshots behind an atomic pointer, the sessions, which are safe for that, and atomic counters.
-// One more goroutine drives the timers of the sessions (timers.go). Run owns all of them and
+// One more goroutine drives the timers of the sessions (timers.go), and one reads control datagrams. Run owns all of them and
 // returns when all have ended. Nothing on the packet path allocates, blocks or logs.
 //
 // # Desired state

@@ -23,7 +23,7 @@ func hasFD(v any) bool {
 // epoll is the Poller over descriptors.
 type epoll struct {
 	fd, wake int
-	tun, udp int
+	tun, udp int    // tun: -1 for none
 	armed    Events // what the kernel watches for us
 	events   [3]unix.EpollEvent
 
@@ -31,15 +31,20 @@ type epoll struct {
 	closed bool
 }
 
-// newEpoll makes a Poller over a Queue and a Conn that have descriptors.
+// newEpoll makes a Poller over a Queue, if it is not nil, and a Conn that have descriptors.
 func newEpoll(q Queue, c Conn) (Poller, error) {
-	e := &epoll{fd: -1, wake: -1, armed: ReadTUN | ReadUDP}
-	tun, ok := q.(descriptor)
-	udp, ok2 := c.(descriptor)
-	if !ok || !ok2 {
+	e := &epoll{fd: -1, wake: -1, tun: -1, armed: ReadUDP}
+	udp, ok := c.(descriptor)
+	if !ok || q != nil && !hasFD(q) {
 		return nil, errors.New("epoll: a queue or conn without a descriptor")
 	}
-	e.tun, e.udp = tun.FD(), udp.FD()
+	e.udp = udp.FD()
+	watched := []int{e.udp}
+	if tun, ok := q.(descriptor); ok {
+		e.tun = tun.FD()
+		e.armed |= ReadTUN
+		watched = append(watched, e.tun)
+	}
 	var err error
 	if e.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
@@ -47,7 +52,7 @@ func newEpoll(q Queue, c Conn) (Poller, error) {
 	if e.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
 		return nil, errors.Join(fmt.Errorf("eventfd: %w", err), e.Close())
 	}
-	for _, fd := range []int{e.tun, e.udp, e.wake} {
+	for _, fd := range append(watched, e.wake) {
 		if err := unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 			return nil, errors.Join(fmt.Errorf("epoll: %w", err), e.Close())
 		}

@@ -34,6 +34,7 @@ type host struct {
 	private session.PrivateKey
 	queues  []*routertest.Queue
 	conns   []*routertest.Conn
+	control *routertest.Conn // apart; nil if the others are for that, too
 	log     *observer.ObservedLogs
 	gossip  chan string
 	cancel  context.CancelFunc
@@ -46,17 +47,18 @@ type shape struct {
 	vnet   bool
 	suite  session.Suite
 	psk    session.PresharedKey
+	apart  bool // control datagrams have a socket of their own
 }
 
 var shapes = []shape{
 	{shards: 1},
-	{shards: 1, vnet: true, suite: session.Weft},
-	{shards: 2, vnet: true},
+	{shards: 1, vnet: true, suite: session.Weft, apart: true},
+	{shards: 2, vnet: true, apart: true},
 	{shards: 2, suite: session.Weft},
 }
 
 func (s shape) String() string {
-	return fmt.Sprintf("%d shards, vnet %v, %v", s.shards, s.vnet, s.suite)
+	return fmt.Sprintf("%d shards, vnet %v, %v, apart %v", s.shards, s.vnet, s.suite, s.apart)
 }
 
 const port = 6783
@@ -117,6 +119,10 @@ func newHostWith(t *testing.T, net *routertest.Net, i int, s shape, change func(
 		h.queues, h.conns = append(h.queues, q), append(h.conns, conn)
 		c.TUN, c.Conns = append(c.TUN, q), append(c.Conns, conn)
 	}
+	if s.apart {
+		h.control = net.ListenApart(at(i))
+		c.ControlConn = h.control
+	}
 	change(&c)
 	r, err := router.New(c)
 	if err != nil {
@@ -149,6 +155,11 @@ func (h *host) stop() {
 }
 
 func (h *host) close() {
+	if h.control != nil {
+		if err := h.control.Close(); err != nil {
+			h.t.Error(err)
+		}
+	}
 	for i := range h.conns {
 		if err := h.conns[i].Close(); err != nil {
 			h.t.Error(err)

@@ -43,6 +43,12 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 			}
 		}
 	}
+	for _, m := range s.strays.take() {
+		s.rxTOS = m.TOS
+		if err := s.datagram(known, m.Buf, m.Addr, now); err != nil {
+			return false, err
+		}
+	}
 	if err := s.deliver(s.join.Take()); err != nil {
 		return false, err
 	}

@@ -27,7 +27,11 @@ func TestControl(t *testing.T) {
 		if a.Stats().ControlTx != 1 || b.Stats().ControlRx != 1 {
 			t.Errorf("stats %+v, %+v", a.Stats(), b.Stats())
 		}
-		a.conns[0].SetSendError(routertest.ErrUnreachable)
+		out := a.conns[0]
+		if a.control != nil {
+			out = a.control
+		}
+		out.SetSendError(routertest.ErrUnreachable)
 		if err := a.SendControl(nil, router.Addr{Addr: at(2)}); !errors.Is(err, routertest.ErrUnreachable) || !strings.HasPrefix(err.Error(), "sending a gossip packet to 192.0.2.2:6783: ") {
 			t.Errorf("error %v", err)
 		}

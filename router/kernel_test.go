@@ -38,6 +38,8 @@ type node struct {
 	ns     *routertest.Namespace
 	device *tun.Device
 	conns  []*underlay.Conn
+	apart  *underlay.Conn
+	gossip chan string
 	cancel context.CancelFunc
 	ended  chan error
 }
@@ -49,6 +51,7 @@ type setup struct {
 	suite    session.Suite
 	v6       bool // the underlay
 	portable bool // the TUN device is opened by water, without tso and uso
+	shared   bool // control datagrams come to the sockets of data
 }
 
 func (s setup) String() string {
@@ -56,7 +59,7 @@ func (s setup) String() string {
 	if s.portable {
 		kind = "portable"
 	}
-	return fmt.Sprintf("%s, offload %04b, %d shards, %v, underlay v6 %v", kind, s.offload, s.shards, s.suite, s.v6)
+	return fmt.Sprintf("%s, offload %04b, %d shards, %v, underlay v6 %v, shared %v", kind, s.offload, s.shards, s.suite, s.v6, s.shared)
 }
 
 // open opens the device in the namespace of the calling thread.
@@ -84,7 +87,7 @@ func (o offload) has(x offload) bool { return o&x != 0 }
 var setups = []setup{
 	{offload: all, shards: 1, suite: session.Weft},
 	{offload: all, shards: 2, suite: session.WireGuard, v6: true},
-	{offload: none, shards: 1, suite: session.WireGuard},
+	{offload: none, shards: 1, suite: session.WireGuard, shared: true},
 	{offload: none, shards: 2, suite: session.Weft, v6: true},
 	{offload: gso | gro, shards: 2, suite: session.Weft, portable: true},
 }
@@ -100,7 +103,7 @@ func (s setup) where(i int) netip.AddrPort {
 // startNode runs host i in the namespace, over the device that is there already if there is one.
 func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 	t.Helper()
-	n := &node{t: t, i: i, ns: ns}
+	n := &node{t: t, i: i, ns: ns, gossip: make(chan string, 1000)}
 	fresh := false
 	ns.Do(func() {
 		_, err := netlink.LinkByName("weft0")
@@ -108,8 +111,14 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 		if n.device, err = s.open(); err != nil {
 			t.Fatal(err)
 		}
-		if n.conns, err = underlay.Listen(port, s.shards, underlay.Options{NoGSO: !s.offload.has(gso), NoGRO: !s.offload.has(gro)}); err != nil {
-			t.Fatal(err)
+		o := underlay.Options{NoGSO: !s.offload.has(gso), NoGRO: !s.offload.has(gro)}
+		if s.shared {
+			n.conns, err = underlay.Listen(port, s.shards, o)
+		} else {
+			n.conns, n.apart, err = underlay.ListenApart(port, s.shards, router.ControlType, o)
+		}
+		if err != nil || (n.apart == nil) != s.shared {
+			t.Fatal(n.apart, err)
 		}
 	})
 	if fresh {
@@ -117,9 +126,20 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 		// The prefixes make the device the way to all hosts.
 		ns.Address("weft0", netip.PrefixFrom(addr4(i, 1), 16), netip.PrefixFrom(addr6(i, 1), 64))
 	}
-	r, err := router.New(router.Config{
+	c := router.Config{
 		Private: privateKey(i), TUN: router.Queues(n.device), Conns: router.Conns(n.conns),
-	})
+		ID: uint64(i), Boot: 100 + uint64(i), Keys: meshKeys(t, 0),
+		Control: func(b []byte, from router.Addr, _ time.Time) {
+			select {
+			case n.gossip <- fmt.Sprintf("%v: %s", from, b):
+			default:
+			}
+		},
+	}
+	if n.apart != nil {
+		c.ControlConn = n.apart
+	}
+	r, err := router.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +161,7 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 func (n *node) setPeer(i int, s setup, mtu int) {
 	n.t.Helper()
 	if err := n.SetPeers([]router.Peer{{
-		Key: privateKey(i).Public(), Name: fmt.Sprint("host", i), Endpoints: []netip.AddrPort{s.where(i)}, Suite: s.suite, Prefixes: prefixes(i), MTU: mtu,
+		Key: privateKey(i).Public(), ID: uint64(i), Name: fmt.Sprint("host", i), Endpoints: []netip.AddrPort{s.where(i)}, Suite: s.suite, Prefixes: prefixes(i), MTU: mtu,
 	}}); err != nil {
 		n.t.Fatal(err)
 	}
@@ -163,7 +183,11 @@ func (n *node) stop() {
 
 func (n *node) close() {
 	n.t.Helper()
-	for _, c := range n.conns {
+	all := n.conns
+	if n.apart != nil {
+		all = append(all, n.apart)
+	}
+	for _, c := range all {
 		if err := c.Close(); err != nil {
 			n.t.Error(err)
 		}

@@ -211,7 +211,7 @@ func TestReasons(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	if reasons.String() != "reason(37)" {
+	if reasons.String() != "reason(38)" {
 		t.Error(reasons.String())
 	}
 	for err, want := range map[error]Reason{
@@ -312,5 +312,16 @@ func TestEpoll(t *testing.T) {
 	p.Wake()
 	if _, err := newEpoll(fdQueue{fd: -1}, fdConn{fd: c}); err == nil {
 		t.Error("a bad descriptor was accepted")
+	}
+
+	set(c)
+	if p, err = newEpoll(nil, fdConn{fd: c}); err != nil {
+		t.Fatal(err)
+	}
+	wait(ReadUDP, -1, ReadUDP)
+	wait(0, time.Millisecond, 0)
+	wait(ReadUDP, 0, ReadUDP)
+	if err := p.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -29,7 +29,7 @@ type Config struct {
 	TUN   []Queue
 	Conns []Conn
 	// Poll makes the Poller of a shard; nil means epoll(7), for which the Queue and the
-	// Conn must have a method FD() int. Run closes what it makes.
+	// Conn must have a method FD() int. Run closes what it makes. For ControlConn the Queue is nil.
 	Poll func(Queue, Conn) (Poller, error)
 	// Log gets what an operator should know; nil means nowhere.
 	Log *zap.Logger
@@ -80,6 +80,7 @@ type Router struct {
 	public   session.PublicKey
 	machine  *session.Machine
 	shards   []*shard
+	apart    *apart // nil without a socket for control datagrams
 	timers   timers
 	suspects suspects
 	prober   prober        // the timer goroutine's
@@ -111,6 +112,9 @@ func New(c Config) (*Router, error) {
 			if !hasFD(c.TUN[i]) || !hasFD(c.Conns[i]) {
 				return nil, errors.New("router: queues and conns without descriptors need a Config.Poll")
 			}
+		}
+		if c.ControlConn != nil && !hasFD(c.ControlConn) {
+			return nil, errors.New("router: queues and conns without descriptors need a Config.Poll")
 		}
 		c.Poll = newEpoll
 	}
@@ -150,35 +154,42 @@ func (r *Router) Run(ctx context.Context) error {
 	if !r.started.CompareAndSwap(false, true) {
 		return errors.New("router: Run was called twice")
 	}
-	var pollers []Poller
+	tasks := make([]task, 0, len(r.shards)+1)
 	for _, s := range r.shards {
-		p, err := r.config.Poll(s.queue, s.conn)
+		tasks = append(tasks, task{&s.poller, &s.stop, s.queue, s.conn, s.run})
+	}
+	if a := r.apart; a != nil {
+		tasks = append(tasks, task{&a.poller, &a.stop, nil, a.conn, a.run})
+	}
+	var pollers []Poller
+	for _, l := range tasks {
+		p, err := r.config.Poll(l.queue, l.conn)
 		if err != nil {
 			return errors.Join(fmt.Errorf("router: %w", err), closeAll(pollers))
 		}
-		s.poller = p
+		*l.poller = p
 		pollers = append(pollers, p)
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, len(r.shards))
-	for _, s := range r.shards {
-		go func() { ended <- s.run() }()
+	ended := make(chan error, len(tasks))
+	for _, l := range tasks {
+		go func() { ended <- l.run() }()
 	}
 	var timers sync.WaitGroup
 	timers.Go(func() { r.runTimers(ctx) })
 
 	var reason error // the first; what takes one shard away often takes all
-	running := len(r.shards)
+	running := len(tasks)
 	select {
 	case <-ctx.Done():
 	case reason = <-ended:
 		running--
 	}
 	cancel()
-	for _, s := range r.shards {
-		s.stop.Store(true)
-		s.poller.Wake()
+	for _, l := range tasks {
+		l.stop.Store(true)
+		(*l.poller).Wake()
 	}
 	for range running {
 		if err := <-ended; reason == nil {
@@ -187,6 +198,15 @@ func (r *Router) Run(ctx context.Context) error {
 	}
 	timers.Wait()
 	return errors.Join(reason, closeAll(pollers))
+}
+
+// task is what Run has to know of a goroutine that waits for descriptors.
+type task struct {
+	poller *Poller // to be made
+	stop   *atomic.Bool
+	queue  Queue // nil: none
+	conn   Conn
+	run    func() error
 }
 
 func closeAll(pollers []Poller) error {

@@ -28,9 +28,9 @@ type Queue interface {
 	Offloads() tun.Offloads
 }
 
-// Conn is a shard's way to the network between hosts. *underlay.Conn is one.
+// Conn is a shard's way to the network between hosts, or that of control datagrams. *underlay.Conn is one.
 //
-// Recv and Send are called by one goroutine, the shard's; SendTo and SendWhole by any. None blocks. Closing is as with Queue.
+// Recv and Send are called by one goroutine, the shard's or that of control datagrams; SendTo and SendWhole by any. None blocks. Closing is as with Queue.
 type Conn interface {
 	// Recv fills the first n of ms (see underlay.Message), each with one datagram or a run of them, and returns n; 0
 	// without an error means that nothing has arrived. An error that does not match os.ErrClosed is counted and passed over.
@@ -56,12 +56,12 @@ const (
 	WriteUDP                    // the conn has room again
 )
 
-// Poller is where a shard waits for its Queue and its Conn. Readiness is a level: an
+// Poller is where a shard waits for its Queue and its Conn, or the goroutine of control datagrams for its Conn. Readiness is a level: an
 // event that still holds is reported again.
 type Poller interface {
 	// Wait returns those of want that hold now or, if none does, waits for one; for the timeout at
 	// longest, for ever if that is negative. It returns 0 when the time is over or Wake was called. An error
-	// ends the shard. It is called by the shard only.
+	// ends the shard. It is called by the one who waits only.
 	Wait(want Events, timeout time.Duration) (Events, error)
 	// Wake makes Wait return, the one under way or else the next. Any goroutine may call it.
 	Wake()

@@ -51,6 +51,7 @@ type shard struct {
 	stats  counters     // read by anybody
 	stop   atomic.Bool  // written by Run
 	thread atomic.Int32 // that runs it, 0: none; read by anybody
+	strays strays       // from apart
 
 	offloads tun.Offloads // of the queue
 	failures int          // in a row
@@ -153,7 +154,7 @@ func (s *shard) turn(got Events, now time.Time) (more bool, err error) {
 		}
 	}
 	var moreIn, moreOut bool
-	if got&ReadUDP != 0 {
+	if got&ReadUDP != 0 || s.strays.any.Load() {
 		if moreIn, err = s.receive(now); err != nil {
 			return false, err
 		}

@@ -25,6 +25,7 @@ const (
 	DropControlDestination               // in: control datagram for another node
 	DropControlRelay                     // in: control datagram to be passed on, which we do not, or cannot as the next hop is not reached directly
 	DropControlLimit                     // in: control datagram to be passed on, beyond the limit
+	DropStray                            // in: came with control datagrams, and there were too many of those
 	DropSuite                            // in: suite unknown, or not that of its session
 	DropMAC1                             // in: handshake that was not made for our key
 	DropUnknownPeer                      // in: handshake by a key that is no peer's
@@ -56,7 +57,7 @@ const (
 
 var reasonNames = [reasons]string{
 	"short", "long", "type", "control", "control-form", "control-key", "control-auth", "control-source", "control-destination",
-	"control-relay", "control-limit", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
+	"control-relay", "control-limit", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
 	"malformed", "source", "transit", "ecn", "tun-write", "receive", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
 	"no-endpoint", "queue", "stale", "send", "full",
 }

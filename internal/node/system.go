@@ -119,25 +119,48 @@ func (linux) lock(ctx context.Context, h netlock.Holder) (io.Closer, error) {
 
 func (linux) probe() error { return tun.Probe(Device) }
 
-type sockets []*underlay.Conn
+// sockets are those of the node's port.
+type sockets struct {
+	data    []*underlay.Conn
+	control *underlay.Conn // nil: control datagrams come to those of data
+}
 
 func (s sockets) Close() error {
 	var errs []error
-	for _, c := range s {
+	for _, c := range s.data {
 		errs = append(errs, c.Close())
+	}
+	if s.control != nil {
+		errs = append(errs, s.control.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// keep closes all sockets for data but the first n.
+func (s *sockets) keep(n int) error {
+	var errs []error
+	for _, c := range s.data[n:] {
+		errs = append(errs, c.Close())
+	}
+	s.data = s.data[:n]
+	if s.control != nil {
+		errs = append(errs, s.control.Spread(n))
 	}
 	return errors.Join(errs...)
 }
 
 func (linux) listen(port uint16, shards int, o Offloads, log *zap.Logger) (socket, error) {
-	conns, err := underlay.Listen(port, shards, underlay.Options{
+	data, control, err := underlay.ListenApart(port, shards, router.ControlType, underlay.Options{
 		NoGSO: !o.GSO, NoGRO: !o.GRO,
 		Fallback: func(err error) { log.Warn("GSO is switched off", zap.Error(err)) },
+		NotApart: func(err error) {
+			log.Warn("gossip shares the sockets of the data path, and may be lost under its load", zap.Error(err))
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return sockets(conns), nil
+	return sockets{data, control}, nil
 }
 
 // kernelPlane is a router on a TUN device and UDP sockets.
@@ -150,7 +173,7 @@ type kernelPlane struct {
 func (p kernelPlane) Close() error { return errors.Join(p.device.Close(), p.conns.Close()) }
 
 func (p kernelPlane) Offloads() Offloads {
-	dev, conn := p.device.Offloads(), p.conns[0] // the others are like it
+	dev, conn := p.device.Offloads(), p.conns.data[0] // the others are like it
 	return Offloads{TSO: dev.TSO, USO: dev.USO, GSO: conn.GSO(), GRO: conn.GRO()}
 }
 
@@ -178,15 +201,17 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	shards := len(dev.Queues()) // the sockets for more get no datagrams from here on
-	if err := conns[shards:].Close(); err != nil {
+	if err := conns.keep(len(dev.Queues())); err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
-	conns = conns[:shards]
-	r, err := router.New(router.Config{
-		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, NoRelay: c.noRelay, RelayLimit: c.relayLimit, Private: c.private, Preshared: c.preshared, TUN: router.Queues(dev), Conns: router.Conns(conns),
-		CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
-	})
+	config := router.Config{
+		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, NoRelay: c.noRelay, RelayLimit: c.relayLimit, Private: c.private, Preshared: c.preshared,
+		TUN: router.Queues(dev), Conns: router.Conns(conns.data), CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
+	}
+	if conns.control != nil {
+		config.ControlConn = conns.control
+	}
+	r, err := router.New(config)
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}

@@ -94,6 +94,16 @@ func (n *Net) Listen(at netip.AddrPort) *Conn {
 	return c
 }
 
+// ListenApart opens a socket that gets the control datagrams to an address, and only those, which then come to none of the
+// others on it: for router.Config.ControlConn.
+func (n *Net) ListenApart(at netip.AddrPort) *Conn {
+	c := n.Listen(at)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c.apart = true
+	return c
+}
+
 // Inject makes a datagram arrive at to as if from had sent it, whatever the faults and the filter.
 func (n *Net) Inject(from, to netip.AddrPort, b []byte) {
 	n.mu.Lock()
@@ -126,7 +136,10 @@ func (n *Net) send(from, to netip.AddrPort, b []byte, tos uint8) {
 
 // deliver hands a datagram to a socket, which shows it after the delay. n.mu is held.
 func (n *Net) deliver(from, to netip.AddrPort, m underlay.Message, delay time.Duration) {
-	all := n.conns[to]
+	all := slices.Clone(n.conns[to])
+	isApart := func(c *Conn) bool { return c.apart }
+	apart := len(m.Buf) > 0 && m.Buf[0] == router.ControlType && slices.ContainsFunc(all, isApart)
+	all = slices.DeleteFunc(all, func(c *Conn) bool { return c.apart != apart })
 	if len(all) == 0 {
 		return
 	}
@@ -139,6 +152,7 @@ func (n *Net) deliver(from, to netip.AddrPort, m underlay.Message, delay time.Du
 type Conn struct {
 	net   *Net
 	event event
+	apart bool // guarded by net.mu
 
 	mu     sync.Mutex
 	addr   netip.AddrPort

@@ -166,12 +166,15 @@ func (e event) set() {
 	}
 }
 
-// Poll makes a Poller over a *Queue and a *Conn, for router.Config.Poll.
+// Poll makes a Poller over a *Queue and a *Conn, or a *Conn alone, for router.Config.Poll.
 func Poll(q router.Queue, c router.Conn) (router.Poller, error) {
 	queue, ok := q.(*Queue)
 	conn, ok2 := c.(*Conn)
-	if !ok || !ok2 {
+	if !ok && q != nil || !ok2 {
 		return nil, errors.New("routertest: Poll is for its own queues and conns")
+	}
+	if queue == nil {
+		queue = NewQueue(false) // in which there is never anything
 	}
 	return &poller{queue: queue, conn: conn, wake: newEvent()}, nil
 }

@@ -51,6 +51,10 @@ type Conn struct {
 	gso *gso
 	gro bool // fixed by Listen
 
+	// Of the socket that ListenApart adds; fixed by it.
+	first     byte // of its datagrams
+	fragments bool // all that it sends may be fragmented
+
 	// mode is held for writing while the socket lets datagrams be fragmented, for reading while one is sent that must not be.
 	// Other datagrams may get into such a moment: they lose their don't-fragment bit and nothing else.
 	mode sync.RWMutex
@@ -202,7 +206,7 @@ func (c *Conn) load(ms []Message, apart bool) (ready int, errno unix.Errno) {
 // SendTo sends one datagram with that type of service or traffic class, for those who do not own the Conn. It may be fragmented
 // on its way. A full socket is an error (EAGAIN). It does not allocate unless it returns an error.
 func (c *Conn) SendTo(b []byte, to netip.AddrPort, tos uint8) error {
-	if len(b) <= alwaysWhole {
+	if len(b) <= alwaysWhole || c.fragments {
 		return c.sendTo(b, to, tos)
 	}
 	c.mode.Lock()

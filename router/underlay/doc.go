@@ -8,6 +8,9 @@
 // never IPv4-mapped. The don't-fragment bit is set, so that whoever sends learns by
 // probes how wide the path is, but for single datagrams that say otherwise (Message.Fragment).
 //
+// ListenApart opens one more, to which the kernel gives all datagrams with a certain first byte, by a program that is attached to the group
+// of sockets: what must not wait.
+//
 // A run of datagrams of one size to one peer crosses the system call and the stack below as one (UDP_SEGMENT,
 // UDP_GRO), where the kernel and the device can.
 //

@@ -42,7 +42,7 @@ func (e *Error) Unwrap() []error {
 
 // Listen opens n (at least 1) sockets on the UDP port of all addresses, in the
 // network namespace of the calling thread. Port 0 lets the kernel choose one, the
-// same for all. Where there is no IPv6 the sockets speak IPv4 only. Errors hold an *Error
+// same for all. They are bound in the order in which they are returned. Where there is no IPv6 the sockets speak IPv4 only. Errors hold an *Error
 // (errors.As).
 func Listen(port uint16, n int, o Options) ([]*Conn, error) {
 	family := unix.AF_INET6

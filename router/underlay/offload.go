@@ -26,6 +26,8 @@ type Options struct {
 	// Fallback, if not nil, is told once why GSO was given up: the device below cannot do it. It is called by
 	// the goroutine in Send and must not block.
 	Fallback func(err error)
+	// NotApart, if not nil, is told by ListenApart why there is no socket apart.
+	NotApart func(err error)
 }
 
 // Cut takes the first datagram off b, which has datagrams of segment bytes each but for the last, which

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// apartPriority is for queueing disciplines of this host (TC_PRIO_CONTROL; without CAP_NET_ADMIN one less is allowed), and apartTOS
+	// for the network: class selector 6, network control (RFC 4594 §3.1). Neither may mark congestion.
+	apartPriority = 7
+	apartTOS      = 6 << 5
+	// Sizes asked for the socket buffers, in bytes. Of short datagrams the kernel reckons about 1 KiB each.
+	apartReceiveBuffer = 4 << 20
+	apartSendBuffer    = 1 << 20
+)
+
+// ListenApart is Listen with one socket more, which gets all datagrams whose first byte is first, and no other; the kernel spreads the senders
+// of the rest over the data sockets. (Datagrams that it has joined to a run go where the first of the run does: rarely that brings one to
+// a socket of the other sort.) What the socket sends goes before other traffic of this host, is marked as network control, and may be fragmented. It is
+// nil where the kernel cannot tell datagrams apart (Linux 4.5 can), and o.NotApart is told why.
+//
+// Data sockets may be closed, from the last to the first: then call Spread.
+func ListenApart(port uint16, n int, first byte, o Options) (data []*Conn, apart *Conn, err error) {
+	conns, err := Listen(port, max(n, 1)+1, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return setApart(conns, first, o)
+}
+
+// setApart makes the first of the sockets, which were bound in this order, the one apart.
+func setApart(conns []*Conn, first byte, o Options) (data []*Conn, apart *Conn, err error) {
+	apart, data = conns[0], conns[1:]
+	apart.first = first
+	if err = apart.goApart(); err == nil {
+		err = apart.Spread(len(data))
+	}
+	if err == nil {
+		return data, apart, nil
+	}
+	if o.NotApart != nil {
+		o.NotApart(err)
+	}
+	if err := apart.Close(); err != nil {
+		for _, c := range data {
+			err = errors.Join(err, c.Close())
+		}
+		return nil, nil, err
+	}
+	return data, nil, nil
+}
+
+// goApart makes a socket one for what is not to wait.
+func (c *Conn) goApart() error {
+	options := []struct{ level, name, value int }{
+		{unix.SOL_IP, unix.IP_MTU_DISCOVER, fragmentsV4},
+		{unix.SOL_IP, unix.IP_TOS, apartTOS}, // sets a priority, too
+	}
+	if c.family == unix.AF_INET6 {
+		options = append(options, []struct{ level, name, value int }{
+			{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, fragmentsV6},
+			{unix.SOL_IPV6, unix.IPV6_TCLASS, apartTOS},
+		}...)
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(c.fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("socket option %d/%d: %w", o.level, o.name, err)
+		}
+	}
+	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, apartPriority); err != nil {
+		if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, apartPriority-1); err != nil {
+			return fmt.Errorf("socket priority: %w", err)
+		}
+	}
+	if err := enlarge(c.fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, apartReceiveBuffer); err != nil {
+		return fmt.Errorf("receive buffer: %w", err)
+	}
+	if err := enlarge(c.fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, apartSendBuffer); err != nil {
+		return fmt.Errorf("send buffer: %w", err)
+	}
+	c.fragments = true
+	return nil
+}
+
+// Spread makes the kernel spread datagrams over the first n data sockets of ListenApart, of which there must be as many.
+func (c *Conn) Spread(n int) error {
+	program := spread(c.first, n)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed {
+		return c.explain("spreading datagrams", unix.EBADF)
+	}
+	err := unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	if err != nil {
+		return fmt.Errorf("telling datagrams on UDP port %d apart (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5): %w", c.port, err)
+	}
+	return nil
+}
+
+// spread returns the program that finds the socket of a datagram in its group, in the order in which they were bound: 0 if the first byte of the payload
+// is first, or there is none; else 1 to n, by a hash of the sender's address and port.
+//
+// Offsets count from the payload; behind netOffset, from the IP header (SKF_NET_OFF). Ports are sought where they are without IP options and
+// extension headers: with them the hash is a worse one, and still the same for one sender.
+func spread(first byte, n int) []unix.SockFilter {
+	const (
+		netOffset = 1<<32 - 0x100000
+		mix       = 0x9e3779b1 // odd, so that a product loses nothing
+		mix2      = 0x85ebca6b
+	)
+	var p []unix.SockFilter
+	add := func(code uint16, k uint32) { p = append(p, unix.SockFilter{Code: code, K: k}) }
+	load := func(size uint16, at uint32) { add(unix.BPF_LD|unix.BPF_ABS|size, at) }
+	alu := func(op uint16, k uint32) { add(unix.BPF_ALU|unix.BPF_K|op, k) }
+	// hash adds what follows in the header to the hash, which is in X, as A is what is loaded.
+	hash := func(size uint16, at uint32) {
+		load(size, netOffset+at)
+		add(unix.BPF_ALU|unix.BPF_X|unix.BPF_XOR, 0)
+		alu(unix.BPF_MUL, mix)
+		add(unix.BPF_MISC|unix.BPF_TAX, 0)
+	}
+
+	load(unix.BPF_B, 0) // where there is none the program ends, with 0
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, Jf: 1, K: uint32(first)})
+	add(unix.BPF_RET|unix.BPF_K, 0)
+	if n <= 1 {
+		add(unix.BPF_RET|unix.BPF_K, 1)
+		return p
+	}
+	add(unix.BPF_LDX|unix.BPF_IMM, 0)
+	load(unix.BPF_B, netOffset)
+	alu(unix.BPF_RSH, 4)
+	v4 := len(p)
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, K: 4})
+	for at := uint32(8); at < 24; at += 4 {
+		hash(unix.BPF_W, at)
+	}
+	hash(unix.BPF_H, 40)
+	end := len(p)
+	add(unix.BPF_JMP|unix.BPF_JA, 0)
+	p[v4].Jt = uint8(len(p) - v4 - 1)
+	hash(unix.BPF_W, 12)
+	hash(unix.BPF_H, 20)
+	p[end].K = uint32(len(p) - end - 1)
+	// The high bits depend on all others: the low ones shall.
+	add(unix.BPF_MISC|unix.BPF_TXA, 0)
+	alu(unix.BPF_RSH, 15)
+	add(unix.BPF_ALU|unix.BPF_X|unix.BPF_XOR, 0)
+	alu(unix.BPF_MUL, mix2)
+	alu(unix.BPF_RSH, 16)
+	alu(unix.BPF_MOD, uint32(n))
+	alu(unix.BPF_ADD, 1)
+	add(unix.BPF_RET|unix.BPF_A, 0)
+	return p
+}

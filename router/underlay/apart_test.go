@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package underlay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const apartByte = 16
+
+func listenApart(t *testing.T, n int) (data []*Conn, apart *Conn) {
+	t.Helper()
+	data, apart, err := ListenApart(0, n, apartByte, Options{NotApart: func(err error) { t.Error(err) }})
+	if err != nil || apart == nil || len(data) != n {
+		t.Fatalf("%d sockets, %v, %v", len(data), apart, err)
+	}
+	t.Cleanup(func() {
+		for _, c := range append(data, apart) {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return data, apart
+}
+
+// sender returns a socket of the kernel's own, and the address of port in its family.
+func sender(t *testing.T, family int, port uint16) (*net.UDPConn, netip.AddrPort) {
+	t.Helper()
+	host := []netip.Addr{loop4, loop6}[family]
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c, netip.AddrPortFrom(host, port)
+}
+
+// received takes what has arrived at a socket.
+func received(t *testing.T, c *Conn) (all []Message) {
+	t.Helper()
+	for {
+		ms := messages(64, 2000)
+		n, err := c.Recv(ms)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			return all
+		}
+		all = append(all, ms[:n]...)
+	}
+}
+
+// What is apart comes to its socket, and all of it; the rest is spread over the others, each sender's to the same one. So it stays when
+// data sockets are closed.
+func TestApart(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 8} {
+		t.Run(fmt.Sprint(n, " data sockets"), func(t *testing.T) {
+			data, apart := listenApart(t, n)
+			for _, left := range []int{n, (n + 1) / 2} {
+				for _, c := range data[left:] { // the order does not matter
+					if err := c.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				data = data[:left]
+				if err := apart.Spread(left); err != nil {
+					t.Fatal(err)
+				}
+				for family := range 2 {
+					const senders, each = 256, 3
+					for range senders {
+						from, to := sender(t, family, apart.Port())
+						for range each {
+							for _, b := range [][]byte{{apartByte, 1}, {4, 1, 2}} {
+								if _, err := from.WriteToUDPAddrPort(b, to); err != nil {
+									t.Fatal(err)
+								}
+							}
+						}
+						if _, err := from.WriteToUDPAddrPort(nil, to); err != nil {
+							t.Fatal(err)
+						}
+					}
+					special, empty := 0, 0
+					for _, m := range received(t, apart) {
+						switch {
+						case m.N == 0:
+							empty++
+						case m.Buf[0] == apartByte:
+							special++
+						default:
+							t.Errorf("family %d: %x came apart", family, m.Buf[:m.N])
+						}
+					}
+					if special != senders*each || empty != senders {
+						t.Errorf("family %d: %d and %d empty datagrams came apart", family, special, empty)
+					}
+					total := 0
+					for i, c := range data {
+						per := map[netip.AddrPort]int{}
+						for _, m := range received(t, c) {
+							if m.Buf[0] != 4 {
+								t.Errorf("family %d: %x came to data socket %d", family, m.Buf[:m.N], i)
+							}
+							per[m.Addr]++
+						}
+						for from, count := range per {
+							if count != each {
+								t.Errorf("family %d: %d of %d datagrams from %v came to data socket %d", family, count, each, from, i)
+							}
+						}
+						total += len(per)
+						if least := senders / left / 4; len(per) < least {
+							t.Errorf("family %d: data socket %d of %d has %d of %d senders", family, i, left, len(per), senders)
+						}
+					}
+					if total != senders {
+						t.Errorf("family %d: %d senders", family, total)
+					}
+				}
+			}
+		})
+	}
+}
+
+// What the socket apart sends goes first, says so, and may be fragmented.
+func TestApartSends(t *testing.T) {
+	_, apart := listenApart(t, 2)
+	if p, err := unix.GetsockoptInt(apart.FD(), unix.SOL_SOCKET, unix.SO_PRIORITY); err != nil || p < apartPriority-1 {
+		t.Errorf("priority %d, %v", p, err)
+	}
+	there := listen(t, 1)[0]
+	for _, host := range []netip.Addr{loop4, loop6} {
+		if err := apart.SendTo(make([]byte, 1300), netip.AddrPortFrom(host, there.Port()), 0); err != nil {
+			t.Fatal(err)
+		}
+		await(t, there)
+		in := messages(2, 2000)
+		if n, err := there.Recv(in); n != 1 || err != nil || in[0].TOS != apartTOS || in[0].Addr.Port() != apart.Port() {
+			t.Errorf("%d datagrams, %v: TOS %#x from %v", n, err, in[0].TOS, in[0].Addr)
+		}
+	}
+	if v, err := unix.GetsockoptInt(apart.FD(), unix.SOL_IP, unix.IP_MTU_DISCOVER); err != nil || v != fragmentsV4 {
+		t.Errorf("MTU discovery %d, %v", v, err)
+	}
+	if v, err := unix.GetsockoptInt(apart.FD(), unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER); err != nil || v != fragmentsV6 {
+		t.Errorf("MTU discovery %d of IPv6, %v", v, err)
+	}
+}
+
+func TestApartRefused(t *testing.T) {
+	data, apart := listenApart(t, 1)
+	if _, _, err := ListenApart(apart.Port(), 1, apartByte, Options{}); !errors.Is(err, ErrPortTaken) {
+		t.Errorf("a second time: %v", err)
+	}
+	if err := apart.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := apart.Spread(1); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("spreading when it is closed: %v", err)
+	}
+	if err := apart.SendTo([]byte{1}, netip.AddrPortFrom(loop4, data[0].Port()), 0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("sending when it is closed: %v", err)
+	}
+}
+
+// Where the kernel cannot tell datagrams apart the data sockets get all, and it is told why.
+func TestNotApart(t *testing.T) {
+	alone, err := Listen(0, 1, Options{}) // and so in no group
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := listen(t, 1)
+	told := ""
+	data, apart, err := setApart(append(alone, here...), apartByte, Options{NotApart: func(err error) { told += err.Error() }})
+	if err != nil || apart != nil || len(data) != 1 || data[0] != here[0] {
+		t.Fatalf("%v, %v, %v", data, apart, err)
+	}
+	if want := fmt.Sprintf("telling datagrams on UDP port %d apart (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5): invalid argument", alone[0].Port()); told != want {
+		t.Errorf("told %q, not %q", told, want)
+	}
+	if err := alone[0].SendTo(nil, netip.AddrPortFrom(loop4, here[0].Port()), 0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the socket that is not needed: %v", err)
+	}
+	from, to := sender(t, 0, data[0].Port())
+	if _, err := from.WriteToUDPAddrPort([]byte{apartByte}, to); err != nil {
+		t.Fatal(err)
+	}
+	if got := received(t, data[0]); len(got) != 1 {
+		t.Errorf("%d datagrams", len(got))
+	}
+}
