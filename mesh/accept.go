@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,6 +19,7 @@ const (
 	perSource     = 16
 	maxPeerConns  = 1024
 	cloneCheck    = time.Second
+	refusedCheck  = 250 * time.Millisecond // where TCP says that nobody is there
 	acceptBackoff = 100 * time.Millisecond
 )
 
@@ -46,15 +46,7 @@ func (m *Mesh) acceptLoop(ctx context.Context) {
 			}
 			continue
 		}
-		source := sourceOf(conn)
-		if !m.letIn(source) {
-			m.closeQuietly(conn)
-			continue
-		}
-		if !m.spawn(func(ctx context.Context) { m.serve(ctx, conn, source) }) {
-			m.letOut(source)
-			m.closeQuietly(conn)
-		}
+		m.takeIn(conn)
 	}
 }
 
@@ -176,27 +168,49 @@ func (m *Mesh) isClone(ctx context.Context, conn net.Conn, them introduction) bo
 	}
 	ctx, cancel := context.WithTimeout(ctx, cloneCheck)
 	defer cancel()
-	asked := make(chan bool, 1)
-	if !m.spawn(func(context.Context) { asked <- m.answersAs(them.id, oldBoot) }) {
-		return false
+	// By packets it is asked at its address and by the router's path, which may lead to the newcomer by now.
+	answers := make(chan bool, 2)
+	for _, at := range []net.Addr{memberUDP(them.id), net.UDPAddrFromAddrPort(old)} {
+		if !m.spawn(func(context.Context) { answers <- m.answersAs(them.id, oldBoot, at) }) {
+			return false
+		}
 	}
-	g, err := m.greeter().first(ctx, m.ways.triesAt(old), m.introduce(purposeProbe), them.id)
-	if err == nil {
+	patience := cloneCheck
+	g, err := m.greeter().first(ctx, []try{{tcp: old}}, m.introduce(purposeProbe), them.id)
+	switch {
+	case err == nil:
 		m.closeQuietly(g)
 		if g.them.boot == oldBoot {
 			return true
 		}
+		patience = refusedCheck
+	case errors.Is(err, errRefused):
+		patience = refusedCheck
 	}
-	return <-asked
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	for range cap(answers) {
+		select {
+		case lives := <-answers:
+			if lives {
+				return true
+			}
+		case <-t.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return false
 }
 
 // answersAs asks by a packet whether a certain process of a node is alive.
-func (m *Mesh) answersAs(id NodeID, boot uint64) bool {
+func (m *Mesh) answersAs(id NodeID, boot uint64, at net.Addr) bool {
 	ml := m.member.Load()
 	if ml == nil {
 		return false
 	}
-	_, err := ml.Ping(memberName(id, boot), memberUDP(id))
+	_, err := ml.Ping(memberName(id, boot), at)
 	return err == nil
 }
 
@@ -259,20 +273,4 @@ func (m *Mesh) refused(r Refusal) {
 	if m.cfg.OnRefused != nil {
 		m.cfg.OnRefused(r)
 	}
-}
-
-// sourceOf returns the source of conn for counting and logging.
-func sourceOf(conn net.Conn) string {
-	if a := addrOf(conn).Addr(); a.IsValid() {
-		return sourceKey(a)
-	}
-	return "unknown"
-}
-
-func addrOf(conn net.Conn) netip.AddrPort {
-	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
-	if err != nil {
-		return netip.AddrPort{}
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

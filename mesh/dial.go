@@ -13,16 +13,20 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/mesh/udpstream"
 )
 
 // How a stream is opened. TCP is tried first, at the address that answered last, then at
 // the others; QUIC over the router's packets follows tcpLead later, at once where TCP
-// failed within tcpMemory. Whenever a try fails, the next begins at once. The first that
-// greets successfully wins, and the others are closed.
+// failed within tcpMemory. Whenever a try fails, the next begins at once, but a copy
+// of a node that is refused does not try on. The first that greets successfully wins, and the
+// others are closed.
 const (
 	tcpLead   = 400 * time.Millisecond
 	tcpNext   = 150 * time.Millisecond // between two addresses of a node
 	tcpMemory = time.Minute
+	helloLead = 1500 * time.Millisecond // instead of tcpLead, once TCP has connected
 )
 
 // try is one way to open a stream.
@@ -88,11 +92,13 @@ func (g greeter) first(ctx context.Context, tries []try, me introduction, want N
 	results := make(chan result, len(tries))
 	begin := time.Now()
 	begun, ended := 0, 0
+	connected := make(chan struct{}, len(tries))
+	var lead time.Duration // how much later QUIC begins
 	start := func() {
 		t := tries[begun]
 		begun++
 		go func() {
-			s, them, err := g.greet(ctx, t, me, want)
+			s, them, err := g.greet(ctx, t, me, want, connected)
 			results <- result{greeting{s, them, t}, err}
 		}()
 	}
@@ -115,30 +121,38 @@ func (g greeter) first(ctx context.Context, tries []try, me introduction, want N
 			g.noted(r.by, r.them, r.err)
 		}
 	}
-	for won == nil && ctx.Err() == nil && ended < len(tries) {
-		if begun < len(tries) && (begun == ended || time.Since(begin) >= tries[begun].after) {
-			start()
-			continue
-		}
+	refused := false
+	for won == nil && !refused && ctx.Err() == nil && ended < len(tries) {
 		var due <-chan time.Time
 		stop := func() bool { return true }
 		if begun < len(tries) {
-			t := time.NewTimer(time.Until(begin.Add(tries[begun].after)))
+			after := tries[begun].after
+			if !tries[begun].tcp.IsValid() {
+				after += lead
+			}
+			if begun == ended || time.Since(begin) >= after {
+				start()
+				continue
+			}
+			t := time.NewTimer(time.Until(begin.Add(after)))
 			due, stop = t.C, t.Stop
 		}
 		select {
 		case <-due:
 		case <-ctx.Done():
+		case <-connected:
+			lead = helloLead - tcpLead
 		case r := <-results:
 			take(r)
-			if won == nil && begun < len(tries) {
+			refused = errors.Is(r.err, ErrClone) // trying on would draw away packets that are for the other one
+			if won == nil && !refused && begun < len(tries) {
 				start()
 			}
 		}
 		stop()
 	}
 	expired := errors.Is(ctx.Err(), context.DeadlineExceeded)
-	if won != nil || !expired {
+	if won != nil || refused || !expired {
 		cancel()
 	}
 	for ended < begun {
@@ -168,8 +182,8 @@ func bestError(byTCP, byUDP []error, otherwise error) error {
 }
 
 // greet makes one try.
-func (g greeter) greet(ctx context.Context, t try, me introduction, want NodeID) (*stream, introduction, error) {
-	s, them, err := g.greetAnybody(ctx, t, me)
+func (g greeter) greet(ctx context.Context, t try, me introduction, want NodeID, connected chan<- struct{}) (*stream, introduction, error) {
+	s, them, err := g.greetAnybody(ctx, t, me, connected)
 	if err != nil {
 		return nil, introduction{}, dialError(t.addr(), err)
 	}
@@ -181,16 +195,17 @@ func (g greeter) greet(ctx context.Context, t try, me introduction, want NodeID)
 }
 
 // greetAnybody offers one key after the other until the other side has one.
-func (g greeter) greetAnybody(ctx context.Context, t try, me introduction) (s *stream, them introduction, err error) {
+func (g greeter) greetAnybody(ctx context.Context, t try, me introduction, connected chan<- struct{}) (s *stream, them introduction, err error) {
 	for _, keys := range offers(g.keys) {
-		if s, them, err = g.offer(ctx, t, me, keys); !errors.Is(err, ErrWrongToken) {
+		if s, them, err = g.offer(ctx, t, me, keys, connected); !errors.Is(err, ErrWrongToken) {
 			break
 		}
+		connected = nil // it was said already
 	}
 	return s, them, err
 }
 
-func (g greeter) offer(ctx context.Context, t try, me introduction, keys [][32]byte) (*stream, introduction, error) {
+func (g greeter) offer(ctx context.Context, t try, me introduction, keys [][32]byte, connected chan<- struct{}) (*stream, introduction, error) {
 	dial := func() (net.Conn, error) { return g.udp(ctx, t.udp) }
 	if t.tcp.IsValid() {
 		dial = func() (net.Conn, error) { return g.network.Dial(ctx, t.tcp) }
@@ -198,6 +213,9 @@ func (g greeter) offer(ctx context.Context, t try, me introduction, keys [][32]b
 	conn, err := dial()
 	if err != nil {
 		return nil, introduction{}, called(ctx, err)
+	}
+	if t.tcp.IsValid() && connected != nil {
+		connected <- struct{}{}
 	}
 	stop := context.AfterFunc(ctx, func() {
 		// Ends whatever greet waits for. A connection closed meanwhile needs it no more.
@@ -229,7 +247,7 @@ func called(ctx context.Context, err error) error {
 
 // greeter returns the mesh's own.
 func (m *Mesh) greeter() greeter {
-	return greeter{network: m.network, keys: *m.keys.Load(), noted: m.noteTry}
+	return greeter{network: m.network, udp: dialUDP(m.streams), keys: *m.keys.Load(), noted: m.noteTry}
 }
 
 // noteTry remembers how a try ended.
@@ -238,6 +256,8 @@ func (m *Mesh) noteTry(t try, them introduction, err error) {
 		m.noteKeys(t.addr(), err != nil)
 	}
 	switch {
+	case !t.tcp.IsValid() && err != nil:
+		m.streams.Forget(udpstream.Addr{Node: uint64(t.udp.Node), Addr: t.udp.Addr})
 	case !t.tcp.IsValid():
 	case err == nil:
 		m.ways.answered(them.id, them.boot, t.tcp)

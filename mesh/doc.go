@@ -3,11 +3,13 @@
 // Package mesh keeps the nodes of one Weft mesh in touch: who they are, which
 // of them are alive, and the replicated state that they share.
 //
-// It is an engine over hashicorp/memberlist with a transport of its own. Gossip
-// packets leave through Config.Packets (the router's UDP socket) and come in by
-// [Mesh.Deliver]; streams are TCP on the same port number. Every TCP connection
-// begins with a hello (hello.go) that proves knowledge of the token both ways
-// before a byte of it reaches any other decoder, and is sealed from then on.
+// It is an engine over hashicorp/memberlist with a transport of its own. Packets
+// leave through Config.Packets, for a node and not for an address, and come in by
+// [Mesh.Deliver]: the router seals them and finds the path, through relays if need be.
+// Streams are TCP on the same port number, or QUIC over such packets where TCP does not
+// get through (dial.go). Every stream begins with a hello (hello.go) that proves knowledge
+// of the token both ways before a byte of it reaches any other decoder, and is sealed from
+// then on.
 //
 // What it guarantees:
 //

@@ -17,6 +17,8 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/mesh/udpstream"
 )
 
 // Config says who this node is and what the mesh works with. Identity, Name, Keys and
@@ -101,6 +103,7 @@ type Mesh struct {
 	transport *transport
 	ways      ways
 	bufs      packetBufs
+	streams   *udpstream.Endpoint
 
 	// Channels and things that guard themselves.
 	gossip     memberlist.TransmitLimitedQueue
@@ -181,7 +184,7 @@ func New(cfg Config) (*Mesh, error) {
 	m.oddities.init(5 * time.Minute)
 	m.gossip.RetransmitMult = changesMult
 	m.gossip.NumNodes = func() int { return int(m.aliveCount.Load()) + 1 }
-	m.transport = newTransport(m)
+	m.transport, m.streams = newTransport(m), m.newStreams()
 	keys := hellos(append([]Keys{cfg.Keys}, cfg.Accept...))
 	m.keys.Store(&keys)
 	if m.log == nil {
@@ -349,6 +352,8 @@ func (m *Mesh) Deliver(b []byte, from Addr, at time.Time) {
 		m.transport.deliver(b[1:], from.Node, at)
 	case kindDigest:
 		m.takeDigest(b[1:], from.Node)
+	case kindStream:
+		m.streams.Deliver(b[1:], udpstream.Addr{Node: uint64(from.Node), Addr: from.Addr})
 	default: // of a newer release
 		m.dropped.Add(1)
 	}

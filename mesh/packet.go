@@ -12,6 +12,7 @@ type kind byte
 
 const (
 	kindMember kind = 0 // memberlist's
+	kindStream kind = 1 // QUIC's, up to udpstream.MaxDatagram bytes
 	kindDigest kind = 2 // see digest.go
 )
 
@@ -33,6 +34,18 @@ func (p *packetBufs) get() *[]byte {
 // sendPacket sends b to a node, by whichever path the router finds. It does not keep b.
 func (m *Mesh) sendPacket(k kind, b []byte, to NodeID) error {
 	return m.sendPacketTo(k, b, Addr{Node: to, Addr: m.packetAddr(to)})
+}
+
+// sendMember sends a packet of memberlist's to a member, or to the address below at which somebody is sought.
+func (m *Mesh) sendMember(b []byte, addr string) error {
+	if id, err := parseMemberAddr(addr); err == nil {
+		return m.sendPacket(kindMember, b, id)
+	}
+	at, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	return m.sendPacketTo(kindMember, b, Addr{Addr: netip.AddrPortFrom(at.Addr().Unmap(), at.Port())})
 }
 
 func (m *Mesh) sendPacketTo(k kind, b []byte, to Addr) error {

@@ -109,6 +109,7 @@ func (m *Mesh) closeDown(ml *memberlist.Memberlist) {
 	for c := range conns {
 		m.closeQuietly(*c)
 	}
+	m.closeStreams()
 	if ml != nil {
 		m.leaving <- struct{}{}
 		if err := ml.Shutdown(); err != nil {
@@ -130,6 +131,7 @@ func (m *Mesh) Stop(ctx context.Context, left bool) error {
 		m.phase = over
 		m.mu.Unlock()
 		close(m.ended)
+		m.closeStreams()
 		return m.listener.Close()
 	case over:
 		cancel = nil

@@ -44,10 +44,7 @@ func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
 // that a packet that could not be sent counts as one that was lost: else a node
 // behind a missing route would never be suspected.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
-	id, err := parseMemberAddr(a.Addr)
-	if err == nil {
-		err = t.m.sendPacket(kindMember, b, id)
-	}
+	err := t.m.sendMember(b, a.Addr)
 	if err != nil {
 		return time.Time{}, &net.OpError{Op: "write", Net: "udp", Err: fmt.Errorf("gossip to %s: %w", a.Addr, err)}
 	}

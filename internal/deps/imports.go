@@ -50,6 +50,7 @@ func impure() map[string]string {
 func owned() map[string][]string {
 	return map[string][]string{
 		"github.com/hashicorp/memberlist": {"mesh"},
+		"github.com/quic-go/quic-go":      {"mesh/udpstream"},
 		"github.com/google/nftables":      {"internal/hostnet", "integration/lab"},
 		"github.com/songgao/water":        {"router/tun/portable"},
 	}
