@@ -261,9 +261,21 @@ func (m *Mesh) noteTry(t try, them introduction, err error) {
 	case !t.tcp.IsValid():
 	case err == nil:
 		m.ways.answered(them.id, them.boot, t.tcp)
+		m.checkUDP(them.id, t.tcp)
 	case errors.Is(err, ErrUnreachable):
 		m.ways.failed(t.tcp, err, time.Now())
 	}
+}
+
+// greet opens a stream as greeter.first does, and learns from it.
+func (m *Mesh) greet(ctx context.Context, tries []try, why purpose, want NodeID) (greeting, error) {
+	g, err := m.greeter().first(ctx, tries, m.introduce(why), want)
+	if err == nil && !g.by.tcp.IsValid() {
+		if i := slices.IndexFunc(tries, func(t try) bool { return t.tcp.IsValid() }); i >= 0 {
+			m.checkTCP(g.them.id, tries[i].tcp)
+		}
+	}
+	return g, err
 }
 
 // triesOf returns the ways to a node.
@@ -279,7 +291,7 @@ func (m *Mesh) dialNode(id NodeID, why purpose, timeout time.Duration) (*peerCon
 	}
 	ctx, cancel := context.WithTimeout(run, min(timeout, m.tuning.StreamTimeout))
 	defer cancel()
-	g, err := m.greeter().first(ctx, m.triesOf(id), m.introduce(why), id)
+	g, err := m.greet(ctx, m.triesOf(id), why, id)
 	if err != nil {
 		m.cfg.Packets.Examine(id)
 		return nil, fmt.Errorf("a stream to node %v: %w", id, err)

@@ -41,15 +41,15 @@ func TestTargetStates(t *testing.T) {
 		// No news, no log.
 		time.Sleep(time.Minute)
 		c.log.TakeAll()
-		time.Sleep(10 * time.Minute)
+		time.Sleep(5 * time.Minute)
 		if states() != strings.Join(want, "\n") || c.log.FilterMessage("join").Len() != 0 {
 			t.Errorf("states %s, log %v", states(), c.log.All())
 		}
-		// The tries go on for ever, no more than 10 s (and a fifth) apart, and the name is looked up anew.
+		// The tries go on, no more than 10 s (and a fifth) apart, and the name is looked up anew.
 		b := c.node()
 		b.start()
 		c.net.Name("n9", netip.MustParseAddr("2001:db8::7"), hostAddr(60), hostAddr(2))
-		c.eventually(13*time.Second, "n9 is found", func() bool { return a.Targets()[0].Joined && a.Targets()[5].Joined })
+		c.eventually(16*time.Second, "n9 is found", func() bool { return a.Targets()[0].Joined && a.Targets()[5].Joined })
 		if !whole(a, b)() {
 			t.Error("joined, but not alive")
 		}

@@ -321,6 +321,9 @@ func (m *Mesh) nodeOf(r storedRecord) Node {
 	n := Node{Record: r.Record, Signed: r.raw, Status: p.status, Since: p.since}
 	if addrs := m.addrsLocked(r.ID); len(addrs) > 0 {
 		n.Addr = addrs[0]
+		if p.status == Alive {
+			n.Blocked = m.blocked(r.ID, addrs)
+		}
 	}
 	return n
 }

@@ -230,10 +230,9 @@ func (m *Mesh) prepare() error {
 		m.boot = binary.BigEndian.Uint64(b[:])
 	}
 	for _, host := range c.Targets {
-		if _, _, err := splitTarget(host, 1); err != nil {
+		if err := m.Connect([]string{host}); err != nil && !errors.Is(err, ErrTargetKnown) {
 			return fmt.Errorf("start the mesh: --peer %w", err)
 		}
-		m.targets = append(m.targets, &target{Target: Target{Host: host, State: "waiting: not tried yet"}})
 	}
 	return nil
 }
@@ -346,7 +345,9 @@ func (m *Mesh) Deliver(b []byte, from Addr, at time.Time) {
 		m.dropped.Add(1)
 		return
 	}
-	m.ways.heard(from, at)
+	if m.ways.heard(from, at) {
+		m.changed()
+	}
 	switch kind(b[0]) {
 	case kindMember:
 		m.transport.deliver(b[1:], from.Node, at)

@@ -20,7 +20,7 @@ import (
 // newStreams returns the endpoint of this node, which has no state until it is needed.
 func (m *Mesh) newStreams() *udpstream.Endpoint {
 	return udpstream.New(udpstream.Config{
-		ResetKey: resetKey(m.cfg.Keys.Hello, m.cfg.ID),
+		ResetKey: resetKey(m.cfg.Keys.Hello, m.id),
 		Send: func(b []byte, to udpstream.Addr) error {
 			a := Addr{Node: NodeID(to.Node), Addr: to.Addr}
 			if at := m.ways.of(a.Node).udp; a.Node != 0 && at.IsValid() {

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -16,13 +17,15 @@ import (
 
 // Known nodes that are not alive, and have not left for good, are tried again and
 // again. A round every RejoinInterval tries those that are due, those that failed
-// lately first; each waits longer after every failure, up to maxRetry, and starts
-// over at any sign of life. But if none is due and there is one that failed, the
-// one that has waited longest is tried all the same: so somebody knocks at
-// the other side of a partition in every round, however long it lasts. In large
-// meshes a node leaves a share of its rounds to the others.
+// lately first; each waits longer after every failure, up to maxRetry, after slowAfter
+// up to goneRetry, and starts over at any sign of life. But where no more are alive than
+// failed, this node may be on the smaller side of a partition: if none is due there, the one
+// that has waited longest is tried all the same. So the smaller side of a partition knocks at
+// the other in every round, however long it lasts, while a few that are gone for good cost the
+// others next to nothing. In large meshes a node leaves a share of its rounds to the others.
 const (
 	maxRetry    = 30 * time.Second
+	goneRetry   = 10 * time.Minute
 	perRound    = 8 // nodes tried at the same time
 	maxDials    = 4 // addresses of one node tried at the same time
 	fullEffort  = 8 // with more nodes alive, rounds are shared
@@ -37,15 +40,22 @@ type retry struct {
 	next  time.Time
 	tried time.Time
 	busy  bool
+	slow  bool // it has been said that it is tried rarely
 }
 
 // restart makes the node due at once.
-func (r *retry) restart(now time.Time) { r.wait, r.next = 0, now }
+func (r *retry) restart(now time.Time) { r.wait, r.next, r.slow = 0, now, false }
 
-// fail puts the next try off.
-func (r *retry) fail(now time.Time, interval time.Duration) {
-	r.wait = min(max(r.wait*retryGrowth, interval), maxRetry)
+// fail puts the next try off, the further the longer the node has been gone; slow: further than ever from now on.
+func (r *retry) fail(now time.Time, interval, gone time.Duration) (slow bool) {
+	limit := maxRetry
+	if gone >= slowAfter {
+		limit = goneRetry
+		slow, r.slow = !r.slow, true
+	}
+	r.wait = min(max(r.wait*retryGrowth, interval), limit)
 	r.next = now.Add(jitter(r.wait))
+	return slow
 }
 
 // jitter returns d give or take a fifth.
@@ -101,8 +111,11 @@ func (m *Mesh) due(now time.Time) []NodeID {
 	defer m.mu.Unlock()
 	var ready []candidate
 	var patient *candidate // failed, not due, waiting longest
-	busy := 0
+	busy, failed := 0, 0
 	for id, p := range m.away {
+		if p.status == Failed {
+			failed++
+		}
 		switch {
 		case p.retry.busy:
 			busy++
@@ -118,7 +131,7 @@ func (m *Mesh) due(now time.Time) []NodeID {
 	switch alive := int(m.aliveCount.Load()); {
 	case alive > fullEffort && rand.N(alive) >= fullEffort:
 		return nil
-	case len(ready) == 0 && busy == 0 && patient != nil:
+	case len(ready) == 0 && busy == 0 && patient != nil && failed > alive:
 		ready = append(ready, *patient)
 	}
 	var ids []NodeID
@@ -132,17 +145,24 @@ func (m *Mesh) due(now time.Time) []NodeID {
 // rejoin tries one node.
 func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
 	_, err := m.joinAny(ctx, [][]try{m.triesOf(id)})
+	now, slow := time.Now(), false
 	m.mu.Lock()
+	name := m.records.byID[id].Name
 	if p := m.peers[id]; p != nil {
 		p.retry.busy = false
 		if err != nil || p.status != Alive {
-			p.retry.fail(time.Now(), m.tuning.RejoinInterval)
+			slow = p.retry.fail(now, m.tuning.RejoinInterval, now.Sub(p.since)) && p.status == Failed
 		}
 	}
 	m.mu.Unlock()
+	if slow {
+		m.log.Warn(fmt.Sprintf("node has not answered for %v and is tried more and more rarely from now on, in the end every %v; "+
+			"if it is gone for good, run `weft forget %s`", slowAfter, goneRetry, name), zap.String("name", name), zap.Stringer("node", id))
+	}
 	if err == nil {
 		return
 	}
+	m.cfg.Packets.Examine(id)
 	if !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrNotRunning) && ctx.Err() == nil {
 		if ok, _ := m.oddities.pass("rejoin|"+err.Error(), time.Now()); ok {
 			m.log.Warn("a node that this one knows cannot be joined", zap.Stringer("node", id), zap.Error(err))
@@ -199,13 +219,12 @@ func (m *Mesh) joinAny(ctx context.Context, ways [][]try) (introduction, error) 
 func (m *Mesh) greetBy(ctx context.Context, tries []try) (try, introduction, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.tuning.StreamTimeout)
 	defer cancel()
-	me := m.introduce(purposeProbe)
-	g, err := m.greeter().first(ctx, tries, me, 0)
+	g, err := m.greet(ctx, tries, purposeProbe, 0)
 	if err != nil {
 		return try{}, introduction{}, err
 	}
 	m.closeQuietly(g)
-	if !me.universe.Known() && !g.them.universe.Known() {
+	if !m.Universe().Known() && !g.them.universe.Known() {
 		return try{}, introduction{}, dialError(g.by.addr(), ErrNoUniverse)
 	}
 	return g.by, g.them, nil

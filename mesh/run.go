@@ -70,12 +70,10 @@ func (m *Mesh) Run(ctx context.Context) error {
 	}
 	m.member.Store(ml)
 	loops := []func(context.Context){m.acceptLoop, m.mergeLoop, m.notifyLoop, m.rejoinLoop, m.digestLoop}
-	for _, t := range m.targets {
-		loops = append(loops, func(ctx context.Context) { m.joinLoop(ctx, t) })
-	}
 	for _, f := range loops {
 		m.spawn(f)
 	}
+	m.runTargets()
 	m.log.Info("mesh is running", zap.Stringer("node", m.id), zap.String("name", m.cfg.Name),
 		zap.Stringer("at", m.addr), zap.Stringer("universe", m.Universe()))
 	<-ctx.Done()

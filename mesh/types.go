@@ -148,13 +148,15 @@ type Node struct {
 	Signed []byte // the record as its node signed it, for Config.Known of a later run
 	Status Status
 	Since  time.Time      // when this process saw the status begin
-	Addr   netip.AddrPort // where gossip reaches it, or its first endpoint
+	Addr   netip.AddrPort // where streams reach it, or its first endpoint
+	// Blocked says which of TCP and UDP does not get through to it, and what to do; empty: neither is known to be blocked.
+	Blocked string
 }
 
 // Target is the state of one configured join target.
 type Target struct {
 	Host    string    // as configured
-	State   string    // "joined", "this node" or "waiting: <reason>"
+	State   string    // "joined", "joined; <what is blocked>", "this node" or "waiting: <reason>"
 	Joined  bool      // true while the node found there is alive
 	Node    NodeID    // who was found there last; 0: nobody yet
 	Err     error     // why the last try failed, nil after a success

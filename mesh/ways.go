@@ -12,8 +12,8 @@ import (
 // maxWays bounds how many nodes and addresses are remembered; of more, any is forgotten.
 const maxWays = 2 * maxRecords
 
-// ways is what this process has seen of how others can be reached. It has a lock of its own,
-// never held together with another: each packet that comes in is noted here.
+// ways is what this process has seen of how others can be reached. Its lock is a leaf: nothing
+// is locked while it is held, and each packet that comes in takes it.
 type ways struct {
 	mu    sync.Mutex
 	nodes map[NodeID]*way
@@ -28,10 +28,14 @@ type refusal struct {
 
 // way is what was seen of one node.
 type way struct {
-	tcp  netip.AddrPort // where it answered by TCP last; not valid: nowhere
-	boot uint64         // the process that did
-	udp  netip.AddrPort // where its packets came from last, directly; not valid: never
-	at   time.Time      // when the last packet came, by whichever path
+	tcp        netip.AddrPort // where it answered by TCP last; not valid: nowhere
+	boot       uint64         // the process that did
+	answeredAt time.Time
+	udp        netip.AddrPort // where its packets came from last, directly; not valid: never
+	direct     time.Time      // when one did
+	heardAt    time.Time      // when the last packet came, by whichever path
+	checked    time.Time      // when it was last asked for one, see blocked.go
+	silent     netip.AddrPort // where it answers by TCP while no packet comes; not valid: packets do
 }
 
 // node returns the way of id, a new one if need be. Called with mu held.
@@ -72,7 +76,7 @@ func (w *ways) answered(id NodeID, boot uint64, at netip.AddrPort) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(id)
-	n.tcp, n.boot = at, boot
+	n.tcp, n.boot, n.answeredAt = at, boot, time.Now()
 	delete(w.tcp, at)
 }
 
@@ -95,13 +99,16 @@ func (w *ways) failedLately(at netip.AddrPort, now time.Time) bool {
 	return ok && now.Sub(r.at) < tcpMemory
 }
 
-// heard notes a packet.
-func (w *ways) heard(from Addr, at time.Time) {
+// heard notes a packet, and tells whether it ends a silence.
+func (w *ways) heard(from Addr, at time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(from.Node)
-	n.at = at
+	n.heardAt = at
 	if from.Addr.IsValid() {
-		n.udp = netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port())
+		n.udp, n.direct = netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port()), at
 	}
+	ended := n.silent.IsValid()
+	n.silent = netip.AddrPort{}
+	return ended
 }
