@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -166,52 +167,61 @@ func (m *Mesh) isClone(ctx context.Context, conn net.Conn, them introduction) bo
 	if from == old.Addr() && (!them.advertise.IsValid() || them.advertise.Port() == old.Port()) {
 		return false
 	}
+	// It is asked by TCP, and by packets at its address and by the router's path, which may lead to the newcomer by now.
 	ctx, cancel := context.WithTimeout(ctx, cloneCheck)
 	defer cancel()
-	// By packets it is asked at its address and by the router's path, which may lead to the newcomer by now.
-	answers := make(chan bool, 2)
+	answers := make(chan error, 3) // nil: it lives
+	asks := []func(){func() { answers <- m.greetsAs(ctx, them.id, oldBoot, old) }}
 	for _, at := range []net.Addr{memberUDP(them.id), net.UDPAddrFromAddrPort(old)} {
-		if !m.spawn(func(context.Context) { answers <- m.answersAs(them.id, oldBoot, at) }) {
+		asks = append(asks, func() { answers <- m.answersAs(them.id, oldBoot, at) })
+	}
+	for _, ask := range asks {
+		if !m.spawn(func(context.Context) { ask() }) {
 			return false
 		}
 	}
-	patience := cloneCheck
-	g, err := m.greeter().first(ctx, []try{{tcp: old}}, m.introduce(purposeProbe), them.id)
-	switch {
-	case err == nil:
-		m.closeQuietly(g)
-		if g.them.boot == oldBoot {
-			return true
-		}
-		patience = refusedCheck
-	case errors.Is(err, errRefused):
-		patience = refusedCheck
-	}
-	t := time.NewTimer(patience)
-	defer t.Stop()
-	for range cap(answers) {
+	patience := time.NewTimer(cloneCheck)
+	defer patience.Stop()
+	for range asks {
 		select {
-		case lives := <-answers:
-			if lives {
+		case err := <-answers:
+			if err == nil {
 				return true
 			}
-		case <-t.C:
-			return false
-		case <-ctx.Done():
+			if errors.Is(err, errRefused) || errors.Is(err, errSuccessor) {
+				patience.Reset(refusedCheck)
+			}
+		case <-patience.C:
 			return false
 		}
 	}
 	return false
 }
 
+// errSuccessor: another process of the node answered.
+var errSuccessor = errors.New("another process of that node")
+
+// greetsAs asks by TCP whether a certain process of a node is alive.
+func (m *Mesh) greetsAs(ctx context.Context, id NodeID, boot uint64, at netip.AddrPort) error {
+	g, err := m.greeter().first(ctx, []try{{tcp: at}}, m.introduce(purposeProbe), id)
+	if err != nil {
+		return err
+	}
+	m.closeQuietly(g)
+	if g.them.boot != boot {
+		return errSuccessor
+	}
+	return nil
+}
+
 // answersAs asks by a packet whether a certain process of a node is alive.
-func (m *Mesh) answersAs(id NodeID, boot uint64, at net.Addr) bool {
+func (m *Mesh) answersAs(id NodeID, boot uint64, at net.Addr) error {
 	ml := m.member.Load()
 	if ml == nil {
-		return false
+		return ErrNotRunning
 	}
 	_, err := ml.Ping(memberName(id, boot), at)
-	return err == nil
+	return err
 }
 
 // noteStranger logs, once per source, what a stranger did wrong.

@@ -165,6 +165,22 @@ func (h *Host) Dark(dark bool) {
 	h.net.change()
 }
 
+// Renumber gives the host other addresses in place of all that it has. Streams to and from the old
+// ones stall, and nobody is told.
+func (h *Host) Renumber(addrs ...netip.Addr) {
+	n := h.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range h.addrs {
+		delete(n.hosts, a)
+	}
+	h.addrs = addrs
+	for _, a := range addrs {
+		n.hosts[a] = h
+	}
+	n.change()
+}
+
 // source returns the host's address of to's family. Called with mu held.
 func (h *Host) source(to netip.Addr) (netip.Addr, error) {
 	for _, a := range h.addrs {

@@ -26,7 +26,7 @@ type Member struct {
 // Router is the part of the real router that the mesh sees: it carries datagrams from
 // node to node. Only holders of the same secret hear each other, and a receiver knows which
 // node sent. A node is sought where it was heard from last, where the sender of a
-// datagram supposes it, and at its hosts' addresses; where none can be reached directly, and
+// datagram supposes it, and at its host's addresses; where none can be reached directly, and
 // there is a [Net.Filter], the datagram goes by as few other routers as possible. Unlike the
 // real one it knows at once what works.
 type Router struct {
@@ -122,7 +122,7 @@ func (n *Net) route(r *Router, to Addr) (hops []*Router, at netip.AddrPort, err 
 	try := []netip.AddrPort{to.Addr}
 	if to.Node != 0 {
 		try = []netip.AddrPort{r.paths[to.Node], to.Addr}
-		for _, o := range n.routers[to.Node] {
+		if o := n.first(to.Node); o != nil {
 			for _, a := range o.host.addrs {
 				try = append(try, netip.AddrPortFrom(a, o.Port))
 			}
@@ -145,8 +145,8 @@ func (n *Net) route(r *Router, to Addr) (hops []*Router, at netip.AddrPort, err 
 			return []*Router{d}, a, nil
 		}
 	}
-	if to.Node != 0 && n.filter != nil {
-		if hops := n.relays(r, to.Node); hops != nil {
+	if o := n.first(to.Node); o != nil && n.filter != nil {
+		if hops := n.relays(r, o); hops != nil {
 			return hops, n.addrTowards(r, hops[0]), nil
 		}
 	}
@@ -154,6 +154,14 @@ func (n *Net) route(r *Router, to Addr) (hops []*Router, at netip.AddrPort, err 
 		err = nil
 	}
 	return nil, at, err
+}
+
+// first returns the node's router, of several (copies) the first: so the node's record would have it.
+func (n *Net) first(node uint64) *Router {
+	if rs := n.routers[node]; node != 0 && len(rs) > 0 {
+		return rs[0]
+	}
+	return nil
 }
 
 func (n *Net) routerAt(a netip.AddrPort) *Router {
@@ -177,11 +185,11 @@ func (n *Net) addrTowards(a, b *Router) netip.AddrPort {
 }
 
 // relays searches the shortest way by other routers. Called with mu held.
-func (n *Net) relays(from *Router, node uint64) []*Router {
+func (n *Net) relays(from, to *Router) []*Router {
 	before := map[*Router]*Router{from: nil}
 	for queue := []*Router{from}; len(queue) > 0; queue = queue[1:] {
 		r := queue[0]
-		if r.Node == node {
+		if r == to {
 			var hops []*Router
 			for ; r != from; r = before[r] {
 				hops = append(hops, r)
