@@ -127,7 +127,7 @@ func TestTCPBlocked(t *testing.T) {
 		}
 		// TCP is taken again when it works again.
 		c.net.Filter(nil)
-		c.eventually(3*time.Minute, "nothing is blocked", func() bool {
+		c.eventually(15*time.Minute, "nothing is blocked", func() bool {
 			time.Sleep(5 * time.Second)
 			c.nodes[1].add(strings.Repeat(time.Now().String(), 50))
 			return c.nodes[1].Targets()[0].State == "joined" && blockedAt(c.nodes[1], c.nodes[0]) == ""
