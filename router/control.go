@@ -49,14 +49,15 @@ func (a Addr) String() string {
 }
 
 // initControl makes what control datagrams need. Called by New.
-func (r *Router) initControl() {
+func (r *Router) initControl() error {
 	r.SetKeys(r.config.Keys)
-	r.ways = endpointWays{r}
+	r.ways = &r.reaching
 	r.relayBudget.init(r.config.RelayLimit)
 	if c := r.config.ControlConn; c != nil {
 		r.apart = newApart(r, c)
 	}
 	r.sealed.New = func() any { return new([envelope.MaxSize]byte) }
+	return r.reaching.init(r)
 }
 
 // SetKeys replaces the keys. Datagrams under way are opened with the new ones.

@@ -428,9 +428,13 @@ func TestControlDoesNotAllocate(t *testing.T) {
 		c.Control = func([]byte, Addr, time.Time) {}
 	})
 	b := x.all[2]
-	b.Router.ways = endpointWays{b.Router}
+	b.Router.ways = &b.reaching
 	if err := b.SetPeers([]Peer{{ID: 1, Key: privateOf(1).Public(), Endpoints: []netip.AddrPort{memberAt(1)}}, {ID: 3, Key: privateOf(3).Public(), Endpoints: []netip.AddrPort{memberAt(3)}}}); err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range b.current.Load().peers {
+		p.course.way.Store(&way{Addr: memberAt(p.config.Load().ID)})
+		p.course.proven.Store(true)
 	}
 	seal := func(h envelope.Header, body []byte) []byte {
 		msg, err := b.keys.Load().Envelope.Seal(nil, h, body, b.config.Rand)

@@ -76,7 +76,7 @@ func TestDoubtfulPath(t *testing.T) {
 				t.Errorf("a datagram was refused %d times, want once", l.refused)
 			}
 		},
-		"roaming": func(x *bench, _ *link, to *peer) { x.a.roam(to, netip.MustParseAddrPort("198.51.100.1:1")) },
+		"roaming": func(x *bench, _ *link, to *peer) { x.a.roam(to, netip.MustParseAddrPort("198.51.100.1:1"), x.now) },
 	} {
 		x := newBench(t, session.WireGuard, false)
 		to := x.a.r.current.Load().peers[0]

@@ -116,7 +116,8 @@ func TestTOSOfDatagrams(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := routertest.NewNet(1)
 				way := newRoad(net)
-				a, b := newHostWith(t, net, 1, s, func(c *router.Config) { c.CopyDSCP = copied }), newHost(t, net, 2, s)
+				change := func(c *router.Config) { c.CopyDSCP, c.ID = copied, 0 } // no nodes: there are no pings
+				a, b := newHostWith(t, net, 1, s, change), newHostWith(t, net, 2, s, change)
 				a.setPeers(peer(2, s))
 				b.setPeers(peer(1, s))
 				a.start()

@@ -227,6 +227,7 @@ func TestCandidatesInTurn(t *testing.T) {
 		net := routertest.NewNet(1)
 		a, b := newHost(t, net, 1, shapes[0]), newHost(t, net, 2, shapes[0])
 		p := peer(2, shapes[0])
+		p.ID = 0 // no node: nobody answers pings
 		p.Endpoints = []netip.AddrPort{at(101), {}, at(102), at(102), at(2)}
 		a.setPeers(p)
 		b.setPeers(peer(1, shapes[0]))

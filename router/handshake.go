@@ -36,7 +36,7 @@ func (s *shard) handshake(known *snapshot, b []byte, from netip.AddrPort, now ti
 	if p == nil { // removed since, or added after known was loaded: it will try again
 		return nil
 	}
-	s.roam(p, from)
+	s.roam(p, from, now)
 	s.r.timers.touch(p)
 	if res.Established {
 		p.settled()
@@ -104,6 +104,9 @@ func (r *Router) post(s *shard, p *peer, msg []byte) {
 	if !ok {
 		s.stats.drop(DropNoEndpoint)
 		return
+	}
+	if msg[0] == session.TypeInitiation {
+		p.called.Store(&to)
 	}
 	if err := s.conn.SendTo(msg, to, messageTOS(msg)); err != nil {
 		s.stats.drop(DropSend)

@@ -115,7 +115,7 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 		}
 		s.rxRun = run{peer: p, key: key}
 	}
-	s.roam(s.rxRun.peer, from)
+	s.roam(s.rxRun.peer, from, now)
 	if len(plain) == 0 {
 		s.join.Drop()
 		return nil // a keepalive
@@ -225,10 +225,13 @@ func (s *shard) settleRx(now time.Time) error {
 	return nil
 }
 
-// roam makes the source of an authentic datagram the place where the peer is.
-func (s *shard) roam(p *peer, from netip.AddrPort) {
+// roam makes the source of an authentic datagram the place where the peer is, or lets that be judged if it is a node.
+func (s *shard) roam(p *peer, from netip.AddrPort, now time.Time) {
 	if e := p.endpoint.Load(); e == nil || *e != from {
 		s.r.endpoints.move(p, from)
-		s.r.forgetPath(p)
+		if p.course.way.Load() == nil {
+			s.r.forgetPath(p)
+		}
 	}
+	s.r.reaching.came(p, way{Addr: from}, now)
 }

@@ -24,7 +24,7 @@ func TestControl(t *testing.T) {
 		if got := <-b.gossip; got != "node 0000000000000001, 192.0.2.1:6783: gossip" {
 			t.Errorf("got %q", got)
 		}
-		if a.Stats().ControlTx != 1 || b.Stats().ControlRx != 1 {
+		if a.Stats().ControlTx == 0 || b.Stats().ControlRx == 0 { // and there are pings
 			t.Errorf("stats %+v, %+v", a.Stats(), b.Stats())
 		}
 		out := a.conns[0]

@@ -30,6 +30,7 @@ type peer struct {
 	// Written by whichever goroutine it happens in.
 	endpoint  atomic.Pointer[netip.AddrPort] // source of the last authenticated datagram; nil: none yet
 	attempt   atomic.Uint32                  // initiations since the last handshake that succeeded
+	called    atomic.Pointer[netip.AddrPort] // where the last initiation went
 	stayed    atomic.Uint32                  // the attempt that was repeated by stay
 	lastError atomic.Pointer[error]
 	touched   atomic.Bool // its timers may have changed; see timers
@@ -37,6 +38,7 @@ type peer struct {
 	rx, tx    traffic
 	pending   pending
 	path      path
+	course    course
 
 	// Owned by the timer goroutine.
 	active bool
@@ -54,6 +56,9 @@ func (t *traffic) add(packets, bytes uint64) {
 
 // target returns where datagrams for the peer go.
 func (p *peer) target() (netip.AddrPort, bool) {
+	if a, ok := p.straight(); ok {
+		return a, true
+	}
 	if e := p.endpoint.Load(); e != nil {
 		return *e, true
 	}
@@ -64,8 +69,11 @@ func (p *peer) target() (netip.AddrPort, bool) {
 }
 
 // nextTarget returns where the next initiation goes: first where the peer was last heard from, then to its candidates
-// in turn, and round again until a handshake succeeds.
+// in turn, and round again until a handshake succeeds. If a way is known to work it goes there.
 func (p *peer) nextTarget() (netip.AddrPort, bool) {
+	if a, ok := p.straight(); ok && p.course.proven.Load() {
+		return a, true
+	}
 	all := p.config.Load().Endpoints
 	heard := p.endpoint.Load()
 	n := len(all)
@@ -97,6 +105,12 @@ func (p *peer) stay() {
 	if n := p.attempt.Load(); n > 0 && p.stayed.Swap(n) != n {
 		p.attempt.CompareAndSwap(n, n-1)
 	}
+}
+
+// sentTo tells whether the last initiation went to a.
+func (p *peer) sentTo(a netip.AddrPort) bool {
+	called := p.called.Load()
+	return called != nil && *called == a
 }
 
 // reachable tells whether there is an address to begin a handshake with.

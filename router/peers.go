@@ -101,6 +101,8 @@ func (r *Router) SetPeers(peers []Peer) error {
 			heard := p.endpoint.Load()
 			p = &peer{key: d.Key, external: d.External}
 			p.endpoint.Store(heard)
+			p.course.way.Store(old.byKey[d.Key].course.way.Load())
+			p.course.proven.Store(old.byKey[d.Key].course.proven.Load())
 			replaced = append(replaced, p)
 		}
 		next.byKey[d.Key] = p
@@ -135,6 +137,7 @@ func (r *Router) SetPeers(peers []Peer) error {
 	r.current.Store(next)
 	r.endpoints.rebuild(next.peers)
 	r.forget(slices.DeleteFunc(slices.Clone(old.peers), func(p *peer) bool { return next.bySession[p.sess] != nil }))
+	r.reaching.set(desired, r.config.Now())
 	r.welcome(added)
 	return nil
 }
@@ -284,6 +287,14 @@ type PeerStats struct {
 	// LastError is why the last datagram could not be sent or the last handshake failed; empty if
 	// a handshake succeeded since.
 	LastError string
+	// Path is PathUDP, PathRelay or PathNone: how the peer is reached, as far as that is proven. Via are the IDs of the relays in order, RTT is
+	// how long a ping and its answer take, 0 if that is not known; Why says in one line, for people, why that is the path, and PathSince since when it
+	// is, zero if it always was. Of a peer without an ID only Path is known.
+	Path      string
+	Via       []uint64
+	RTT       time.Duration
+	Why       string
+	PathSince time.Time
 }
 
 // PeerStats returns one entry per peer in the order of SetPeers.
@@ -294,6 +305,7 @@ func (r *Router) PeerStats() []PeerStats {
 	for _, p := range known.peers {
 		s := p.stats(now)
 		s.MTU, s.Confirmed = known.mtuTo(p), p.path.sizes().confirmed
+		r.reaching.explain(&s, p, now)
 		all = append(all, s)
 	}
 	return all

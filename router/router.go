@@ -51,6 +51,10 @@ type Config struct {
 	// ControlConn is a socket of their own for control datagrams, on the port of Conns; nil: they share those. It stays the caller's to
 	// close, after Run.
 	ControlConn Conn
+	// OnReach is told that what Reach returns may have changed, and OnPath that a node is reached in another way; nil: nobody. Both are called by one
+	// goroutine and must not block.
+	OnReach func()
+	OnPath  func(PathEvent)
 	// Control gets the gossip of the mesh. It is called by several goroutines, concurrently, and must not block; b is valid only
 	// during the call. nil drops it.
 	Control func(b []byte, from Addr, at time.Time)
@@ -90,6 +94,7 @@ type Router struct {
 	// Of control datagrams.
 	keys         atomic.Pointer[Keys]
 	ways         reacher
+	reaching     reaching
 	relayBudget  budget    // also of data
 	sealed       sync.Pool // of *[envelope.MaxSize]byte
 	controlStats counters  // of those that no shard has handled
@@ -139,7 +144,9 @@ func New(c Config) (*Router, error) {
 	r.timers.init()
 	r.suspects.init(c.Log)
 	r.endpoints.init()
-	r.initControl()
+	if err := r.initControl(); err != nil {
+		return nil, err
+	}
 	for i := range c.TUN {
 		r.shards = append(r.shards, newShard(r, i, c.TUN[i], c.Conns[i]))
 	}

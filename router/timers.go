@@ -117,7 +117,7 @@ func (r *Router) runTimers(ctx context.Context) {
 		case <-timer.C:
 			active, due = r.scan(active, buf)
 		case <-r.timers.wake:
-			if soon := r.timers.soon(r.config.Now()); due.IsZero() || soon.Before(due) {
+			if soon := r.soon(r.config.Now()); due.IsZero() || soon.Before(due) {
 				due = soon
 			}
 		}
@@ -157,12 +157,27 @@ func (r *Router) scan(active []*peer, buf []byte) (still []*peer, due time.Time)
 			}
 		}
 	}
+	if at := r.reaching.tick(now); !at.IsZero() && (due.IsZero() || at.Before(due)) {
+		due = at
+	}
 	return still, due
+}
+
+// soon is that of timers, or when the reaching has something to do, if that is sooner.
+func (r *Router) soon(now time.Time) time.Time {
+	soon := r.timers.soon(now)
+	if at := r.reaching.due(); !at.IsZero() && at.Before(soon) {
+		soon = at
+	}
+	return soon
 }
 
 // tick does what is due for p and reports whether anything is left for later.
 func (r *Router) tick(p *peer, buf []byte, now time.Time) bool {
 	touched := p.touched.Swap(false) // before Tick: what happens from here on is for the next scan
+	if touched {
+		r.reaching.sample(p, now)
+	}
 	if !p.greet.IsZero() && !now.Before(p.greet) {
 		p.greet = time.Time{}
 		touched = true

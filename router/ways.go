@@ -36,24 +36,3 @@ type reacher interface {
 	// examine tells that somebody could not reach a node.
 	examine(node uint64, now time.Time)
 }
-
-// endpointWays are the ways to where the peers are by their sessions, or else should be by what SetPeers said.
-type endpointWays struct{ r *Router }
-
-func (e endpointWays) direct(node uint64, _ time.Time) (netip.AddrPort, bool) {
-	p := e.r.current.Load().byID[node]
-	if p == nil {
-		return netip.AddrPort{}, false
-	}
-	return p.target()
-}
-
-func (e endpointWays) use(node uint64, now time.Time) (way, bool) {
-	a, ok := e.direct(node, now)
-	return way{Addr: a}, ok
-}
-
-func (endpointWays) heard(uint64, way, time.Time)                 {}
-func (endpointWays) ponged(uint64, way, envelope.Pong, time.Time) {}
-func (endpointWays) punched(uint64, envelope.Punch, time.Time)    {}
-func (endpointWays) examine(uint64, time.Time)                    {}

@@ -186,11 +186,13 @@ func (m *Machine) finish(s *state, now time.Time) {
 	m.wake(s, now)
 }
 
-// despair makes something direct the path on trust that is none: a relay would carry it in vain.
+// despair makes something direct the path on trust: a relay would carry it in vain.
 func (m *Machine) despair(s *state, now time.Time) {
+	from := s.path
 	if s.path.Relayed() && !s.roamed {
-		m.use(s, s.n.guess(), false, now)
+		s.path, s.since = s.n.guess(), now
 	}
+	m.out = append(m.out, Action{Kind: Changed, To: s.n.id, From: from, Path: s.path, Lost: true, Why: s.why(now)})
 }
 
 // hope looks at once for routes to those nodes in use to which there is no path: others have links that they had not, or we have.

@@ -17,7 +17,7 @@ const (
 	// While there are too few links one node after the other is tried, burstTries at first and quickly. When all have been tried there is a pause.
 	tryGap, burstGap    = 500 * time.Millisecond, 50 * time.Millisecond
 	burstTries          = 16
-	restFirst, restMost = 15 * time.Second, 4 * time.Minute
+	restFirst, restMost = 15 * time.Second, time.Minute
 	// otherGap is how often a node is tried when there are enough, as it may be nearer, or not reached by anybody else; and replaceGap how often a nearer
 	// one takes the place of another.
 	otherGap, replaceGap = 30 * time.Second, 10 * time.Second

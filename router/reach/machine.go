@@ -73,6 +73,8 @@ type Action struct {
 	From Path
 	// Proven tells of the path from now on that an answer came back over it.
 	Proven bool
+	// Lost tells that all was tried, and that nothing answers.
+	Lost bool
 	// Why says for people why the path was changed.
 	Why string
 }
