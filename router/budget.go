@@ -11,7 +11,10 @@ const (
 	// budgetBurst is how much of a budget may be used at once, in time at its rate, and leastBurst the least of that in bytes: a run of
 	// datagrams must fit.
 	budgetBurst = 100 * time.Millisecond
-	leastBurst  = 128 << 10
+	leastBurst  = 32 << 10
+	// relaySmall is the size in bytes up to which data is as urgent as control datagrams: handshakes, acknowledgements and keepalives shall not be lost
+	// among bulk.
+	relaySmall = 256
 )
 
 // budget bounds what this host passes on for others, in bytes per second. Control datagrams may overdraw it, up to as much as it holds when it is full: so bulk

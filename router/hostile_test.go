@@ -165,7 +165,7 @@ func TestBadPlaintext(t *testing.T) {
 			}
 			b.want()
 			d := b.drops()
-			if n := d[router.DropMalformed] + d[router.DropSource]; n != uint64(len(plains)) || d[router.DropMalformed] < 6 {
+			if n := d[router.DropMalformed] + d[router.DropSource] + d[router.DropRelayFrame]; n != uint64(len(plains)) || d[router.DropMalformed] < 6 {
 				t.Errorf("drops %v for %d packets", d, len(plains))
 			}
 			if suite == session.Weft { // checksums said to be open that cannot be

@@ -8,6 +8,7 @@ import (
 
 	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/pathmtu"
+	"github.com/weftnet/weft/router/relay"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/underlay"
 )
@@ -53,6 +54,9 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 		return false, err
 	}
 	if err := s.settleRx(now); err != nil {
+		return false, err
+	}
+	if err := s.settleFrames(now); err != nil {
 		return false, err
 	}
 	if size > 0 {
@@ -103,6 +107,14 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 		s.stats.drop(reasonOf(err))
 		return nil
 	}
+	if relay.IsFrame(plain) {
+		return s.relayed(known, key, plain, from, now)
+	}
+	return s.opened(known, key, plain, session.DataFlags(b), from, now)
+}
+
+// opened handles what has opened under the key, with the flags of its message. It is in the space of join.
+func (s *shard) opened(known *snapshot, key *session.Keypair, plain []byte, flags session.Flags, from netip.AddrPort, now time.Time) error {
 	if s.rxRun.key != key {
 		if err := s.settleRx(now); err != nil {
 			return err
@@ -113,7 +125,7 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 			s.stats.drop(DropUnknownPeer)
 			return nil
 		}
-		s.rxRun = run{peer: p, key: key}
+		s.rxRun = run{peer: p, key: key, mtu: known.mtuTo(p)}
 	}
 	s.roam(s.rxRun.peer, from, now)
 	if len(plain) == 0 {
@@ -124,7 +136,7 @@ func (s *shard) inbound(known *snapshot, b []byte, from netip.AddrPort, now time
 		return s.message(known, plain, from, now)
 	}
 	s.rxRun.data = true
-	return s.packet(known, plain, session.DataFlags(b)&session.OpenChecksum != 0)
+	return s.packet(known, plain, flags&session.OpenChecksum != 0)
 }
 
 // packet handles a packet from the peer of rxRun, whose checksum is open or not. It is in the space of join.
@@ -166,8 +178,8 @@ func (s *shard) accept(known *snapshot, from *peer, plain []byte, p *packet.Pack
 		s.stats.drop(DropECN)
 		return false
 	}
-	if mtu := known.mtuTo(from); mtu < known.local.MTU {
-		packet.ClampMSS(plain[:p.Len], p, mtu)
+	if s.rxRun.mtu < known.local.MTU {
+		packet.ClampMSS(plain[:p.Len], p, s.rxRun.mtu)
 	}
 	return true
 }
@@ -212,6 +224,11 @@ func (s *shard) settleRx(now time.Time) error {
 	}
 	s.stats.rx.add(t.packets, t.bytes)
 	t.peer.rx.add(t.packets, t.bytes)
+	return s.tellReceived(&t, now)
+}
+
+// tellReceived tells the session of a run that came in.
+func (s *shard) tellReceived(t *run, now time.Time) error {
 	established, initiate := t.peer.sess.Received(now, t.key, !t.data)
 	s.r.timers.touch(t.peer)
 	if initiate {
@@ -227,6 +244,10 @@ func (s *shard) settleRx(now time.Time) error {
 
 // roam makes the source of an authentic datagram the place where the peer is, or lets that be judged if it is a node.
 func (s *shard) roam(p *peer, from netip.AddrPort, now time.Time) {
+	if s.carry.inside {
+		s.heardBy(p, now)
+		return
+	}
 	if e := p.endpoint.Load(); e == nil || *e != from {
 		s.r.endpoints.move(p, from)
 		if p.course.way.Load() == nil {

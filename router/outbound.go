@@ -13,6 +13,7 @@ import (
 
 	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/pathmtu"
+	"github.com/weftnet/weft/router/relay"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/underlay"
 )
@@ -94,7 +95,7 @@ func (s *shard) outbound(known *snapshot, frame []byte, now time.Time) error {
 func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VNetHdr, frame []byte, now time.Time) error {
 	mtu := known.mtuTo(to)
 	room := mtu
-	if p.Src.Is6() { // pieces carry what the path does not
+	if p.Src.Is6() { // pieces carry what the way does not
 		room = max(mtu, min(minMTU, known.maxTo(to)))
 	}
 	if s.txRun.peer != to {
@@ -117,7 +118,11 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VN
 		s.stats.drop(DropLocal)
 		return nil
 	}
-	addr, _ := to.target()
+	addr, ok := s.board(known, to, now)
+	if !ok && s.txRun.key != nil {
+		s.stats.drop(DropRelayRoute)
+		return nil
+	}
 	first := true
 	for segment, ok := s.split.Next(); ok; segment, ok = s.split.Next() {
 		if len(segment) > room {
@@ -147,7 +152,7 @@ func (s *shard) forward(known *snapshot, to *peer, p *packet.Packet, h packet.VN
 // seal puts one packet, sealed under the key of txRun, into the batch, or lets it wait: for a key, or until those have gone that have waited.
 func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags, now time.Time) error {
 	if s.txRun.key != nil && !to.pending.busy.Load() {
-		if ok, err := s.sealNow(to, addr, plain, flags); ok || err != nil {
+		if ok, err := s.sealNow(to, addr, plain, flags, now); ok || err != nil {
 			return err
 		}
 	}
@@ -157,17 +162,24 @@ func (s *shard) seal(to *peer, addr netip.AddrPort, plain []byte, flags session.
 
 // sealNow puts one packet, sealed under the key of txRun, into the batch. It reports false if that key is of no use any more; then
 // txRun has none.
-func (s *shard) sealNow(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags) (ok bool, err error) {
-	if x := to.path.sizes(); x.pieces && x.mtu > 0 && len(plain) > x.mtu && len(plain) <= pathmtu.MinIPv6 {
+func (s *shard) sealNow(to *peer, addr netip.AddrPort, plain []byte, flags session.Flags, now time.Time) (ok bool, err error) {
+	x := to.path.sizes()
+	if by := &s.txRun.by; by.via != nil { // whoever is reached by relays takes pieces
+		x.pieces = true
+		if x.mtu == 0 || x.mtu > by.most {
+			x.mtu = by.most
+		}
+	}
+	if x.pieces && x.mtu > 0 && len(plain) > x.mtu && len(plain) <= pathmtu.MinIPv6 {
 		complete(plain, flags)
-		return s.sealPieces(to, addr, plain, x.mtu)
+		return s.sealPieces(to, addr, plain, x.mtu, now)
 	}
 	if ok, err := s.makeRoom(len(plain)); !ok || err != nil {
 		return true, err
 	}
-	if !s.out.seal(s.txRun.key, to, plain, flags, addr) {
+	if ok, err := s.put(&s.txRun.by, s.txRun.key, to, plain, flags, addr, now); !ok || err != nil {
 		s.txRun.key = nil // used up, or the peer is gone
-		return false, nil
+		return false, err
 	}
 	s.txRun.packets++
 	s.txRun.bytes += uint64(len(plain))
@@ -221,7 +233,7 @@ func (s *shard) drain(to *peer, now time.Time) error {
 		return err
 	}
 	s.txRun.peer, s.txRun.key = to, to.sess.Key(now)
-	addr, _ := to.target()
+	addr, ok := s.board(s.r.current.Load(), to, now)
 	for s.txRun.key != nil {
 		if !s.out.roomy() {
 			if err := s.flush(); err != nil {
@@ -231,23 +243,35 @@ func (s *shard) drain(to *peer, now time.Time) error {
 				break // the socket is full
 			}
 		}
-		w, ok := to.pending.next()
-		if !ok {
+		w, more := to.pending.next()
+		if !more {
 			break
 		}
 		if now.Sub(w.at) > pendingLife {
 			s.stats.drop(DropStale)
 			continue
 		}
-		ok, err := s.sealNow(to, addr, w.b, 0)
+		if !ok {
+			s.stats.drop(DropRelayRoute)
+			continue
+		}
+		done, err := s.sendWaiting(to, addr, w.b, now)
 		if err != nil {
 			return err
 		}
-		if !ok && to.pending.back(w) {
+		if !done && to.pending.back(w) {
 			s.stats.drop(DropQueue)
 		}
 	}
 	return s.settleTx(now)
+}
+
+// sendWaiting is sealNow for what has waited, which may also be a frame.
+func (s *shard) sendWaiting(to *peer, addr netip.AddrPort, b []byte, now time.Time) (ok bool, err error) {
+	if relay.IsFrame(b) {
+		return s.drainFrame(to, addr, b)
+	}
+	return s.sealNow(to, addr, b, 0, now)
 }
 
 // release lets the other shards send to those peers again whose pending packets have been sent.
@@ -284,7 +308,8 @@ func (s *shard) settleOwed(now time.Time) error {
 func (s *shard) settleTx(now time.Time) error {
 	t := s.txRun
 	s.txRun = run{}
-	if t.packets == 0 {
+	s.settleBy(&t.by, now)
+	if t.packets == 0 && !t.frames {
 		return nil
 	}
 	s.stats.tx.add(t.packets, t.bytes)
@@ -345,11 +370,17 @@ const (
 	roomyBytes    = 80 << 10
 )
 
+// owner is whom a message in the batch concerns: the peer that it was sealed for.
+type owner struct {
+	*peer
+	strict bool // frames of others, which the network must not fragment if they say so, whatever the way
+}
+
 // transmitBatch holds sealed datagrams until they are sent together.
 type transmitBatch struct {
 	arena    []byte             // the datagrams, one after the other
 	messages []underlay.Message // runs of them
-	peers    []*peer            // receiver of each, for errors
+	owners   []owner            // of each, for errors
 	sent     int                // how many of messages are done
 	blocked  bool               // the socket is full
 	full     bool               // the last of messages is not to be made longer
@@ -360,7 +391,7 @@ func (b *transmitBatch) init() {
 	b.copied = packet.ECNMask
 	b.arena = make([]byte, 0, transmitArena)
 	b.messages = make([]underlay.Message, 0, transmitMessages)
-	b.peers = make([]*peer, 0, transmitMessages)
+	b.owners = make([]owner, 0, transmitMessages)
 }
 
 // roomy tells whether the next packet will fit, even if it is a usual superpacket.
@@ -368,9 +399,9 @@ func (b *transmitBatch) roomy() bool {
 	return len(b.messages)+roomyMessages <= cap(b.messages) && len(b.arena)+roomyBytes <= cap(b.arena)
 }
 
-// fits tells whether a packet of n bytes fits.
+// fits tells whether a packet of n bytes fits, also in a frame.
 func (b *transmitBatch) fits(n int) bool {
-	return len(b.messages) < cap(b.messages) && len(b.arena)+n+session.Overhead+session.Padding <= cap(b.arena)
+	return len(b.messages) < cap(b.messages) && len(b.arena)+n+2*(session.Overhead+session.Padding)+relay.MaxHeader <= cap(b.arena)
 }
 
 // seal appends a packet, which must fit: to the run that is last if it has the same receiver, TOS and size, or is
@@ -378,33 +409,38 @@ func (b *transmitBatch) fits(n int) bool {
 // the key is of no use.
 func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags session.Flags, addr netip.AddrPort) bool {
 	at := len(b.arena)
-	var sealed []byte
-	var err error
-	if padded := session.Padded(len(plain)); padded <= cap(plain) {
-		sealed, err = k.SealOver(b.arena, plain[:padded], len(plain), flags)
-	} else {
-		sealed, err = k.SealFlags(b.arena, plain, flags)
-	}
+	datagram, err := sealed(k, b.arena, plain, flags)
 	if err != nil {
 		return false
 	}
-	b.arena = sealed
-	n := len(sealed) - at
-	tos := packet.TOS(plain) & b.copied
-	whole := to.path.sent(len(plain))
+	b.add(datagram, at, owner{peer: to}, packet.TOS(plain)&b.copied, to.path.sent(len(plain)), addr)
+	return true
+}
+
+// sealed appends the datagram with a packet to dst. What lies behind the packet in its memory is used, and comes out as it was.
+func sealed(k *session.Keypair, dst, plain []byte, flags session.Flags) ([]byte, error) {
+	if padded := session.Padded(len(plain)); padded <= cap(plain) {
+		return k.SealOver(dst, plain[:padded], len(plain), flags)
+	}
+	return k.SealFlags(dst, plain, flags)
+}
+
+// add makes arena, which has grown by a datagram at that place, the batch's.
+func (b *transmitBatch) add(arena []byte, at int, who owner, tos uint8, whole bool, addr netip.AddrPort) {
+	b.arena = arena
+	n := len(arena) - at
 	if !b.full && len(b.messages) > b.sent {
 		m := &b.messages[len(b.messages)-1]
-		if size := len(m.Buf) + n; b.peers[len(b.peers)-1] == to && m.Addr == addr && m.TOS == tos && m.Fragment == !whole &&
+		if size := len(m.Buf) + n; b.owners[len(b.owners)-1] == who && m.Addr == addr && m.TOS == tos && m.Fragment == !whole &&
 			n <= m.Segment && size <= underlay.MaxMessage && size <= underlay.MaxSegments*m.Segment {
-			m.Buf = sealed[at-len(m.Buf):]
+			m.Buf = arena[at-len(m.Buf):]
 			b.full = n < m.Segment
-			return true
+			return
 		}
 	}
-	b.messages = append(b.messages, underlay.Message{Buf: sealed[at:], Segment: n, Addr: addr, TOS: tos, Fragment: !whole})
-	b.peers = append(b.peers, to)
+	b.messages = append(b.messages, underlay.Message{Buf: arena[at:], Segment: n, Addr: addr, TOS: tos, Fragment: !whole})
+	b.owners = append(b.owners, who)
 	b.full = false
-	return true
 }
 
 // flush sends the batch, or as much as the socket takes; then the batch is blocked. An error ends the shard.
@@ -422,18 +458,28 @@ func (s *shard) flush() error {
 			b.full = b.full || b.blocked // of a part of the last one nothing is known but that it is a rest
 		case errors.Is(err, os.ErrClosed):
 			return err
+		case errors.Is(err, unix.EMSGSIZE) && b.owners[b.sent].strict:
+			// What a link does that is too narrow: the source finds out by its probes. The last of a run may be shorter, and fit.
+			m := &b.messages[b.sent]
+			whole := max(len(m.Buf)/m.Segment, 1)
+			s.stats.dropN(DropTooBig, uint64(whole))
+			if m.Buf = m.Buf[min(whole*m.Segment, len(m.Buf)):]; len(m.Buf) == 0 {
+				b.sent++
+			}
 		case errors.Is(err, unix.EMSGSIZE) && !b.messages[b.sent].Fragment:
 			// The link of this host has become narrower than its paths were.
 			b.messages[b.sent].Fragment = true
-			s.r.forgetPath(b.peers[b.sent])
+			s.r.forgetPath(b.owners[b.sent].peer)
 		default: // concerns one message
-			m := &b.messages[b.sent]
-			s.stats.dropN(DropSend, uint64((len(m.Buf)+m.Segment-1)/m.Segment))
-			b.peers[b.sent].fail(err)
+			s.stats.dropN(DropSend, datagrams(&b.messages[b.sent]))
+			b.owners[b.sent].fail(err)
 			b.sent++
 		}
 	}
-	b.arena, b.messages, b.peers, b.sent = b.arena[:0], b.messages[:0], b.peers[:0], 0
+	b.arena, b.messages, b.owners, b.sent = b.arena[:0], b.messages[:0], b.owners[:0], 0
 	s.release()
 	return nil
 }
+
+// datagrams returns how many there are in m.
+func datagrams(m *underlay.Message) uint64 { return uint64((len(m.Buf) + m.Segment - 1) / m.Segment) }

@@ -136,8 +136,9 @@ func (r *Router) search(p *peer, now time.Time) time.Time {
 	if p.sess.Key(now) == nil {
 		return time.Time{} // the next one begins anew
 	}
-	largest := r.current.Load().maxTo(p)
-	x.begin(largest, r.config.RaiseInterval)
+	known := r.current.Load()
+	most, largest := known.mostTo(p), known.maxTo(p)
+	x.begin(most, r.config.RaiseInterval)
 	for busy := x.big.Swap(false); ; busy = false {
 		requests, next := x.tick(now, busy, largest)
 		once := true
@@ -178,12 +179,12 @@ func (p *path) begin(largest int, raise time.Duration) {
 	if p.machine == nil {
 		p.machine = pathmtu.New(largest, raise)
 	}
+	if p.anew.Swap(false) {
+		p.machine.Move(largest)
+	}
 	p.machine.SetMax(largest)
 	if p.again.Swap(false) {
 		p.machine.Restart()
-	}
-	if p.anew.Swap(false) {
-		p.machine.Forget()
 	}
 }
 
@@ -199,21 +200,16 @@ func (p *path) tick(now time.Time, busy bool, largest int) ([]pathmtu.Request, t
 // sendProbe sends one probe. What is wrong with the network, other than sizes, is for others to tell.
 func (r *Router) sendProbe(p *peer, q pathmtu.Request, now time.Time) error {
 	key := p.sess.Key(now)
-	to, ok := p.target()
-	if key == nil || !ok {
+	if key == nil {
 		return nil
 	}
 	b := r.prober.plain[:q.Size]
 	pathmtu.Message{Kind: pathmtu.Probe, Size: uint16(q.Size), ID: q.ID}.Put(b)
-	sealed, err := key.Seal(r.prober.sealed[:0], b)
-	if err != nil {
-		return nil // used up: the next one begins anew
+	sent, err := r.sendWhole(p, key, b, now)
+	if sent {
+		r.shards[0].stats.probesTx.Add(1)
 	}
-	if err := r.shards[0].conn.SendWhole(sealed, to); err != nil {
-		return err
-	}
-	r.shards[0].stats.probesTx.Add(1)
-	return nil
+	return err
 }
 
 func (r *Router) tellPath(p *peer, c pathmtu.Change) {
@@ -240,7 +236,7 @@ func (s *shard) message(known *snapshot, b []byte, from netip.AddrPort, now time
 	case !ok:
 		s.stats.drop(DropMalformed)
 	case m.Kind == pathmtu.Probe:
-		return s.acknowledge(peer, m, from)
+		return s.acknowledge(peer, m, from, now)
 	case m.Kind == pathmtu.Ack:
 		peer.path.mu.Lock()
 		var known, urgent bool
@@ -264,14 +260,18 @@ func (s *shard) message(known *snapshot, b []byte, from netip.AddrPort, now time
 }
 
 // acknowledge answers a probe, under the key that it came under: there may be no other yet.
-func (s *shard) acknowledge(to *peer, probe pathmtu.Message, from netip.AddrPort) error {
+func (s *shard) acknowledge(to *peer, probe pathmtu.Message, from netip.AddrPort, now time.Time) error {
 	var b [pathmtu.HeaderLen]byte
 	pathmtu.Message{Kind: pathmtu.Ack, Size: probe.Size, ID: probe.ID}.Put(b[:])
 	if ok, err := s.makeRoom(len(b)); !ok || err != nil {
 		return err
 	}
-	s.out.seal(s.rxRun.key, to, b[:], 0, from) // a key that has opened a probe can fail only by being given up meanwhile
-	return nil
+	by := &carriage{}
+	if s.carry.inside {
+		by, from = s.boardBack(now)
+	}
+	_, err := s.put(by, s.rxRun.key, to, b[:], 0, from, now) // a key that has opened a probe can fail only by being given up meanwhile
+	return err
 }
 
 // makeRoom sees to it that a packet of n bytes fits the batch. It reports false, and has counted the packet, if none can be had.
@@ -306,7 +306,7 @@ func (s *shard) fragment(to *peer, addr netip.AddrPort, b []byte, flags session.
 }
 
 // sealPieces is sealNow for a packet that is too large for the path, and that IPv6 does not allow to be too large.
-func (s *shard) sealPieces(to *peer, addr netip.AddrPort, plain []byte, mtu int) (ok bool, err error) {
+func (s *shard) sealPieces(to *peer, addr netip.AddrPort, plain []byte, mtu int, now time.Time) (ok bool, err error) {
 	size, _ := pathmtu.PieceSize(mtu) // mtu is not below pathmtu.Floor
 	m := pathmtu.Message{ID: s.r.pieceID.Add(1)}
 	for {
@@ -317,9 +317,9 @@ func (s *shard) sealPieces(to *peer, addr netip.AddrPort, plain []byte, mtu int)
 		if ok, err := s.makeRoom(n); !ok || err != nil {
 			return true, err
 		}
-		if !s.out.seal(s.txRun.key, to, s.piece[:n], 0, addr) {
+		if ok, err := s.put(&s.txRun.by, s.txRun.key, to, s.piece[:n], 0, addr, now); !ok || err != nil {
 			s.txRun.key = nil
-			return false, nil
+			return false, err
 		}
 	}
 	s.txRun.packets++

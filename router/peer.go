@@ -36,6 +36,7 @@ type peer struct {
 	touched   atomic.Bool // its timers may have changed; see timers
 	oddMarks  atomic.Bool // it was logged that its congestion marks make no sense
 	rx, tx    traffic
+	carried   traffic // frames that it has handed us, and that we have passed on
 	pending   pending
 	path      path
 	course    course
@@ -115,6 +116,9 @@ func (p *peer) sentTo(a netip.AddrPort) bool {
 
 // reachable tells whether there is an address to begin a handshake with.
 func (p *peer) reachable() bool {
+	if p.relayed() != nil {
+		return true
+	}
 	_, ok := p.target()
 	return ok
 }
@@ -147,6 +151,7 @@ func (p *peer) stats(now time.Time) PeerStats {
 		RxBytes:   p.rx.bytes.Load(),
 		TxPackets: p.tx.packets.Load(),
 		TxBytes:   p.tx.bytes.Load(),
+		Relayed:   Traffic{Packets: p.carried.packets.Load(), Bytes: p.carried.bytes.Load()},
 	}
 	s.Endpoint, _ = p.target()
 	if p.sess.Key(now) != nil {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weftnet/weft/router/pathmtu"
+	"github.com/weftnet/weft/router/relay"
 	"github.com/weftnet/weft/router/route"
 	"github.com/weftnet/weft/router/session"
 )
@@ -105,13 +107,16 @@ func (r *Router) SetPeers(peers []Peer) error {
 			p.course.proven.Store(old.byKey[d.Key].course.proven.Load())
 			replaced = append(replaced, p)
 		}
-		next.byKey[d.Key] = p
 		if d.ID != 0 {
+			if d.External {
+				return fmt.Errorf("external peer %s: it is no node and has no ID", d.Name)
+			}
 			if next.byID[d.ID] != nil {
 				return fmt.Errorf("peer %s: its ID %016x is also that of another peer", d.Name, d.ID)
 			}
 			next.byID[d.ID] = p
 		}
+		next.byKey[d.Key] = p
 		next.peers = append(next.peers, p)
 	}
 	var err error
@@ -174,7 +179,8 @@ func (r *Router) forget(peers []*peer) {
 func (r *Router) welcome(added []*peer) {
 	now := r.config.Now()
 	for _, p := range added {
-		if slices.ContainsFunc(p.config.Load().Endpoints, func(a netip.AddrPort) bool { return r.suspects.knocked(a.Addr(), now) }) {
+		if slices.ContainsFunc(p.config.Load().Endpoints, func(a netip.AddrPort) bool { return r.suspects.knocked(a.Addr(), now) }) ||
+			r.suspects.knocked(knockOf(p.config.Load().ID), now) {
 			r.timers.greet(p, now)
 		}
 	}
@@ -244,14 +250,35 @@ func cleanEndpoints(list []netip.AddrPort) []netip.AddrPort {
 
 // mtuTo returns the largest inner packet that reaches p, as far as is known.
 func (s *snapshot) mtuTo(p *peer) int {
-	most := s.maxTo(p)
+	most := s.mostTo(p)
 	if known := p.path.sizes().mtu; known > 0 && known < most {
 		return known
 	}
 	return most
 }
 
-// maxTo returns the largest inner packet that p may be sent.
+// mostTo returns the largest inner packet that p may be sent by its present way. In a frame there is less room for it; how much a frame
+// may have is what the first relay may be sent, and no more than any of the others may be sent by anybody.
+func (s *snapshot) mostTo(p *peer) int {
+	most := s.maxTo(p)
+	w := p.relayed()
+	if w == nil {
+		return most
+	}
+	frame := s.local.MTU
+	for i, id := range w.Relays[:w.N] {
+		switch hop := s.byID[id]; {
+		case hop == nil:
+		case i == 0 && hop.relayed() == nil:
+			frame = min(frame, s.mtuTo(hop))
+		default:
+			frame = min(frame, s.maxTo(hop))
+		}
+	}
+	return min(most, max(relay.MTU(frame, int(w.N), session.Overhead), pathmtu.Floor))
+}
+
+// maxTo returns the largest inner packet that p may be sent, whatever the way.
 func (s *snapshot) maxTo(p *peer) int {
 	if mtu := p.config.Load().MTU; mtu > 0 && mtu < s.local.MTU {
 		return mtu
@@ -280,6 +307,8 @@ type PeerStats struct {
 	Handshake time.Time // when a key last came into use; zero: never
 	// Inner packets and bytes, without padding, since the peer was added.
 	RxPackets, RxBytes, TxPackets, TxBytes uint64
+	// Relayed is what the peer has handed to this host, and this host has passed on to others.
+	Relayed Traffic
 	// MTU is the largest inner packet in bytes that the peer can be sent, and Confirmed tells that such a packet passes: a probe
 	// of that size has arrived, and none was lost since. Paths are probed while they are used.
 	MTU       int

@@ -55,7 +55,8 @@ const (
 // reaching finds the ways to the nodes: it is what connects package reach with the network, a reacher. Everything happens under its mutex but for sending
 // and for the calls of Config.OnReach and Config.OnPath, which the timer goroutine makes, in order.
 type reaching struct {
-	r *Router
+	r   *Router
+	off bool // without an ID or keys nobody can be asked
 
 	mu      sync.Mutex
 	machine *reach.Machine
@@ -71,6 +72,7 @@ func (x *reaching) init(r *Router) error {
 		return fmt.Errorf("router: %w", err)
 	}
 	x.r, x.machine, x.told = r, m, map[uint64]way{}
+	x.off = r.config.ID == 0 || !r.config.Keys.Envelope.Primary.Valid()
 	return nil
 }
 
@@ -197,7 +199,7 @@ func (r *Router) renew(p *peer, now time.Time) {
 // set makes the nodes among the peers those that the machine knows.
 func (x *reaching) set(desired []Peer, now time.Time) {
 	var nodes []reach.Node
-	if x.r.config.ID != 0 {
+	if !x.off {
 		for i := range desired {
 			d := &desired[i]
 			if d.ID != 0 && d.ID != x.r.config.ID {
@@ -250,7 +252,7 @@ func (x *reaching) due() time.Time {
 // the timer goroutine.
 func (x *reaching) sample(p *peer, now time.Time) {
 	id := p.config.Load().ID
-	if id == 0 || x.r.config.ID == 0 {
+	if id == 0 || x.off {
 		return
 	}
 	c := &p.course
@@ -276,7 +278,7 @@ func (x *reaching) sample(p *peer, now time.Time) {
 // this host sends, too.
 func (x *reaching) came(p *peer, by way, now time.Time) {
 	id := p.config.Load().ID
-	if id == 0 || x.r.config.ID == 0 {
+	if id == 0 || x.off {
 		return
 	}
 	c := &p.course
@@ -363,7 +365,7 @@ func (r *Router) Moved() {
 // explain fills in how a peer is reached.
 func (x *reaching) explain(s *PeerStats, p *peer, now time.Time) {
 	id := p.config.Load().ID
-	if id == 0 || x.r.config.ID == 0 {
+	if id == 0 || x.off {
 		s.Path = PathNone
 		if s.Heard {
 			s.Path = PathUDP

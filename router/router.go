@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"net/netip"
 	"sync"
@@ -87,6 +88,7 @@ type Router struct {
 	apart    *apart // nil without a socket for control datagrams
 	timers   timers
 	suspects suspects
+	origins  maphash.Seed
 	prober   prober        // the timer goroutine's
 	pieceID  atomic.Uint64 // of the last packet that was sent in pieces
 	started  atomic.Bool
@@ -143,6 +145,7 @@ func New(c Config) (*Router, error) {
 	r.pieceID.Store(uint64(c.Now().UnixNano())) // none of those before a restart
 	r.timers.init()
 	r.suspects.init(c.Log)
+	r.origins = maphash.MakeSeed()
 	r.endpoints.init()
 	if err := r.initControl(); err != nil {
 		return nil, err

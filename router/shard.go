@@ -60,6 +60,7 @@ type shard struct {
 	want  int                // how many of in to receive next
 	rxRun run                // datagrams of one session, not accounted for yet
 	rxTOS uint8              // of the datagram at hand
+	carry relaying           // frames of relays
 	join  packet.Coalescer   // packets to be written to the queue
 
 	frame []byte // read from the queue
@@ -190,6 +191,9 @@ type run struct {
 	key            *session.Keypair
 	packets, bytes uint64
 	data           bool       // not only keepalives
+	frames         bool       // not only packets of this host
+	by             carriage   // how packets that go out get there
+	mtu            int        // largest packet that the peer of packets that come in can be sent
 	src, dst       netip.Addr // of the last packet that came in, which the peer may send, and to there
 }
 

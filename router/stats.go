@@ -41,6 +41,10 @@ const (
 	DropECN                              // in: marked as congested on the way, and its transport does not understand marks (RFC 6040)
 	DropWrite                            // in: the TUN device did not take it
 	DropReceive                          // in: an error of the socket; how many datagrams it cost is not known
+	DropRelayFrame                       // in: a frame to be relayed that is malformed, not from whom it says, or not for this host
+	DropRelayRefused                     // in: to be relayed, which this host does not do
+	DropRelayRoute                       // in: to be relayed to a node that is not reached directly; out: by such a relay
+	DropRelayLimit                       // in: to be relayed, beyond what this host relays
 	DropRead                             // out: an error of the TUN device
 	DropLocal                            // out: no IP packet, or an offload that is not known
 	DropNoise                            // out: multicast, link-local and the like
@@ -58,7 +62,7 @@ const (
 var reasonNames = [reasons]string{
 	"short", "long", "type", "control", "control-form", "control-key", "control-auth", "control-source", "control-destination",
 	"control-relay", "control-limit", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
-	"malformed", "source", "transit", "ecn", "tun-write", "receive", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
+	"malformed", "source", "transit", "ecn", "tun-write", "receive", "relay-frame", "relay-refused", "relay-route", "relay-limit", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
 	"no-endpoint", "queue", "stale", "send", "full",
 }
 
@@ -73,10 +77,15 @@ func (r Reason) String() string {
 // MarshalText returns the name.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
+// Traffic is a number of packets and of bytes.
+type Traffic struct{ Packets, Bytes uint64 }
+
 // Stats are counts since New.
 type Stats struct {
 	// Inner packets that were delivered to this host or sealed for a peer, and their bytes without padding.
 	RxPackets, RxBytes, TxPackets, TxBytes uint64
+	// Relayed are the frames that were passed on for others, and the bytes of the datagrams that they went in.
+	Relayed Traffic
 	// Control datagrams that were received for this host, sent by it, and passed on for others.
 	ControlRx, ControlTx, ControlRelayed uint64
 	// Handshake messages that were accepted.
@@ -89,7 +98,7 @@ type Stats struct {
 
 // counters are the counts of one shard, or of what no shard does. The shard writes them, anybody reads them.
 type counters struct {
-	rx, tx               traffic
+	rx, tx, relayed      traffic
 	controlRx, controlTx atomic.Uint64
 	controlRelayed       atomic.Uint64
 	handshakes           atomic.Uint64
@@ -116,6 +125,8 @@ func (r *Router) Stats() Stats {
 		s.RxBytes += c.rx.bytes.Load()
 		s.TxPackets += c.tx.packets.Load()
 		s.TxBytes += c.tx.bytes.Load()
+		s.Relayed.Packets += c.relayed.packets.Load()
+		s.Relayed.Bytes += c.relayed.bytes.Load()
 		s.ControlRx += c.controlRx.Load()
 		s.ControlTx += c.controlTx.Load()
 		s.ControlRelayed += c.controlRelayed.Load()

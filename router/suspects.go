@@ -54,6 +54,15 @@ func (s *suspects) unknown(from netip.AddrPort, now time.Time) {
 	}
 }
 
+// knock is unknown for a handshake that relays have brought. It logs nothing.
+func (s *suspects) knock(from netip.Addr, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entry(from, now); e != nil {
+		e.knock = now
+	}
+}
+
 // refused notes a handshake that failed for another reason that is no accident.
 func (s *suspects) refused(from netip.AddrPort, why error, now time.Time) {
 	s.mu.Lock()

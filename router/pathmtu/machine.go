@@ -158,6 +158,16 @@ func (m *Machine) Forget() {
 	m.sent, m.trials = m.sent[:0], m.trials[:0]
 }
 
+// Move is Forget for another path, the largest packet on which is maximum. Where that is more than before, the size stays as it
+// is until larger ones have been acknowledged, if the peer does acknowledge: packets of a size that was good so far do not vanish for a size that the path does not carry.
+func (m *Machine) Move(maximum int) {
+	if m.mtu > maximum || m.mtu == m.max && !m.answers {
+		m.mtu = maximum
+	}
+	m.max = maximum
+	m.Forget()
+}
+
 // Acked tells that a probe was acknowledged. It reports whether there was one, lately and not acknowledged before, and whether to
 // Tick at once; what is merely as it was can wait.
 func (m *Machine) Acked(id uint64, now time.Time) (ok, urgent bool) {
