@@ -107,6 +107,7 @@ func (x *reaching) do(now time.Time, f func(m *reach.Machine)) {
 		}
 	}
 	for _, p := range renew {
+		x.r.prepare(p, now)
 		x.r.renew(p, now)
 	}
 	if nudge {
@@ -177,6 +178,17 @@ func kindOf(w way) string {
 		return PathUDP
 	}
 	return PathNone
+}
+
+// prepare sees to a key of the first relay on the way to p, so that packets need not wait for one later.
+func (r *Router) prepare(p *peer, now time.Time) {
+	w := p.relayed()
+	if w == nil {
+		return
+	}
+	if via := r.current.Load().firstRelay(w); via != nil && via.sess.Key(now) == nil && (p.sess.Key(now) != nil || p.pending.busy.Load()) {
+		r.timers.greet(via, now)
+	}
 }
 
 // renew begins a handshake anew that was sent where it may not have arrived, or begins one that packets wait for.

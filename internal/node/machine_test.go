@@ -179,6 +179,7 @@ func (p *fakePlane) Reach() reach {
 	return p.reached
 }
 
+func (p *fakePlane) Moved()                 {}
 func (p *fakePlane) Stats() router.Stats    { return router.Stats{} }
 func (p *fakePlane) CPUTime() time.Duration { return 0 }
 func (p *fakePlane) Close() error           { return p.router.Close() }

@@ -84,9 +84,13 @@ func texts(list []netip.AddrPort) []string {
 }
 
 // pathOf reads the path out of what the router tells.
-func pathOf(router.PeerStats) pathInfo { return pathInfo{path: pathDirect} }
+func pathOf(s router.PeerStats) pathInfo {
+	return pathInfo{path: cmp.Or(s.Path, pathDirect), via: nodeIDs(s.Via), rtt: s.RTT, since: s.PathSince, why: s.Why}
+}
 
 // relaying tells what this node passes on for others.
-func (n *Node) relaying(router.Stats) *api.Relaying {
-	return &api.Relaying{Off: n.cfg.NoRelay, Limit: n.cfg.RelayLimit}
+func (n *Node) relaying(s router.Stats) *api.Relaying {
+	return &api.Relaying{
+		Off: n.cfg.NoRelay, Limit: n.cfg.RelayLimit, Packets: s.Relayed.Packets, Bytes: s.Relayed.Bytes, Dropped: s.Drops[router.DropRelayLimit],
+	}
 }

@@ -44,8 +44,9 @@ type dataplane interface {
 	Shards() int
 	// CPUTime is what the packet threads have used of the processors.
 	CPUTime() time.Duration
-	// Reach tells how this node is reached.
+	// Reach tells how this node is reached, and Moved is told that the addresses of its host have changed.
 	Reach() reach
+	Moved()
 	// Close frees queues and sockets, after Run.
 	Close() error
 }
@@ -184,8 +185,20 @@ func (p kernelPlane) TUN() TUN {
 	return TUNNative
 }
 
-// Reach has nothing to tell: the router looks for no paths of its own.
-func (kernelPlane) Reach() reach { return reach{} }
+// Reach is that of dataplane.
+func (p kernelPlane) Reach() reach {
+	r := p.Router.Reach()
+	return reach{observed: r.Observed, symmetric: r.Symmetric, links: nodeIDs(r.Links)}
+}
+
+// nodeIDs are nodes as the router has them.
+func nodeIDs(ids []uint64) []mesh.NodeID {
+	var list []mesh.NodeID
+	for _, id := range ids {
+		list = append(list, mesh.NodeID(id))
+	}
+	return list
+}
 
 func (p kernelPlane) Shards() int { return len(p.device.Queues()) }
 
@@ -207,6 +220,10 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	config := router.Config{
 		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, NoRelay: c.noRelay, RelayLimit: c.relayLimit, Private: c.private, Preshared: c.preshared,
 		TUN: router.Queues(dev), Conns: router.Conns(conns.data), CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
+		OnReach: c.onReach,
+		OnPath: func(e router.PathEvent) {
+			c.onPath(pathChange{node: mesh.NodeID(e.Node), path: e.Path, addr: e.Addr, via: nodeIDs(e.Via), why: e.Why})
+		},
 	}
 	if conns.control != nil {
 		config.ControlConn = conns.control

@@ -11,7 +11,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("reach.seed", 0, "run this seed of TestRandom only, and tell what happens")
-	seedsFlag = flag.Uint64("reach.seeds", 400, "how many seeds TestRandom runs")
+	seedsFlag = flag.Uint64("reach.seeds", 60, "how many seeds TestRandom runs")
 )
 
 // TestRandom runs hosts whose network changes at random, then lets it rest, and compares what they found with what there is.

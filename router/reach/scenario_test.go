@@ -254,7 +254,7 @@ func TestFasterAddress(t *testing.T) {
 // A thousand nodes of which nothing is wanted cost what their links cost.
 func TestIdleCosts(t *testing.T) {
 	w := newSim(t, 1)
-	w.gossiped = 5 * time.Second
+	w.gossiped = 20 * time.Second
 	for i := 1; i <= 1000; i++ {
 		w.add(i, noNAT)
 	}
