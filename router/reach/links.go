@@ -225,9 +225,7 @@ func (m *Machine) tendLinks(now time.Time) time.Time {
 func (m *Machine) tryAnother(now time.Time) {
 	l := &m.links
 	for l.tried < len(m.list) {
-		l.tried++
 		if m.tryNext(now) {
-			l.tries++
 			l.tryAt = now.Add(tryGap)
 			if l.tries < burstTries {
 				l.tryAt = now.Add(burstGap)
@@ -241,18 +239,22 @@ func (m *Machine) tryAnother(now time.Time) {
 	l.tryAt = now.Add(m.about(l.rest))
 }
 
-// tryNext pings the next node in the list, or every other time one to which that has a link: those that many have are met soon. It reports whether there
-// was any reason to.
+// tryNext pings the next node in the list, or every other time one to which another has a link: those that many have are met soon. It reports whether
+// there was any reason to.
 func (m *Machine) tryNext(now time.Time) bool {
 	l := &m.links
-	l.cursor = (l.cursor + 1) % len(m.list)
-	n := m.list[l.cursor]
-	if l.cursor%2 == 1 && len(n.links) > 0 {
-		if o := m.nodes[n.links[m.random(len(n.links))]]; o != nil && m.worthTrying(o) {
-			m.try(o, now)
-			return true
+	if l.tries++; l.tries%2 == 0 {
+		n := m.list[m.random(len(m.list))]
+		if len(n.links) > 0 {
+			if o := m.nodes[n.links[m.random(len(n.links))]]; o != nil && m.worthTrying(o) {
+				m.try(o, now)
+				return true
+			}
 		}
 	}
+	l.tried++
+	l.cursor = (l.cursor + 1) % len(m.list)
+	n := m.list[l.cursor]
 	if !m.worthTrying(n) {
 		return false
 	}
