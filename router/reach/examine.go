@@ -41,27 +41,27 @@ func punchRound(i int) time.Duration {
 
 // exam is an examination: the search for a path to one node.
 type exam struct {
-	start  time.Time
+	start  moment
 	racing bool // routes are asked at once
 	round  int  // of asking addresses: how many are done
 
 	routes  []Path
-	batch   time.Time // when these routes were first asked; zero: none
-	asked   int       // how often
-	judgeAt time.Time
+	batch   moment // when these routes were first asked; zero: none
+	asked   int    // how often
+	judgeAt moment
 	barren  bool // there are no more
 }
 
 // punch is pinging at the same time as the other side.
 type punch struct {
-	start time.Time // zero: not going on
-	round int       // how many are done
-	sent  time.Time // last request to the other side
-	again Path      // by which the request is repeated; not valid: it is not
+	start moment // zero: not going on
+	round int    // how many are done
+	sent  moment // last request to the other side
+	again Path   // by which the request is repeated; not valid: it is not
 }
 
 // begin begins an examination, unless one goes on.
-func (m *Machine) begin(s *state, racing bool, now time.Time) {
+func (m *Machine) begin(s *state, racing bool, now moment) {
 	if s.exam == nil {
 		s.exam = &exam{start: now, racing: racing}
 		s.examined = now
@@ -69,13 +69,22 @@ func (m *Machine) begin(s *state, racing bool, now time.Time) {
 	m.wake(s, now)
 }
 
+// beginAfter begins an examination in which routes are asked at once, in place of one that was begun before the given time: that knows nothing of what
+// has happened then.
+func (m *Machine) beginAfter(s *state, since, now moment) {
+	if s.examined.Before(since) {
+		s.exam = nil
+		m.begin(s, true, now)
+	}
+}
+
 // examineOn does what is due for an examination and returns when to look again; zero: none goes on.
-func (m *Machine) examineOn(s *state, now time.Time) time.Time {
+func (m *Machine) examineOn(s *state, now moment) moment {
 	e := s.exam
 	if e == nil {
-		return time.Time{}
+		return 0
 	}
-	var next time.Time
+	var next moment
 	if e.round < directRounds && !now.Before(e.start.Add(directRound(e.round))) {
 		m.askAll(s, e.start, now)
 		e.round++
@@ -99,7 +108,7 @@ func (m *Machine) examineOn(s *state, now time.Time) time.Time {
 }
 
 // askAll pings all addresses of a node that have not answered since then.
-func (m *Machine) askAll(s *state, since, now time.Time) {
+func (m *Machine) askAll(s *state, since, now moment) {
 	for i := range s.cands {
 		if c := &s.cands[i]; c.answered.Before(since) {
 			m.askDirect(s, c, now)
@@ -108,18 +117,18 @@ func (m *Machine) askAll(s *state, since, now time.Time) {
 }
 
 // examineRoutes does what is due for the routes of an examination and returns when to look again; zero: not.
-func (m *Machine) examineRoutes(s *state, e *exam, now time.Time) time.Time {
+func (m *Machine) examineRoutes(s *state, e *exam, now moment) moment {
 	if begin := e.start.Add(routesAfter); !e.racing && now.Before(begin) {
 		return begin
 	}
 	if e.barren {
-		return time.Time{}
+		return 0
 	}
 	if e.batch.IsZero() {
 		e.routes = m.routesTo(s.n, s.failing(m.self), now)
 		if len(e.routes) == 0 {
 			e.barren = true
-			return time.Time{}
+			return 0
 		}
 		e.batch, e.asked = now, 0
 		wait := judgeAfter
@@ -155,9 +164,9 @@ func (m *Machine) examineRoutes(s *state, e *exam, now time.Time) time.Time {
 	}
 	if s.proven {
 		e.barren = true
-		return time.Time{}
+		return 0
 	}
-	e.batch = time.Time{}
+	e.batch = 0
 	return now
 }
 
@@ -170,11 +179,11 @@ func (s *state) failing(self uint64) []edge {
 }
 
 // finish ends an examination.
-func (m *Machine) finish(s *state, now time.Time) {
+func (m *Machine) finish(s *state, now moment) {
 	s.exam = nil
 	switch {
 	case s.direct():
-		s.retryAt = time.Time{}
+		s.retryAt = 0
 	case s.proven:
 		s.patience = min(max(2*s.patience, directFirst), directMost)
 		s.retryAt = now.Add(m.about(s.patience))
@@ -187,7 +196,7 @@ func (m *Machine) finish(s *state, now time.Time) {
 }
 
 // despair makes something direct the path on trust: a relay would carry it in vain.
-func (m *Machine) despair(s *state, now time.Time) {
+func (m *Machine) despair(s *state, now moment) {
 	from := s.path
 	if s.path.Relayed() && !s.roamed {
 		s.path, s.since = s.n.guess(), now
@@ -196,7 +205,7 @@ func (m *Machine) despair(s *state, now time.Time) {
 }
 
 // hope looks at once for routes to those nodes in use to which there is no path: others have links that they had not, or we have.
-func (m *Machine) hope(now time.Time) {
+func (m *Machine) hope(now moment) {
 	for _, s := range slices.Clone(m.due) {
 		if s.proven {
 			continue
@@ -211,11 +220,11 @@ func (m *Machine) hope(now time.Time) {
 }
 
 // askPunch asks a node, by the path given, to ping us, and begins to ping it.
-func (m *Machine) askPunch(s *state, by Path, now time.Time) {
-	if now.Sub(s.punch.sent) < punchGap {
+func (m *Machine) askPunch(s *state, by Path, now moment) {
+	if s.punch != nil && now.Sub(s.punch.sent) < punchGap {
 		return
 	}
-	s.punch = punch{start: now, sent: now, again: by}
+	s.punch = &punch{start: now, sent: now, again: by}
 	m.sendPunch(s, by)
 	m.wake(s, now)
 }
@@ -226,13 +235,19 @@ func (m *Machine) sendPunch(s *state, by Path) {
 }
 
 // punched is Punched.
-func (m *Machine) punched(s *state, candidates []netip.AddrPort, now time.Time) {
-	if s.direct() && s.doubt.IsZero() && s.alive(now) || !s.punch.start.IsZero() && now.Sub(s.punch.start) < punchedGap {
+func (m *Machine) punched(s *state, candidates []netip.AddrPort, now moment) {
+	if s.direct() && s.doubt.IsZero() && s.alive(now) {
+		return
+	}
+	if s.punch == nil {
+		s.punch = &punch{}
+	}
+	if now.Sub(s.punch.start) < punchedGap {
 		return
 	}
 	for _, a := range candidates[:min(len(candidates), MaxCandidates)] {
 		if a.IsValid() {
-			s.see(a, now)
+			s.see(a)
 		}
 	}
 	s.punch.start, s.punch.round = now, 0
@@ -240,20 +255,20 @@ func (m *Machine) punched(s *state, candidates []netip.AddrPort, now time.Time) 
 }
 
 // punchOn does what is due after a punch and returns when to look again; zero: nothing goes on.
-func (m *Machine) punchOn(s *state, now time.Time) time.Time {
-	u := &s.punch
-	if u.start.IsZero() {
-		return time.Time{}
+func (m *Machine) punchOn(s *state, now moment) moment {
+	u := s.punch
+	if u == nil || u.start.IsZero() {
+		return 0
 	}
 	if s.direct() && s.heard.After(u.start) {
-		u.start, u.again = time.Time{}, Path{}
-		return time.Time{}
+		u.start, u.again = 0, Path{}
+		return 0
 	}
-	var next time.Time
+	var next moment
 	if u.again.Valid() {
 		if next = u.sent.Add(repunch); !now.Before(next) {
 			m.sendPunch(s, u.again)
-			u.again, next = Path{}, time.Time{}
+			u.again, next = Path{}, 0
 		}
 	}
 	if u.round < punchRounds && !now.Before(u.start.Add(punchRound(u.round))) {
@@ -264,7 +279,7 @@ func (m *Machine) punchOn(s *state, now time.Time) time.Time {
 		return sooner(next, u.start.Add(punchRound(u.round)))
 	}
 	if next.IsZero() {
-		u.start = time.Time{}
+		u.start = 0
 	}
 	return next
 }

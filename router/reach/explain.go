@@ -18,7 +18,7 @@ type Explanation struct {
 }
 
 // Explain tells how a node is reached and why. A node that is not known has none.
-func (m *Machine) Explain(id uint64, now time.Time) Explanation {
+func (m *Machine) Explain(id uint64, at time.Time) Explanation {
 	n := m.nodes[id]
 	switch {
 	case n == nil:
@@ -27,13 +27,13 @@ func (m *Machine) Explain(id uint64, now time.Time) Explanation {
 		return Explanation{Path: n.guess(), Why: notUsed}
 	}
 	s := n.state
-	return Explanation{Path: s.path, Proven: s.proven, RTT: s.rtt(), Since: s.since, Why: s.why(now)}
+	return Explanation{Path: s.path, Proven: s.proven, RTT: s.rtt(), Since: s.since.time(), Why: s.why(momentOf(at))}
 }
 
 const notUsed = "not used yet"
 
 // why says why the path is what it is.
-func (s *state) why(now time.Time) string {
+func (s *state) why(now moment) string {
 	rtt := s.rtt()
 	switch {
 	case s.direct() && s.doubtful(now):
@@ -62,8 +62,8 @@ func (s *state) why(now time.Time) string {
 }
 
 // silence returns the address that should answer and does not, and since when: that which has answered last, or else the first.
-func (s *state) silence() (addr netip.AddrPort, since time.Time) {
-	var answered time.Time
+func (s *state) silence() (addr netip.AddrPort, since moment) {
+	var answered moment
 	for _, c := range s.cands {
 		if c.silent.IsZero() {
 			continue
@@ -76,7 +76,7 @@ func (s *state) silence() (addr netip.AddrPort, since time.Time) {
 }
 
 // clock returns the time of day.
-func clock(t time.Time) string { return t.Local().Format(time.TimeOnly) }
+func clock(t moment) string { return t.time().Local().Format(time.TimeOnly) }
 
 // milliseconds returns d as people read it.
 func milliseconds(d time.Duration) string {

@@ -36,7 +36,7 @@ func edgesOf(from uint64, p Path, to uint64) []edge {
 
 // routesTo returns up to routesAtOnce routes to a node that may work, best first: those through the fewest relays, and of these through the nearest
 // first one. None has a link in common with another, or with avoid, as long as there are others.
-func (m *Machine) routesTo(n *node, avoid []edge, now time.Time) []Path {
+func (m *Machine) routesTo(n *node, avoid []edge, now moment) []Path {
 	var all []Path
 	for len(all) < routesAtOnce {
 		p, ok := m.search(n, avoid, now)
@@ -54,7 +54,7 @@ func (m *Machine) routesTo(n *node, avoid []edge, now time.Time) []Path {
 
 // search finds the best route to a node without the links to be avoided, from its end: there are few nodes around it, and the first one that
 // is a neighbour of ours is it.
-func (m *Machine) search(to *node, avoid []edge, now time.Time) (Path, bool) {
+func (m *Machine) search(to *node, avoid []edge, now moment) (Path, bool) {
 	type step struct {
 		at   *node
 		prev int // in steps: nearer to the destination
@@ -100,7 +100,7 @@ func (m *Machine) search(to *node, avoid []edge, now time.Time) (Path, bool) {
 }
 
 // neighbour tells whether a node is reached directly, and how long its answers take.
-func (m *Machine) neighbour(n *node, avoid []edge, now time.Time) (time.Duration, bool) {
+func (m *Machine) neighbour(n *node, avoid []edge, now moment) (time.Duration, bool) {
 	s := n.state
 	if s == nil || !s.linked && !s.alive(now) {
 		return 0, false
@@ -113,7 +113,7 @@ func (m *Machine) neighbour(n *node, avoid []edge, now time.Time) (time.Duration
 }
 
 // isBad tells whether a link was found to lead nowhere.
-func (m *Machine) isBad(e edge, now time.Time) bool {
+func (m *Machine) isBad(e edge, now moment) bool {
 	if len(m.bad) == 0 {
 		return false
 	}
@@ -122,7 +122,7 @@ func (m *Machine) isBad(e edge, now time.Time) bool {
 }
 
 // leads notes that a link was passed by a ping that was sent then, and answered.
-func (m *Machine) leads(e edge, at time.Time) {
+func (m *Machine) leads(e edge, at moment) {
 	delete(m.bad, e)
 	if len(m.passed) >= maxBad {
 		clear(m.passed)
@@ -131,7 +131,7 @@ func (m *Machine) leads(e edge, at time.Time) {
 }
 
 // leadsBy is leads for all links of a path to a node.
-func (m *Machine) leadsBy(p Path, to uint64, at time.Time) {
+func (m *Machine) leadsBy(p Path, to uint64, at moment) {
 	for _, e := range edgesOf(m.self, p, to) {
 		delete(m.bad, e)
 		if _, ok := m.passed[e]; ok {
@@ -141,7 +141,7 @@ func (m *Machine) leadsBy(p Path, to uint64, at time.Time) {
 }
 
 // askHops pings every relay of a path by way of those before it, to learn where it ends.
-func (m *Machine) askHops(p Path, to uint64, now time.Time) {
+func (m *Machine) askHops(p Path, to uint64, now moment) {
 	if n := m.nodes[p.Relays[0]]; n != nil && n.state != nil && !n.state.path.Relayed() && n.state.path.Valid() {
 		m.ask(n.id, n.state.path, edgeOf(m.self, n.id), now)
 	}
@@ -151,7 +151,7 @@ func (m *Machine) askHops(p Path, to uint64, now time.Time) {
 }
 
 // blame notes which link of a path, asked since then without an answer, leads nowhere: the first that no ping has passed, or else the last.
-func (m *Machine) blame(p Path, to uint64, since, now time.Time) {
+func (m *Machine) blame(p Path, to uint64, since, now moment) {
 	all := edgesOf(m.self, p, to)
 	at := len(all) - 1
 	for i, e := range all[:at] {

@@ -34,46 +34,46 @@ type links struct {
 	all []*state // in the order in which they were found
 
 	published   []uint64 // ascending
-	publishedAt time.Time
-	times       int       // how often
-	changed     time.Time // first change since; zero: none
-	died        bool      // one of those published has
+	publishedAt moment
+	times       int    // how often
+	changed     moment // first change since; zero: none
+	died        bool   // one of those published has
 
-	tryAt    time.Time // zero: at once
-	cursor   int       // in Machine.list
-	tried    int       // since all were
-	passes   int       // how often all were
-	tries    int       // ever
+	tryAt    moment // zero: at once
+	cursor   int    // in Machine.list
+	tried    int    // since all were
+	passes   int    // how often all were
+	tries    int    // ever
 	rest     time.Duration
-	replaced time.Time
+	replaced moment
 }
 
 // link is the part of a state that is a link.
 type link struct {
-	near   bool      // it was chosen for being near
-	bridge bool      // it was chosen for there being no other way
-	misses int       // pings since the last answer
-	next   time.Time // ping, or verdict
+	next   moment // ping, or verdict
+	near   bool   // it was chosen for being near
+	bridge bool   // it was chosen for there being no other way
+	misses uint8  // pings since the last answer
 }
 
 // again makes the next ping one now.
-func (l *link) again(now time.Time) {
+func (l *link) again(now moment) {
 	if l.misses == 0 {
 		l.next = now
 	}
 }
 
 // fresh notes that there is a new node.
-func (l *links) fresh(now time.Time) {
+func (l *links) fresh(now moment) {
 	if len(l.all) < MaxLinks && l.tried == 0 && l.tryAt.After(now.Add(tryGap)) {
 		l.tryAt = now.Add(tryGap)
 	}
 }
 
 // tend does what is due for a state that is a link, and returns when to look again.
-func (m *Machine) tend(s *state, now time.Time) time.Time {
+func (m *Machine) tend(s *state, now moment) moment {
 	if !s.linked {
-		return time.Time{}
+		return 0
 	}
 	l := &s.link
 	if now.Before(l.next) {
@@ -89,12 +89,12 @@ func (m *Machine) tend(s *state, now time.Time) time.Time {
 	}
 	l.misses++
 	l.next = now.Add(max(missGap, 2*s.rtt()))
-	m.askDirect(s, s.see(s.path.Addr, now), now)
+	m.askDirect(s, s.see(s.path.Addr), now)
 	return l.next
 }
 
 // consider makes a node that answers directly a link, if it should be one.
-func (m *Machine) consider(s *state, now time.Time) {
+func (m *Machine) consider(s *state, now moment) {
 	if s.linked {
 		s.link.misses = 0
 		s.link.next = now.Add(m.about(linkGap))
@@ -142,7 +142,7 @@ func (m *Machine) consider(s *state, now time.Time) {
 }
 
 // apart tells that a neighbour is known to others by no link by which a way leads there from here.
-func (m *Machine) apart(s *state, now time.Time) bool {
+func (m *Machine) apart(s *state, now moment) bool {
 	if slices.Contains(s.n.links, m.self) {
 		return false
 	}
@@ -150,7 +150,7 @@ func (m *Machine) apart(s *state, now time.Time) bool {
 	return !ok
 }
 
-func (m *Machine) addLink(s *state, l link, now time.Time) {
+func (m *Machine) addLink(s *state, l link, now moment) {
 	s.linked, s.link = true, l
 	s.link.next = now.Add(m.about(linkGap))
 	m.links.all = append(m.links.all, s)
@@ -159,7 +159,7 @@ func (m *Machine) addLink(s *state, l link, now time.Time) {
 	m.hope(now)
 }
 
-func (m *Machine) replace(old, s *state, l link, now time.Time) {
+func (m *Machine) replace(old, s *state, l link, now moment) {
 	m.links.replaced = now
 	m.unlink(old, now)
 	m.links.died = false // it lives
@@ -167,7 +167,7 @@ func (m *Machine) replace(old, s *state, l link, now time.Time) {
 }
 
 // unlink makes a state no link any more.
-func (m *Machine) unlink(s *state, now time.Time) {
+func (m *Machine) unlink(s *state, now moment) {
 	if !s.linked {
 		return
 	}
@@ -181,14 +181,14 @@ func (m *Machine) unlink(s *state, now time.Time) {
 	l.tryAt, l.tried, l.passes, l.rest = now, 0, 0, 0
 }
 
-func (m *Machine) linksChanged(now time.Time) {
+func (m *Machine) linksChanged(now moment) {
 	if m.links.changed.IsZero() {
 		m.links.changed = now
 	}
 }
 
 // cut tells all that pass a node which is no neighbour any more.
-func (m *Machine) cut(id uint64, now time.Time) {
+func (m *Machine) cut(id uint64, now moment) {
 	for _, n := range m.list {
 		s := n.state
 		if s == nil || !s.path.Relayed() || s.path.Relays[0] != id || !s.proven {
@@ -203,7 +203,7 @@ func (m *Machine) cut(id uint64, now time.Time) {
 }
 
 // tendLinks looks for links if there are too few, and publishes them. It returns when to look again.
-func (m *Machine) tendLinks(now time.Time) time.Time {
+func (m *Machine) tendLinks(now moment) moment {
 	l := &m.links
 	if len(m.list) == 0 {
 		return m.publish(now)
@@ -222,7 +222,7 @@ func (m *Machine) tendLinks(now time.Time) time.Time {
 }
 
 // tryAnother tries the next node as there are too few links, and says when to go on.
-func (m *Machine) tryAnother(now time.Time) {
+func (m *Machine) tryAnother(now moment) {
 	l := &m.links
 	for l.tried < len(m.list) {
 		if m.tryNext(now) {
@@ -241,7 +241,7 @@ func (m *Machine) tryAnother(now time.Time) {
 
 // tryNext pings the next node in the list, or every other time one to which another has a link: those that many have are met soon. It reports whether
 // there was any reason to.
-func (m *Machine) tryNext(now time.Time) bool {
+func (m *Machine) tryNext(now moment) bool {
 	l := &m.links
 	if l.tries++; l.tries%2 == 0 {
 		n := m.list[m.random(len(m.list))]
@@ -264,7 +264,7 @@ func (m *Machine) tryNext(now time.Time) bool {
 
 // tryLonely pings, every other time, a node that has no links, as far as is known: it may be one that can answer, but cannot ask. It reports
 // whether there was one.
-func (m *Machine) tryLonely(now time.Time) bool {
+func (m *Machine) tryLonely(now moment) bool {
 	if m.random(2) == 0 {
 		return false
 	}
@@ -283,7 +283,7 @@ func (m *Machine) worthTrying(n *node) bool {
 	return (n.state == nil || !n.state.linked) && (!n.noRelay || m.links.passes > 0 && len(m.links.all) < MaxLinks)
 }
 
-func (m *Machine) try(n *node, now time.Time) {
+func (m *Machine) try(n *node, now moment) {
 	if s := n.state; s != nil {
 		for i := range s.cands[:min(len(s.cands), tryAddresses)] {
 			m.askDirect(s, &s.cands[i], now)
@@ -296,10 +296,10 @@ func (m *Machine) try(n *node, now time.Time) {
 }
 
 // publish makes the links those that Own returns, when it is time, and returns when it will be.
-func (m *Machine) publish(now time.Time) time.Time {
+func (m *Machine) publish(now moment) moment {
 	l := &m.links
 	if l.changed.IsZero() {
-		return time.Time{}
+		return 0
 	}
 	at := later(l.changed.Add(publishFirst), l.publishedAt.Add(publishGap))
 	switch {
@@ -313,7 +313,7 @@ func (m *Machine) publish(now time.Time) time.Time {
 	if now.Before(at) {
 		return at
 	}
-	l.changed, l.died = time.Time{}, false
+	l.changed, l.died = 0, false
 	var ids []uint64
 	for _, s := range l.all {
 		if !s.n.noRelay {
@@ -326,5 +326,5 @@ func (m *Machine) publish(now time.Time) time.Time {
 		l.times++
 		m.renewed()
 	}
-	return time.Time{}
+	return 0
 }

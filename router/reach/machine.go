@@ -89,8 +89,8 @@ type Machine struct {
 	list   []*node // the same, in an order that is left to chance
 	round  uint64  // of SetNodes
 	back   map[uint64][]*node
-	bad    map[edge]time.Time // links that somebody says there are and that lead nowhere, and until when that is believed
-	passed map[edge]time.Time // links that a ping was to prove, and when the last one was sent that did
+	bad    map[edge]moment // links that somebody says there are and that lead nowhere, and until when that is believed
+	passed map[edge]moment // links that a ping was to prove, and when the last one was sent that did
 
 	due     queue
 	pings   map[uint64]ping
@@ -106,13 +106,13 @@ type Machine struct {
 type ping struct {
 	id   uint64
 	path Path
-	at   time.Time
+	at   moment
 	hop  edge // not zero: it was sent to learn whether that leads on
 }
 
 type sentPing struct {
 	echo uint64
-	at   time.Time
+	at   moment
 }
 
 // New makes a machine that knows no nodes.
@@ -122,7 +122,7 @@ func New(c Config) (*Machine, error) {
 	}
 	m := &Machine{
 		self: c.Self, rand: c.Rand,
-		nodes: map[uint64]*node{}, back: map[uint64][]*node{}, bad: map[edge]time.Time{}, passed: map[edge]time.Time{}, pings: map[uint64]ping{},
+		nodes: map[uint64]*node{}, back: map[uint64][]*node{}, bad: map[edge]moment{}, passed: map[edge]moment{}, pings: map[uint64]ping{},
 		examine: bucket{rate: examineRate, burst: examineBurst},
 	}
 	m.observed.init()
@@ -130,7 +130,8 @@ func New(c Config) (*Machine, error) {
 }
 
 // SetNodes makes the given nodes the only ones. Nothing of the slice itself is kept, but the slices in it are, and must not be changed.
-func (m *Machine) SetNodes(nodes []Node, now time.Time) {
+func (m *Machine) SetNodes(nodes []Node, at time.Time) {
+	now := momentOf(at)
 	m.round++
 	links := false
 	for i := range nodes {
@@ -164,7 +165,7 @@ func (m *Machine) SetNodes(nodes []Node, now time.Time) {
 }
 
 // update makes what is known of n what d says, and reports whether there may be other routes now.
-func (m *Machine) update(n *node, d *Node, now time.Time) (links bool) {
+func (m *Machine) update(n *node, d *Node, now moment) (links bool) {
 	moved := n.boot != d.Boot || !slices.Equal(n.candidates, d.Candidates)
 	if !slices.Equal(n.links, d.Links) || n.noRelay != d.NoRelay {
 		for _, l := range n.links {
@@ -181,16 +182,16 @@ func (m *Machine) update(n *node, d *Node, now time.Time) (links bool) {
 		}
 		links = true
 	}
-	reboot := n.boot != 0 && n.boot != d.Boot
+	reboot, before := n.boot != 0 && n.boot != d.Boot, len(n.listed())
 	n.boot, n.candidates, n.links, n.noRelay = d.Boot, d.Candidates, d.Links, d.NoRelay
 	if s := n.state; s != nil && moved {
-		m.moved(s, reboot, now)
+		m.moved(s, before, reboot, now)
 	}
 	return links
 }
 
 // remove forgets a node.
-func (m *Machine) remove(n *node, now time.Time) {
+func (m *Machine) remove(n *node, now moment) {
 	for _, l := range n.links {
 		m.back[l] = slices.DeleteFunc(m.back[l], func(o *node) bool { return o == n })
 		if len(m.back[l]) == 0 {
@@ -201,7 +202,7 @@ func (m *Machine) remove(n *node, now time.Time) {
 	if s := n.state; s != nil {
 		m.unlink(s, now)
 		if s.index >= 0 {
-			heap.Remove(&m.due, s.index)
+			heap.Remove(&m.due, int(s.index))
 		}
 		n.state = nil
 		m.cut(n.id, now)
@@ -217,14 +218,16 @@ func (m *Machine) shuffleIn(n *node) {
 }
 
 // Used tells that packets are exchanged with a node: once for all that happens in a while, of which a fifth of a second is a good measure.
-func (m *Machine) Used(id uint64, now time.Time) {
+func (m *Machine) Used(id uint64, at time.Time) {
+	now := momentOf(at)
 	if s := m.state(id); s != nil {
 		m.attend(s, usedFor, now)
 	}
 }
 
 // Wanted tells that something is sent to a node now and then, and that it is not known whether it arrives.
-func (m *Machine) Wanted(id uint64, now time.Time) {
+func (m *Machine) Wanted(id uint64, at time.Time) {
+	now := momentOf(at)
 	s := m.state(id)
 	if s == nil || s.proven || s.exam != nil || now.Before(s.retryAt) || !m.examine.take(now) {
 		return
@@ -233,7 +236,8 @@ func (m *Machine) Wanted(id uint64, now time.Time) {
 }
 
 // Examine tells that somebody could not reach a node.
-func (m *Machine) Examine(id uint64, now time.Time) {
+func (m *Machine) Examine(id uint64, at time.Time) {
+	now := momentOf(at)
 	s := m.state(id)
 	if s == nil || s.exam != nil || now.Sub(s.heard) < hearWithin/2 || now.Sub(s.examined) < hearWithin || !m.examine.take(now) {
 		return
@@ -246,14 +250,16 @@ func (m *Machine) Examine(id uint64, now time.Time) {
 }
 
 // Heard tells that something authentic came from a node, other than a ping or pong. A path through relays is that which leads back.
-func (m *Machine) Heard(id uint64, by Path, now time.Time) {
+func (m *Machine) Heard(id uint64, by Path, at time.Time) {
+	now := momentOf(at)
 	if s := m.state(id); s != nil && by.Valid() {
 		m.hear(s, by, now)
 	}
 }
 
 // Pinged tells that a ping came from a node; the pong is not the machine's matter. A path through relays is that which leads back.
-func (m *Machine) Pinged(id uint64, by Path, now time.Time) {
+func (m *Machine) Pinged(id uint64, by Path, at time.Time) {
+	now := momentOf(at)
 	if s := m.state(id); s != nil && by.Valid() {
 		m.pinged(s, by, now)
 	}
@@ -261,7 +267,8 @@ func (m *Machine) Pinged(id uint64, by Path, now time.Time) {
 
 // Pong tells that a pong came from a node. A path through relays is that by which the ping went. observed is where the ping came from as the
 // other side has seen it; not valid if it was relayed.
-func (m *Machine) Pong(id uint64, by Path, echo uint64, observed netip.AddrPort, now time.Time) {
+func (m *Machine) Pong(id uint64, by Path, echo uint64, observed netip.AddrPort, at time.Time) {
+	now := momentOf(at)
 	p, ok := m.pings[echo]
 	if !ok || p.id != id || now.Sub(p.at) > answerWithin {
 		return
@@ -285,14 +292,16 @@ func (m *Machine) Pong(id uint64, by Path, echo uint64, observed netip.AddrPort,
 }
 
 // Punched tells that a node asks for pings, now, to where it is.
-func (m *Machine) Punched(id uint64, candidates []netip.AddrPort, now time.Time) {
+func (m *Machine) Punched(id uint64, candidates []netip.AddrPort, at time.Time) {
+	now := momentOf(at)
 	if s := m.state(id); s != nil {
 		m.punched(s, candidates, now)
 	}
 }
 
 // Moved tells that the addresses of this host have changed: whatever is in use, or a link, is asked at once.
-func (m *Machine) Moved(now time.Time) {
+func (m *Machine) Moved(at time.Time) {
+	now := momentOf(at)
 	m.observed.clear()
 	for _, n := range m.list {
 		s := n.state
@@ -328,27 +337,26 @@ func (m *Machine) Own() (linked []uint64, seen []netip.AddrPort, symmetric bool)
 
 // Tick returns what is to be done, in order, and the time of the next Tick; zero if something has to happen first. Every other method that changes
 // anything may bring that forward: Tick after it. The slice is valid until the next call of a method.
-func (m *Machine) Tick(now time.Time) (todo []Action, next time.Time) {
+func (m *Machine) Tick(at time.Time) (todo []Action, next time.Time) {
+	now := momentOf(at)
 	m.expire(now)
-	next = m.tendLinks(now)
+	due := m.tendLinks(now)
 	for len(m.due) > 0 && !now.Before(m.due[0].due) {
-		s := m.due[0]
-		m.step(s, now)
+		m.step(m.due[0], now)
 	}
 	if len(m.due) > 0 {
-		next = sooner(next, m.due[0].due)
+		due = sooner(due, m.due[0].due)
 	}
-	if at, changed := m.observed.expire(now); changed {
+	old, changed := m.observed.expire(now)
+	if changed {
 		m.renewed()
-	} else {
-		next = sooner(next, at)
 	}
 	todo, m.out = m.out, nil
-	return todo, next
+	return todo, sooner(due, old).time()
 }
 
 // expire forgets pings that are too old.
-func (m *Machine) expire(now time.Time) {
+func (m *Machine) expire(now moment) {
 	n := 0
 	for n < len(m.sent) && now.Sub(m.sent[n].at) > answerWithin {
 		delete(m.pings, m.sent[n].echo)
@@ -358,7 +366,7 @@ func (m *Machine) expire(now time.Time) {
 }
 
 // ask sends a ping. hop is what it is to prove, if not the path.
-func (m *Machine) ask(id uint64, p Path, hop edge, now time.Time) {
+func (m *Machine) ask(id uint64, p Path, hop edge, now moment) {
 	if len(m.sent) >= maxPings {
 		return
 	}
@@ -399,30 +407,14 @@ func (m *Machine) about(d time.Duration) time.Duration {
 	return d - d/10 + time.Duration(m.random(int(d/5)))
 }
 
-// sooner returns the earlier one of two times, of which zero is never.
-func sooner(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
-}
-
-// later returns the later one of two times.
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
-}
-
 // bucket is a token bucket.
 type bucket struct {
 	rate, burst float64 // per second; at once
 	tokens      float64
-	last        time.Time
+	last        moment
 }
 
-func (b *bucket) take(now time.Time) bool {
+func (b *bucket) take(now moment) bool {
 	if b.last.IsZero() {
 		b.tokens = b.burst
 	} else if d := now.Sub(b.last); d > 0 {
@@ -443,13 +435,13 @@ func (q queue) Len() int           { return len(q) }
 func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
 func (q queue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
+	q[i].index, q[j].index = int32(i), int32(j)
 }
 
 // Push is that of heap.Interface.
 func (q *queue) Push(x any) {
 	s, _ := x.(*state)
-	s.index = len(*q)
+	s.index = int32(len(*q))
 	*q = append(*q, s)
 }
 

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// seenFor is how long an address is asked that is in no record but from where the node has been heard.
-	seenFor = 5 * time.Minute
+	// maxSeen is how many addresses are asked, besides those of the record, from where a node has been heard, or which it has named itself.
+	maxSeen = 8
 	// A path takes the place of one of the same kind if it is faster by a tenth and by clearlyFaster; twice that for each time that this has happened within
 	// fickleFor, maxFickle times at most.
 	clearlyFaster = 2 * time.Millisecond
@@ -40,6 +40,9 @@ type node struct {
 	state      *state // nil: nothing has been asked
 }
 
+// listed returns the addresses of the record that are asked.
+func (n *node) listed() []netip.AddrPort { return n.candidates[:min(len(n.candidates), MaxCandidates)] }
+
 // guess returns the path to begin with.
 func (n *node) guess() Path {
 	if len(n.candidates) == 0 {
@@ -51,66 +54,69 @@ func (n *node) guess() Path {
 // state is how things stand with a node that was asked.
 type state struct {
 	n     *node
-	due   time.Time // of the next step; zero: none
-	index int       // in the queue; -1: not in it
+	due   moment // of the next step; zero: none
+	index int32  // in the queue; -1: not in it
 
-	path   Path
-	proven bool      // a pong came back over it
-	roamed bool      // not proven, but something authentic came over it
-	since  time.Time // that it is the path
-	heard  time.Time // last pong over it, or anything else that is authentic
-	asked  time.Time // last ping over it
-	doubt  time.Time // first ping over it that is not answered, nor anything heard since; zero: none
+	proven bool  // a pong came back over the path
+	roamed bool  // not proven, but something authentic came over it
+	fickle uint8 // how often the path was left for a faster one, lately
+	linked bool
 
-	attended time.Time // until then it is in use
-	compared time.Time // its paths, last
-	retryAt  time.Time // when to examine it again, if it is in use; zero: as soon as there is a reason
+	path  Path
+	since moment // that it is the path
+	heard moment // last pong over it, or anything else that is authentic
+	asked moment // last ping over it
+	doubt moment // first ping over it that is not answered, nor anything heard since; zero: none
+
+	attended moment // until then it is in use
+	compared moment // its paths, last
+	retryAt  moment // when to examine it again, if it is in use; zero: as soon as there is a reason
 	patience time.Duration
-	fickle   int // changes to a faster path
-	chose    time.Time
+	chose    moment
 
-	cands    []cand
+	cands    []cand // the first of them, as many as the record has, are those of the record
 	routes   []routed
 	exam     *exam // nil: none going on
-	examined time.Time
-	punch    punch
+	examined moment
+	punch    *punch // nil: never
 
-	linked bool
-	link   link
+	link link // if linked
 }
 
 // measure is what is known of a path by asking.
 type measure struct {
 	rtt      time.Duration // 0: never answered
-	answered time.Time     // last
-	asked    time.Time     // last
-	silent   time.Time     // since when it is asked in vain; zero: not
+	answered moment        // last
+	asked    moment        // last
+	silent   moment        // since when it is asked in vain; zero: not
 }
 
-func (x *measure) ask(now time.Time) {
+func (x *measure) ask(now moment) {
 	x.asked = now
 	if x.silent.IsZero() {
 		x.silent = now
 	}
 }
 
-func (x *measure) answer(rtt time.Duration, now time.Time) {
+func (x *measure) answer(rtt time.Duration, now moment) {
 	rtt = max(rtt, time.Microsecond)
 	if x.rtt == 0 || rtt < x.rtt {
 		x.rtt = rtt
 	} else {
 		x.rtt += (rtt - x.rtt) / 16
 	}
-	x.answered, x.silent = now, time.Time{}
+	x.answered, x.silent = now, 0
 }
 
 // cand is an address where the node may be.
 type cand struct {
 	measure
-	addr   netip.AddrPort
-	listed bool      // in its record
-	heard  time.Time // something came from there
+	addr  netip.AddrPort
+	heard moment // something came from there
 }
+
+// last returns when there was a sign from there last.
+func (c *cand) last() moment { return later(c.heard, c.answered) }
 
 // routed is a path through relays.
 type routed struct {
@@ -126,36 +132,26 @@ func (m *Machine) state(id uint64) *state {
 	}
 	if n.state == nil {
 		n.state = &state{n: n, index: -1, path: n.guess()}
-		n.state.relist()
+		n.state.relist(0)
 	}
 	return n.state
 }
 
-// relist makes the candidates those of the record, and those which were seen.
-func (s *state) relist() {
-	var next []cand
-	for _, a := range s.n.candidates {
-		if len(next) == MaxCandidates {
-			break
-		}
+// relist makes the candidates those of the record, and those which were seen; before is how many of those until now were of the record.
+func (s *state) relist(before int) {
+	listed := s.n.listed()
+	next := make([]cand, 0, len(listed)+2)
+	for _, a := range listed {
 		c := cand{addr: a}
 		if old := s.cand(a); old != nil {
 			c = *old
 		}
-		c.listed = true
 		next = append(next, c)
 	}
-	for _, c := range s.cands {
-		if slices.ContainsFunc(next, func(o cand) bool { return o.addr == c.addr }) {
-			continue
+	for i, c := range s.cands {
+		if !slices.Contains(listed, c.addr) && (i >= before || s.path == Direct(c.addr)) {
+			next = append(next, c)
 		}
-		if c.listed {
-			c.listed = false
-			if s.path != Direct(c.addr) {
-				continue
-			}
-		}
-		next = append(next, c)
 	}
 	s.cands = next
 }
@@ -171,19 +167,14 @@ func (s *state) cand(a netip.AddrPort) *cand {
 }
 
 // see returns the candidate with that address, which may be new.
-func (s *state) see(a netip.AddrPort, now time.Time) *cand {
+func (s *state) see(a netip.AddrPort) *cand {
 	if c := s.cand(a); c != nil {
 		return c
 	}
-	if len(s.cands) >= MaxCandidates {
-		s.cands = slices.DeleteFunc(s.cands, func(c cand) bool {
-			return !c.listed && s.path != Direct(c.addr) && now.Sub(later(c.heard, c.answered)) > seenFor
-		})
-	}
-	if len(s.cands) >= 2*MaxCandidates { // all of them lately: the oldest of those goes
+	if len(s.cands) >= MaxCandidates+maxSeen { // that which was heard least lately goes
 		oldest := -1
-		for i, c := range s.cands {
-			if !c.listed && s.path != Direct(c.addr) && (oldest < 0 || c.heard.Before(s.cands[oldest].heard)) {
+		for i := len(s.n.listed()); i < len(s.cands); i++ {
+			if s.path != Direct(s.cands[i].addr) && (oldest < 0 || s.cands[i].last() < s.cands[oldest].last()) {
 				oldest = i
 			}
 		}
@@ -241,7 +232,7 @@ func (s *state) rtt() time.Duration {
 func (s *state) direct() bool { return s.proven && !s.path.Relayed() }
 
 // alive tells that the path is direct and proven, and that there was a sign of life lately.
-func (s *state) alive(now time.Time) bool {
+func (s *state) alive(now moment) bool {
 	if !s.direct() {
 		return false
 	}
@@ -253,27 +244,27 @@ func (s *state) alive(now time.Time) bool {
 }
 
 // busy tells that the node is in use.
-func (s *state) busy(now time.Time) bool { return now.Before(s.attended) }
+func (s *state) busy(now moment) bool { return now.Before(s.attended) }
 
 // doubtful tells that the path does not answer as it should.
-func (s *state) doubtful(now time.Time) bool {
+func (s *state) doubtful(now moment) bool {
 	return !s.doubt.IsZero() && now.Sub(s.doubt) >= max(doubtAfter, 2*s.rtt())
 }
 
 // wake makes the next step one at that time, at the latest.
-func (m *Machine) wake(s *state, at time.Time) {
+func (m *Machine) wake(s *state, at moment) {
 	switch {
 	case s.index < 0:
 		s.due = at
 		heap.Push(&m.due, s)
 	case at.Before(s.due):
 		s.due = at
-		heap.Fix(&m.due, s.index)
+		heap.Fix(&m.due, int(s.index))
 	}
 }
 
 // step does what is due for a state, the first in the queue.
-func (m *Machine) step(s *state, now time.Time) {
+func (m *Machine) step(s *state, now moment) {
 	heap.Pop(&m.due)
 	next := m.watch(s, now)
 	next = sooner(next, m.examineOn(s, now))
@@ -289,17 +280,17 @@ func (m *Machine) step(s *state, now time.Time) {
 }
 
 // use makes p the path. It is proven, or used on trust.
-func (m *Machine) use(s *state, p Path, proven bool, now time.Time) {
+func (m *Machine) use(s *state, p Path, proven bool, now moment) {
 	if s.path == p && s.proven == proven {
 		return
 	}
 	from, neighbour := s.path, s.direct()
 	if from != p {
-		s.since, s.doubt, s.asked = now, time.Time{}, time.Time{}
+		s.since, s.doubt, s.asked = now, 0, 0
 	}
 	s.path, s.proven, s.roamed = p, proven, false
 	if proven {
-		s.heard, s.doubt = now, time.Time{}
+		s.heard, s.doubt = now, 0
 	}
 	if neighbour && !s.direct() {
 		m.unlink(s, now)
@@ -310,7 +301,7 @@ func (m *Machine) use(s *state, p Path, proven bool, now time.Time) {
 }
 
 // askPath pings the path in use.
-func (m *Machine) askPath(s *state, now time.Time) {
+func (m *Machine) askPath(s *state, now moment) {
 	if !s.path.Valid() {
 		return
 	}
@@ -321,24 +312,24 @@ func (m *Machine) askPath(s *state, now time.Time) {
 	if s.path.Relayed() {
 		m.askRoute(s, s.path, now)
 	} else {
-		m.askDirect(s, s.see(s.path.Addr, now), now)
+		m.askDirect(s, s.see(s.path.Addr), now)
 	}
 }
 
-func (m *Machine) askDirect(s *state, c *cand, now time.Time) {
+func (m *Machine) askDirect(s *state, c *cand, now moment) {
 	c.ask(now)
 	m.ask(s.n.id, Direct(c.addr), edge{}, now)
 }
 
-func (m *Machine) askRoute(s *state, p Path, now time.Time) {
+func (m *Machine) askRoute(s *state, p Path, now moment) {
 	s.route(p).ask(now)
 	m.ask(s.n.id, p, edge{}, now)
 }
 
 // hear is Heard.
-func (m *Machine) hear(s *state, by Path, now time.Time) {
+func (m *Machine) hear(s *state, by Path, now moment) {
 	if by == s.path {
-		s.heard, s.doubt = now, time.Time{}
+		s.heard, s.doubt = now, 0
 		return
 	}
 	if by.Relayed() {
@@ -348,7 +339,7 @@ func (m *Machine) hear(s *state, by Path, now time.Time) {
 		return
 	}
 	known := s.cand(by.Addr) != nil
-	c := s.see(by.Addr, now)
+	c := s.see(by.Addr)
 	c.heard = now
 	switch {
 	case !s.proven && !s.roamed, !s.path.Relayed() && (!known || s.doubtful(now)):
@@ -359,7 +350,7 @@ func (m *Machine) hear(s *state, by Path, now time.Time) {
 }
 
 // roam makes p the path on trust, as something authentic came that way.
-func (m *Machine) roam(s *state, p Path, now time.Time) {
+func (m *Machine) roam(s *state, p Path, now moment) {
 	m.use(s, p, false, now)
 	s.roamed, s.heard = true, now
 	m.askPath(s, now)
@@ -367,14 +358,14 @@ func (m *Machine) roam(s *state, p Path, now time.Time) {
 }
 
 // pinged is Pinged.
-func (m *Machine) pinged(s *state, by Path, now time.Time) {
+func (m *Machine) pinged(s *state, by Path, now moment) {
 	if by.Relayed() {
 		if !s.proven && now.Sub(s.route(by).asked) > reaskAfter {
 			m.askRoute(s, by, now)
 		}
 		return
 	}
-	c := s.see(by.Addr, now)
+	c := s.see(by.Addr)
 	c.heard = now
 	if now.Sub(c.asked) > reaskAfter && (!s.proven || now.Sub(c.answered) > provenFor || by != s.path && now.Sub(c.asked) > hearWithin) {
 		m.askDirect(s, c, now)
@@ -382,10 +373,10 @@ func (m *Machine) pinged(s *state, by Path, now time.Time) {
 }
 
 // answered is Pong, for what was asked of the node.
-func (m *Machine) answered(s *state, p ping, now time.Time) {
+func (m *Machine) answered(s *state, p ping, now moment) {
 	same := s.path == p.path
 	if same {
-		s.heard, s.doubt = now, time.Time{}
+		s.heard, s.doubt = now, 0
 	}
 	if p.path.Relayed() {
 		r := s.route(p.path)
@@ -402,7 +393,7 @@ func (m *Machine) answered(s *state, p ping, now time.Time) {
 		}
 		return
 	}
-	c := s.see(p.path.Addr, now)
+	c := s.see(p.path.Addr)
 	c.answer(now.Sub(p.at), now)
 	switch {
 	case !s.direct(), !same && (s.doubtful(now) || s.follows(c, now)):
@@ -418,7 +409,7 @@ func (m *Machine) answered(s *state, p ping, now time.Time) {
 
 // follows tells whether c, which answers, should be the path as the node has been heard from there, lately and not from where it was: who does
 // not use the path leaves the choice to who does.
-func (s *state) follows(c *cand, now time.Time) bool {
+func (s *state) follows(c *cand, now moment) bool {
 	if s.busy(now) {
 		return false
 	}
@@ -427,7 +418,7 @@ func (s *state) follows(c *cand, now time.Time) bool {
 }
 
 // faster tells whether x is so much faster than the path in use that it should be that.
-func (s *state) faster(x *measure, now time.Time) bool {
+func (s *state) faster(x *measure, now moment) bool {
 	old := s.rtt()
 	if old == 0 {
 		return false
@@ -440,27 +431,26 @@ func (s *state) faster(x *measure, now time.Time) bool {
 }
 
 // prefer makes p the path, which is faster than that in use.
-func (m *Machine) prefer(s *state, p Path, now time.Time) {
+func (m *Machine) prefer(s *state, p Path, now moment) {
 	s.chose = now
 	s.fickle = min(s.fickle+1, maxFickle)
 	m.use(s, p, true, now)
 }
 
 // moved notes that the record of a node has other addresses, or that it was started anew.
-func (m *Machine) moved(s *state, reboot bool, now time.Time) {
-	s.relist()
-	s.retryAt, s.patience = time.Time{}, 0
+func (m *Machine) moved(s *state, before int, reboot bool, now moment) {
+	s.relist(before)
+	s.retryAt, s.patience = 0, 0
 	if reboot {
 		s.routes = slices.DeleteFunc(s.routes, func(r routed) bool { return r.path != s.path })
 	}
 	if !s.path.Valid() || !s.proven && !s.roamed && !s.path.Relayed() && s.cand(s.path.Addr) == nil {
 		m.use(s, s.n.guess(), false, now)
 	}
-	c := s.cand(s.path.Addr)
 	switch {
 	case s.busy(now):
 		m.begin(s, s.proven, now)
-	case s.proven && (reboot || s.path.Relayed() || c == nil || !c.listed) && !s.linked && !s.alive(now):
+	case s.proven && (reboot || s.path.Relayed() || !slices.Contains(s.n.listed(), s.path.Addr)) && !s.linked && !s.alive(now):
 		m.use(s, s.path, false, now) // whoever wants to reach it asks first
 	}
 }

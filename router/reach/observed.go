@@ -28,7 +28,7 @@ type observed struct {
 type sighting struct {
 	by   uint64
 	addr netip.AddrPort
-	at   time.Time
+	at   moment
 }
 
 func (o *observed) init() { o.by = make([]sighting, 0, MaxLinks) }
@@ -37,7 +37,7 @@ func (o *observed) init() { o.by = make([]sighting, 0, MaxLinks) }
 func (o *observed) clear() { o.by = o.by[:0] }
 
 // note notes that a node has seen this one at a, and reports whether the list has changed.
-func (o *observed) note(by uint64, a netip.AddrPort, now time.Time) bool {
+func (o *observed) note(by uint64, a netip.AddrPort, now moment) bool {
 	if !a.IsValid() {
 		return false
 	}
@@ -67,7 +67,7 @@ func (o *observed) note(by uint64, a netip.AddrPort, now time.Time) bool {
 }
 
 // expire forgets what is too old. It returns whether the list has changed, and when to look again; zero: not.
-func (o *observed) expire(now time.Time) (next time.Time, changed bool) {
+func (o *observed) expire(now moment) (next moment, changed bool) {
 	n := len(o.by)
 	o.by = slices.DeleteFunc(o.by, func(s sighting) bool { return now.Sub(s.at) > observedFor })
 	for _, s := range o.by {

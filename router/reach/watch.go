@@ -30,7 +30,7 @@ const (
 )
 
 // attend notes that a node is in use for that long.
-func (m *Machine) attend(s *state, d time.Duration, now time.Time) {
+func (m *Machine) attend(s *state, d time.Duration, now moment) {
 	fresh := !s.busy(now)
 	if until := now.Add(d); until.After(s.attended) {
 		s.attended = until
@@ -41,7 +41,7 @@ func (m *Machine) attend(s *state, d time.Duration, now time.Time) {
 	s.compared = now
 	switch {
 	case !s.proven && !s.roamed:
-		s.retryAt = time.Time{}
+		s.retryAt = 0
 		if s.exam == nil {
 			m.begin(s, false, now)
 		}
@@ -54,16 +54,16 @@ func (m *Machine) attend(s *state, d time.Duration, now time.Time) {
 }
 
 // watch does what is due for the path of a node in use, and returns when to look again; zero: not.
-func (m *Machine) watch(s *state, now time.Time) time.Time {
+func (m *Machine) watch(s *state, now moment) moment {
 	if !s.busy(now) {
 		if s.roamed && !s.proven { // asked, but nobody waits for the answer
 			s.roamed = false
 		}
-		return time.Time{}
+		return 0
 	}
 	if !s.proven && !s.roamed {
 		if s.exam != nil {
-			return time.Time{}
+			return 0
 		}
 		if now.Before(s.retryAt) {
 			return s.retryAt
@@ -86,7 +86,7 @@ func (m *Machine) watch(s *state, now time.Time) time.Time {
 }
 
 // watchPath asks the path in use when that is due, and gives it up when it has not answered for too long.
-func (m *Machine) watchPath(s *state, now time.Time) time.Time {
+func (m *Machine) watchPath(s *state, now moment) moment {
 	rtt := s.rtt()
 	if s.doubt.IsZero() {
 		next := s.heard.Add(hearWithin)
@@ -104,10 +104,8 @@ func (m *Machine) watchPath(s *state, now time.Time) time.Time {
 		return now
 	}
 	if !now.Before(race) {
-		race = time.Time{}
-		if s.exam == nil && s.examined.Before(s.doubt) {
-			m.begin(s, true, now)
-		}
+		race = 0
+		m.beginAfter(s, s.doubt, now)
 	}
 	again := s.asked.Add(max(askGap, 3*rtt/2))
 	if !now.Before(again) {
@@ -118,7 +116,7 @@ func (m *Machine) watchPath(s *state, now time.Time) time.Time {
 }
 
 // lose gives the path in use up, for the best that has answered since it was doubted, or else for what seems likely.
-func (m *Machine) lose(s *state, now time.Time) {
+func (m *Machine) lose(s *state, now moment) {
 	lost := s.path
 	since := s.doubt
 	if since.IsZero() {
@@ -127,22 +125,20 @@ func (m *Machine) lose(s *state, now time.Time) {
 	if !lost.Relayed() && now.Sub(s.since) > directMost {
 		s.patience = 0 // it was good for a while
 	}
-	s.doubt = time.Time{}
+	s.doubt = 0
 	next, ok := s.answering(lost, since)
 	if !ok {
 		next = m.likely(s, lost, now)
 	}
 	m.use(s, next, ok, now)
-	if s.exam == nil {
-		s.retryAt = time.Time{}
-		if !ok || next.Relayed() {
-			m.begin(s, ok, now)
-		}
+	s.retryAt = 0
+	if !ok || next.Relayed() {
+		m.beginAfter(s, since, now)
 	}
 }
 
 // answering returns the best path but lost that has answered since the given time: direct if there is one.
-func (s *state) answering(lost Path, since time.Time) (best Path, ok bool) {
+func (s *state) answering(lost Path, since moment) (best Path, ok bool) {
 	var rtt time.Duration
 	for _, c := range s.cands {
 		if p := Direct(c.addr); p != lost && c.answered.After(since) && (!ok || c.rtt < rtt) {
@@ -161,7 +157,7 @@ func (s *state) answering(lost Path, since time.Time) (best Path, ok bool) {
 }
 
 // likely returns a path to use on trust now that lost does not answer: a route, if the direct way does not answer, or that if it is not known not to.
-func (m *Machine) likely(s *state, lost Path, now time.Time) Path {
+func (m *Machine) likely(s *state, lost Path, now moment) Path {
 	var silent *cand
 	for i := range s.cands {
 		c := &s.cands[i]
@@ -190,7 +186,7 @@ func (m *Machine) likely(s *state, lost Path, now time.Time) Path {
 }
 
 // compare measures all paths to a node in use of the kind that is in use.
-func (m *Machine) compare(s *state, now time.Time) {
+func (m *Machine) compare(s *state, now moment) {
 	s.compared = now
 	if !s.path.Relayed() {
 		if len(s.cands) > 1 {
