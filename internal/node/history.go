@@ -156,15 +156,22 @@ func (h *history) update(id mesh.NodeID, change func(*told)) {
 	defer h.mu.Unlock()
 	t := h.told[id]
 	change(&t)
+	h.set(id, t)
+}
+
+// set is update for whoever has h.mu.
+func (h *history) set(id mesh.NodeID, t told) {
 	if h.told[id] != t {
 		h.told[id], h.dirty[id] = t, true
 	}
 }
 
-// keepOnly forgets the nodes that are not known any more.
-func (h *history) keepOnly(known map[mesh.NodeID]bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// keepOnly forgets the nodes that are not known any more. The caller has h.mu.
+func (h *history) keepOnly(nodes []mesh.Node) {
+	known := make(map[mesh.NodeID]bool, len(nodes))
+	for _, m := range nodes {
+		known[m.ID] = true
+	}
 	for id := range h.told {
 		if !known[id] {
 			delete(h.told, id)

@@ -31,30 +31,41 @@ type watcher struct {
 // look compares the nodes with what was said of them last, and returns the news, and when it should look again although
 // nothing changes; zero: not.
 func (w *watcher) look(nodes []mesh.Node, now time.Time) (news []events.Event, again time.Time) {
-	known := make(map[mesh.NodeID]bool, len(nodes))
-	for _, m := range nodes {
-		known[m.ID] = true
-		if m.Status == mesh.Self {
-			continue
+	alive := mesh.Alive.String()
+	w.h.mu.Lock()
+	defer w.h.mu.Unlock()
+	known := 0
+	for i := range nodes {
+		m := &nodes[i]
+		before, met := w.h.told[m.ID]
+		if met {
+			known++
 		}
-		before := w.h.get(m.ID)
-		if m.Status == mesh.Failed && before.Status == mesh.Alive.String() && !w.seen[m.ID] {
+		if m.Status == mesh.Self || m.Status == mesh.Alive && m.Boot == before.Boot && before.Status == alive && w.seen[m.ID] {
+			continue // as is usual
+		}
+		if m.Status == mesh.Failed && before.Status == alive && !w.seen[m.ID] {
 			if end := w.started.Add(settleTime); now.Before(end) {
 				again = end
 				continue
 			}
 		}
-		e, said := w.judge(m, before, now)
-		if !said {
+		e, change := w.judge(*m, before, now)
+		if !change {
 			continue
 		}
-		w.h.update(m.ID, func(t *told) { t.Status, t.Since, t.Boot = m.Status.String(), m.Since.Round(0), m.Boot })
+		if !met {
+			known++
+		}
+		w.h.set(m.ID, told{Status: m.Status.String(), Since: m.Since.Round(0), Boot: m.Boot, Path: before.Path})
 		if e.Kind != "" {
-			e.Node, e.NodeID = shownName(m), m.ID.String()
+			e.Node, e.NodeID = shownName(*m), m.ID.String()
 			news = append(news, e)
 		}
 	}
-	w.h.keepOnly(known)
+	if known < len(w.h.told) {
+		w.h.keepOnly(nodes)
+	}
 	return gather(news), again
 }
 
