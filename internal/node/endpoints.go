@@ -24,6 +24,8 @@ const (
 	seenPlaces   = 4
 	// seenGap is the shortest time between two changes of the record, which costs the whole mesh, for what others see.
 	seenGap = 10 * time.Second
+	// maxPast bounds how many addresses are remembered that the host had.
+	maxPast = 64
 )
 
 // reach is what the data path knows of how this node is reached.
@@ -37,6 +39,7 @@ type reach struct {
 type whereabouts struct {
 	mu     sync.Mutex
 	link   hostnet.Link
+	past   []netip.Addr // that the host had and has no more, the latest last: who still says that it sees the node there is late
 	said   []netip.Addr // of link, in an event
 	saidAt time.Time
 	seen   []netip.AddrPort // by others
@@ -56,6 +59,13 @@ func (w *whereabouts) set(l hostnet.Link) (moved bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	moved = l.Addr != w.link.Addr || !slices.Equal(l.Addrs, w.link.Addrs)
+	w.past = slices.DeleteFunc(w.past, func(a netip.Addr) bool { return slices.Contains(l.Addrs, a) || slices.Contains(w.link.Addrs, a) })
+	for _, a := range w.link.Addrs {
+		if !slices.Contains(l.Addrs, a) {
+			w.past = append(w.past, a)
+		}
+	}
+	w.past = w.past[max(0, len(w.past)-maxPast):]
 	w.link = l
 	return moved
 }
@@ -80,7 +90,7 @@ func (w *whereabouts) see(r reach, now time.Time) (again time.Duration) {
 	var seen []netip.AddrPort
 	for _, a := range r.observed {
 		a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-		if !r.symmetric && a.Port() != 0 && a.Addr().IsGlobalUnicast() && !slices.Contains(seen, a) {
+		if !r.symmetric && a.Port() != 0 && !slices.Contains(w.past, a.Addr()) && a.Addr().IsGlobalUnicast() && !slices.Contains(seen, a) {
 			seen = append(seen, a)
 		}
 	}

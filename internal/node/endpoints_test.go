@@ -84,6 +84,35 @@ func TestSeenAddressesDoNotChurn(t *testing.T) {
 	}
 }
 
+// Who still sees the node at an address that its host had does not bring it back into the record.
+func TestPastAddressesAreNotSeen(t *testing.T) {
+	var w whereabouts
+	at := func(addrs ...string) hostnet.Link {
+		return hostnet.Link{Addr: netip.MustParseAddr(addrs[0]), Addrs: addrList(addrs...)}
+	}
+	expect := func(want string) {
+		t.Helper()
+		w.see(reach{observed: apList("192.0.2.1:6783", "203.0.113.9:40000")}, time.Now())
+		if got := strings.Join(texts(w.endpoints(6783)), " "); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	w.set(at("192.0.2.1"))
+	expect("192.0.2.1:6783 203.0.113.9:40000")
+	w.set(at("192.0.2.77"))
+	w.seenAt = time.Time{}
+	expect("192.0.2.77:6783 203.0.113.9:40000")
+	w.set(at("192.0.2.1"))
+	w.seenAt = time.Time{}
+	expect("192.0.2.1:6783 203.0.113.9:40000")
+	for i := range 1000 {
+		w.set(at(fmt.Sprintf("10.0.%d.%d", i/250, i%250+1)))
+	}
+	if n := len(w.past); n != maxPast || w.past[n-1] != netip.MustParseAddr("10.0.3.249") {
+		t.Errorf("%d addresses are remembered, the last %v", n, w.past[n-1])
+	}
+}
+
 // A host that gets another address says so at once, and says no more than what has changed.
 func TestRecordFollowsTheHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
