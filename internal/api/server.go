@@ -131,6 +131,7 @@ func (s *Server) handler() http.Handler {
 	post(mux, "explain", func(_ context.Context, r ExplainRequest) (Explanation, error) { return s.svc.Explain(r) })
 	post(mux, "gc", func(_ context.Context, r GCRequest) (GCResult, error) { return s.svc.GC(r) })
 	serveWireGuard(mux, s.svc)
+	serveTargets(mux, s.svc)
 	post(mux, "stop", func(context.Context, struct{}) (struct{}, error) {
 		s.svc.Stop()
 		return struct{}{}, nil

@@ -46,6 +46,7 @@ type Service interface {
 	WireGuard
 	Reclaim
 	Rotating
+	Targets
 }
 
 // Phase is how far a daemon has come.

@@ -115,7 +115,7 @@ func (c *Config) check() error {
 	for i, p := range c.Peers {
 		t, err := canonicalTarget(p, c.Port)
 		if err != nil {
-			return err
+			return fmt.Errorf("--peer %w", err)
 		}
 		c.Peers[i] = t
 	}
@@ -180,11 +180,11 @@ func canonicalTarget(s string, port uint16) (string, error) {
 	if strings.Contains(s, ":") {
 		var err error
 		if host, p, err = net.SplitHostPort(s); err != nil {
-			return "", fmt.Errorf("--peer %q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
+			return "", fmt.Errorf("%q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
 		}
 	}
 	if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t/") {
-		return "", fmt.Errorf("--peer %q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
+		return "", fmt.Errorf("%q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
 	}
 	return net.JoinHostPort(host, p), nil
 }

@@ -54,6 +54,7 @@ type Node struct {
 	mtu       int           // of workloads and TUN device; set before the engines
 	changed   signal        // records or ring did
 	quit      context.CancelCauseFunc
+	targeting sync.Mutex // one connect or disconnect at a time
 
 	running atomic.Pointer[engines]
 

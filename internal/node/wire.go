@@ -104,10 +104,14 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		n.records.saved[k.ID] = k.Seq
 		signed = append(signed, k.Signed)
 	}
+	targets, err := n.allTargets()
+	if err != nil {
+		return nil, err
+	}
 	keys := meshKeys(n.rotor.snapshot())
 	m, err := mesh.New(mesh.Config{
 		Identity: n.state.signer, Name: n.cfg.Name, Keys: keys[0], Accept: keys[1:], Universe: info,
-		Port: n.cfg.Port, Advertise: link.Addr, Targets: n.cfg.Peers, Known: signed,
+		Port: n.cfg.Port, Advertise: link.Addr, Targets: targets, Known: signed,
 		Packets: packets{e}, Network: n.sys.network(), Log: n.log.Named("mesh"),
 		OnChange:  n.changed.raise,
 		OnRefused: n.noteRefused,
