@@ -158,12 +158,12 @@ func benchFigure(p api.BenchProgress) string {
 }
 
 func showBench(w io.Writer, r api.BenchResult) error {
-	path := ""
+	largest := ""
 	if r.PathMTU > 0 {
-		path = fmt.Sprintf(", path MTU %d", r.PathMTU)
+		largest = fmt.Sprintf(", path MTU %d", r.PathMTU)
 	}
 	if _, err := fmt.Fprintf(w, "%s (%s, %v) to %s (%s, %v)\npath %s, %s, overlay MTU %d%s\n\n",
-		r.From.Name, r.From.Build, r.From.Address, r.To.Name, r.To.Build, r.To.Address, r.Path, r.Suite, r.MTU, path); err != nil {
+		r.From.Name, r.From.Build, r.From.Address, r.To.Name, r.To.Build, r.To.Address, path(api.Peer{Path: r.Path, Via: r.Via}), r.Suite, r.MTU, largest); err != nil {
 		return fmt.Errorf("writing the result: %w", err)
 	}
 	cpu := func(process, engine float64) string { return fmt.Sprintf("%.3f (%.3f)", process, engine) }

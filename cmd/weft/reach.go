@@ -56,7 +56,7 @@ func relaying(r api.Relaying) string {
 	if r.Limit > 0 {
 		limit = "at most " + rate(r.Limit)
 	}
-	text := fmt.Sprintf("%s, %s for others, %s", count(r.Packets, "packet", "packets"), size(r.Bytes), limit)
+	text := fmt.Sprintf("%s, %s and %s for others, %s", count(r.Packets, "packet", "packets"), size(r.Bytes), count(r.Control, "control datagram", "control datagrams"), limit)
 	if r.Dropped > 0 {
 		text += fmt.Sprintf("; %s dropped beyond that", count(r.Dropped, "packet", "packets"))
 	}

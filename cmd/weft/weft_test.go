@@ -43,7 +43,7 @@ func daemon() *apitest.Daemon {
 				Addresses: []string{"10.0.0.1:6783", "203.0.113.9:6783"}, Observed: []string{"203.0.113.9:6783"}, NAT: api.NATCone, Links: []string{"n2"},
 				Relays: []api.Relay{{Node: "n2", Peers: 1}}, Blocked: []string{"UDP does not get through to 192.0.2.4:6783, TCP does: let UDP port 6783 pass"},
 			},
-			Relaying: &api.Relaying{Limit: 1e9, Packets: 1, Bytes: 3 << 20, Dropped: 7},
+			Relaying: &api.Relaying{Limit: 1e9, Packets: 1, Bytes: 3 << 20, Control: 9, Dropped: 7},
 			Warnings: []string{"2 nodes are named n2; give each a name of its own with --name"},
 		},
 		Nodes: []api.Peer{
@@ -93,7 +93,7 @@ reached at:    10.0.0.1:6783, 203.0.113.9:6783
 NAT:           one that keeps its port: others see it at 203.0.113.9:6783
 links:         n2
 relays used:   n2 (for 1 node)
-relaying:      1 packet, 3.0 MiB for others, at most 1gbit; 7 packets dropped beyond that
+relaying:      1 packet, 3.0 MiB and 9 control datagrams for others, at most 1gbit; 7 packets dropped beyond that
 peer n9:6783:  waiting: no such host n9
 warning: UDP does not get through to 192.0.2.4:6783, TCP does: let UDP port 6783 pass
 warning: 2 nodes are named n2; give each a name of its own with --name

@@ -38,7 +38,8 @@ type BenchProgress struct {
 type BenchResult struct {
 	From    BenchNode    `json:"from"` // this node
 	To      BenchNode    `json:"to"`
-	Path    string       `json:"path"`
+	Path    string       `json:"path"`          // as of a Peer
+	Via     []string     `json:"via,omitempty"` // as of a Peer
 	Suite   string       `json:"suite,omitempty"`
 	MTU     int          `json:"overlay_mtu_bytes"`        // the smaller one of the two nodes'
 	PathMTU int          `json:"path_mtu_bytes,omitempty"` // largest packet of the overlay that was seen to get there; 0: not known

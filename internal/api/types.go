@@ -128,9 +128,10 @@ type Relay struct {
 type Relaying struct {
 	Off     bool   `json:"off"`                   // it does not
 	Limit   uint64 `json:"limit_bits_per_second"` // 0: none
-	Packets uint64 `json:"packets"`
+	Packets uint64 `json:"packets"`               // of data
 	Bytes   uint64 `json:"bytes"`
-	Dropped uint64 `json:"dropped"` // packets, beyond the limit
+	Control uint64 `json:"control"` // datagrams of gossip and the like
+	Dropped uint64 `json:"dropped"` // of both, beyond the limit
 }
 
 // NodeCount counts the nodes of the mesh, oneself included, by liveness.

@@ -30,7 +30,11 @@ func (b *benches) describe(to mesh.Node, ask bench.Message, p bench.Params) api.
 func (b *benches) addPath(r *api.BenchResult, to mesh.Node) {
 	for _, s := range b.e.plane.PeerStats() {
 		if s.Key == session.PublicKey(to.PublicKey) {
-			r.Path = "udp"
+			i := pathOf(s)
+			r.Path = i.path
+			if i.path == pathRelay {
+				r.Via = namesOf(i.via, shownNames(b.e.mesh.Nodes()))
+			}
 			if s.Confirmed {
 				r.PathMTU = s.MTU
 			}

@@ -12,13 +12,14 @@ import (
 
 	"github.com/weftnet/weft/internal/events"
 	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
 )
 
-// The paths to a node, as the API names them.
+// The paths to a node, as the API names them, too.
 const (
-	pathDirect = "udp"
-	pathRelay  = "relay"
-	pathNone   = "none"
+	pathDirect = router.PathUDP
+	pathRelay  = router.PathRelay
+	pathNone   = router.PathNone
 )
 
 const (
@@ -38,7 +39,7 @@ type pathChange struct {
 	via  []mesh.NodeID  // of pathRelay, the nearest one first
 	why  string
 
-	at time.Time // filled in by note
+	at time.Time // zero: filled in by note
 }
 
 // key tells paths apart.
@@ -67,7 +68,9 @@ func newPathNews() pathNews {
 
 // note takes note of a change. It does not block.
 func (p *pathNews) note(c pathChange) {
-	c.at = time.Now()
+	if c.at.IsZero() {
+		c.at = time.Now()
+	}
 	p.mu.Lock()
 	if _, again := p.latest[c.node]; !again {
 		p.order = append(p.order, c.node)

@@ -4,6 +4,7 @@ package node
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -44,6 +45,7 @@ func (n *Node) reachStatus(e *engines, nodes []mesh.Node, stats []router.PeerSta
 		NAT: natOf(r, e.where.exit().Addrs, n.cfg.Port), Links: append([]string{}, namesOf(r.links, names)...),
 	}
 	slices.Sort(res.Links)
+	res.Blocked = blocked(nodes)
 	peers := map[mesh.NodeID]int{}
 	for _, s := range stats {
 		if i := pathOf(s); i.path == pathRelay {
@@ -57,6 +59,24 @@ func (n *Node) reachStatus(e *engines, nodes []mesh.Node, stats []router.PeerSta
 	}
 	slices.SortFunc(res.Relays, func(a, b api.Relay) int { return cmp.Or(cmp.Compare(b.Peers, a.Peers), cmp.Compare(a.Node, b.Node)) })
 	return res
+}
+
+// mostBlocked is how many nodes are named of which it is known that something does not get through to them.
+const mostBlocked = 8
+
+// blocked says what does not get through to which nodes.
+func blocked(nodes []mesh.Node) (lines []string) {
+	for _, m := range nodes {
+		if m.Blocked != "" {
+			lines = append(lines, m.Blocked)
+		}
+	}
+	slices.Sort(lines)
+	lines = slices.Compact(lines)
+	if n := len(lines) - mostBlocked; n > 0 {
+		lines = append(lines[:mostBlocked], fmt.Sprintf("so it is with %d nodes more", n))
+	}
+	return lines
 }
 
 // natOf tells what is between this node, whose interfaces have the addresses own, and those who see it.
@@ -88,9 +108,29 @@ func pathOf(s router.PeerStats) pathInfo {
 	return pathInfo{path: cmp.Or(s.Path, pathDirect), via: nodeIDs(s.Via), rtt: s.RTT, since: s.PathSince, why: s.Why}
 }
 
+// changeOf makes a change of a path of the router's.
+func changeOf(e router.PathEvent) pathChange {
+	return pathChange{node: mesh.NodeID(e.Node), path: e.Path, addr: e.Addr, via: nodeIDs(e.Via), why: e.Why, at: e.At}
+}
+
+// reachOf translates what the router knows of how this node is reached.
+func reachOf(r router.Reach) reach {
+	return reach{observed: r.Observed, symmetric: r.Symmetric, links: nodeIDs(r.Links)}
+}
+
+// nodeIDs are nodes as the router has them.
+func nodeIDs(ids []uint64) []mesh.NodeID {
+	var list []mesh.NodeID
+	for _, id := range ids {
+		list = append(list, mesh.NodeID(id))
+	}
+	return list
+}
+
 // relaying tells what this node passes on for others.
 func (n *Node) relaying(s router.Stats) *api.Relaying {
 	return &api.Relaying{
-		Off: n.cfg.NoRelay, Limit: n.cfg.RelayLimit, Packets: s.Relayed.Packets, Bytes: s.Relayed.Bytes, Dropped: s.Drops[router.DropRelayLimit],
+		Off: n.cfg.NoRelay, Limit: n.cfg.RelayLimit, Packets: s.Relayed.Packets, Bytes: s.Relayed.Bytes, Control: s.ControlRelayed,
+		Dropped: s.Drops[router.DropRelayLimit] + s.Drops[router.DropControlLimit],
 	}
 }

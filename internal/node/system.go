@@ -187,17 +187,7 @@ func (p kernelPlane) TUN() TUN {
 
 // Reach is that of dataplane.
 func (p kernelPlane) Reach() reach {
-	r := p.Router.Reach()
-	return reach{observed: r.Observed, symmetric: r.Symmetric, links: nodeIDs(r.Links)}
-}
-
-// nodeIDs are nodes as the router has them.
-func nodeIDs(ids []uint64) []mesh.NodeID {
-	var list []mesh.NodeID
-	for _, id := range ids {
-		list = append(list, mesh.NodeID(id))
-	}
-	return list
+	return reachOf(p.Router.Reach())
 }
 
 func (p kernelPlane) Shards() int { return len(p.device.Queues()) }
@@ -221,9 +211,7 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, NoRelay: c.noRelay, RelayLimit: c.relayLimit, Private: c.private, Preshared: c.preshared,
 		TUN: router.Queues(dev), Conns: router.Conns(conns.data), CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
 		OnReach: c.onReach,
-		OnPath: func(e router.PathEvent) {
-			c.onPath(pathChange{node: mesh.NodeID(e.Node), path: e.Path, addr: e.Addr, via: nodeIDs(e.Via), why: e.Why})
-		},
+		OnPath:  func(e router.PathEvent) { c.onPath(changeOf(e)) },
 	}
 	if conns.control != nil {
 		config.ControlConn = conns.control
