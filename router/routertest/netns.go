@@ -79,21 +79,27 @@ func onThread(tb testing.TB, f func()) {
 // address each: .1 and .2 of 192.0.2.0/24, and ::1 and ::2 of 2001:db8::/64.
 func Link(a, b *Namespace, mtu int) {
 	a.tb.Helper()
-	a.Do(func() {
-		err := netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: mtu},
-			PeerName:  "eth0", PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(b.handle),
-		})
-		if err != nil {
-			a.tb.Fatalf("veth pair: %v", err)
-		}
-	})
+	Pair(a, "eth0", b, "eth0", mtu)
 	for i, n := range []*Namespace{a, b} {
 		host := byte(i + 1)
 		n.Address("eth0",
 			netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, host}), 24),
 			netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: host}), 64))
 	}
+}
+
+// Pair joins two namespaces by a veth pair without addresses, called so in the one and so in the other.
+func Pair(a *Namespace, inA string, b *Namespace, inB string, mtu int) {
+	a.tb.Helper()
+	a.Do(func() {
+		err := netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: inA, MTU: mtu},
+			PeerName:  inB, PeerMTU: uint32(mtu), PeerNamespace: netlink.NsFd(b.handle),
+		})
+		if err != nil {
+			a.tb.Fatalf("veth pair: %v", err)
+		}
+	})
 }
 
 // Address gives a device addresses, usable at once, and brings it up.
