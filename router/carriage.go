@@ -81,6 +81,9 @@ func (s *shard) settleBy(by *carriage, now time.Time) {
 
 // tellSent tells the session with a neighbour that frames were sent in it.
 func (s *shard) tellSent(p *peer, now time.Time) {
+	if !p.course.frames.Load() {
+		p.course.frames.Store(true) // the way to it is in use
+	}
 	if p.sess.Sent(now, false) {
 		s.initiate(p, now)
 	}

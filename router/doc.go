@@ -34,6 +34,14 @@
 // a router owes, or fragmented where IPv4 allows that, before it is sealed. IPv6 packets of up to 1280 bytes must pass whatever the path
 // is: they go in pieces, which the router of the peer joins.
 //
+// # Relays
+//
+// What is for a peer that is not reached directly goes through up to four others (carriage.go, message.go): sealed for that peer, then put into a frame
+// (package relay) that is sealed for the first of them, which opens that, seals it for the next, and so on (relaying.go): at the price of one more seal at either end, and
+// without copying at a relay. All that a session sends goes that way, also handshakes and probes of path MTUs; the destination answers by the way
+// that a message came. Congestion marks, the DSCP and don't-fragment are carried on from stretch to stretch. When the way changes, sessions stay, and a larger packet is not sent before it is
+// known to pass.
+//
 // # Control datagrams
 //
 // What is not in a session is a control datagram (package envelope, control.go): the gossip of the mesh, which the router carries but
@@ -64,8 +72,9 @@
 //   - A packet enters only if its source belongs to the peer whose key opened it, and its destination to
 //     this host: nobody speaks for another, nobody routes through us but external peers, who have no other
 //     way (external.go).
+//   - What is relayed is sealed by the ends for each other. It is taken from members only, passed on directly or not at all, and never back; see relaying.go.
 //   - A peer's endpoint is the source of the last datagram that it authenticated.
 //
-// The package imports router/envelope, router/packet, router/pathmtu, router/session, router/route, router/tun and
-// router/underlay, and no other engine. Only the composition root imports it.
+// The package imports router/envelope, router/packet, router/pathmtu, router/reach, router/relay, router/route, router/session,
+// router/tun and router/underlay, and no other engine. Only the composition root imports it.
 package router

@@ -206,6 +206,12 @@ func (r *Router) renew(p *peer, now time.Time) {
 		r.post(r.shards[0], p, msg)
 	}
 	r.timers.touch(p)
+	if w := p.relayed(); w != nil && (p.pending.busy.Load() || p.sess.Key(now) != nil) {
+		// What goes by the first relay has to wait as long as there is no key for it.
+		if via := r.current.Load().firstRelay(w); via != nil && via.sess.Key(now) == nil {
+			r.initiate(r.shards[0], via, buf[:0], now)
+		}
+	}
 }
 
 // set makes the nodes among the peers those that the machine knows.
@@ -269,7 +275,7 @@ func (x *reaching) sample(p *peer, now time.Time) {
 	}
 	c := &p.course
 	tx, rx := p.tx.packets.Load(), p.rx.packets.Load()
-	used := tx != c.txSeen || rx != c.rxSeen || p.pending.busy.Load()
+	used := tx != c.txSeen || rx != c.rxSeen || p.pending.busy.Load() || c.frames.Swap(false)
 	c.txSeen, c.rxSeen = tx, rx
 	heard := c.heard.Swap(false)
 	w := c.way.Load()

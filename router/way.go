@@ -16,6 +16,7 @@ type course struct {
 
 	// Written by whichever goroutine it happens in.
 	heard  atomic.Bool           // something authentic came by way since the timer goroutine has last looked
+	frames atomic.Bool           // frames were handed to the peer since then
 	stray  atomic.Pointer[stray] // what was last heard by another way
 	wanted atomic.Int64          // when somebody last asked for a way while none was proven, in Unix nanoseconds
 	hint   atomic.Pointer[stray] // the last control datagram that the reaching was told of
