@@ -84,7 +84,7 @@ func (r *Router) sendWhole(p *peer, key *session.Keypair, b []byte, now time.Tim
 		return false, nil
 	}
 	h := r.head(p, w)
-	h.Whole = true
+	h.Whole, h.Urgent = true, true
 	at := session.HeaderSize + h.Len()
 	inner, err := key.Seal(buf[:at], b)
 	if err != nil {

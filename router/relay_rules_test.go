@@ -52,6 +52,32 @@ func TestRelayLimit(t *testing.T) {
 	}
 }
 
+// Where far more is sent than a relay passes on, that is not taken for a path that loses large packets, and sessions go on.
+func TestRelayLimitSparesProbes(t *testing.T) {
+	for _, s := range shapes[1:3] {
+		synctest.Test(t, func(t *testing.T) {
+			w := chain(t, 3, s, func(i int, c *router.Config) {
+				if i == 2 {
+					c.RelayLimit = 500e3
+				}
+			})
+			defer w.stop()
+			a, b := w.hosts[1], w.hosts[3]
+			establish(a, b)
+			stopA, stopB := a.count(3, 8*time.Millisecond, 1250), b.count(1, 8*time.Millisecond, 1250) // five times as much
+			time.Sleep(140 * time.Second)
+			stopA()
+			stopB()
+			for _, h := range []*host{a, b} {
+				if p := h.towards(4 - h.i); p.MTU != relayedMTU(3) || p.State != router.Established || time.Since(p.Handshake) > 130*time.Second {
+					t.Errorf("%v: host %d: %+v", s, h.i, p)
+				}
+				h.delivered()
+			}
+		})
+	}
+}
+
 // A host that does not relay passes nothing on, and is reached as ever.
 func TestNoRelay(t *testing.T) {
 	inEachShapeOf := func(f func(t *testing.T, w *web)) {

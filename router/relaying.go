@@ -89,7 +89,7 @@ func (s *shard) passOn(known *snapshot, frame []byte, now time.Time) error {
 	case to == nil || to.relayed() != nil:
 		s.stats.drop(DropRelayRoute)
 		return nil
-	case !s.r.relayBudget.take(now, size, size <= relaySmall):
+	case !s.r.relayBudget.take(now, size, size <= relaySmall || c.head.Urgent):
 		s.stats.drop(DropRelayLimit)
 		return nil
 	}

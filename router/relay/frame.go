@@ -7,7 +7,7 @@ import "encoding/binary"
 // A frame is laid out so:
 //
 //	byte 0    0x51: the four bits in which an IP packet has its version are 5; then the version of this format, 1
-//	byte 1    bit 7: whole; bits 4-6: n, the number of relays, 1 to 4; bits 0-2: at, which of relays and destination it goes to, from 0
+//	byte 1    bit 7: whole; bits 4-6: n, the number of relays, 1 to 4; bit 3: urgent; bits 0-2: at, which of relays and destination it goes to, from 0
 //	byte 2    type of service
 //	byte 3    bytes of padding behind the message, 0 to 15
 //	bytes 4-  NodeIDs, 8 bytes each, big endian: source, n relays, destination
@@ -19,10 +19,11 @@ const (
 	markerMask = 0xf0
 	version    = 1
 
-	wholeBit = 0x80
-	nShift   = 4
-	nMask    = 7
-	atMask   = 7
+	wholeBit  = 0x80
+	nShift    = 4
+	nMask     = 7
+	urgentBit = 0x08
+	atMask    = 7
 
 	fixedLen = 4
 	idLen    = 8
@@ -48,6 +49,8 @@ type Header struct {
 	TOS uint8
 	// Whole tells that these datagrams must not be fragmented.
 	Whole bool
+	// Urgent asks relays that have to drop frames to drop others first: it is a probe, of which the loss would be misread. Many of them are no better off.
+	Urgent bool
 	// Padding is how many bytes behind the message do not belong to it; Put sets it by itself.
 	Padding uint8
 }
@@ -90,6 +93,9 @@ func (h *Header) Put(b []byte, message int) {
 	if h.Whole {
 		b[1] |= wholeBit
 	}
+	if h.Urgent {
+		b[1] |= urgentBit
+	}
 	b[2] = h.TOS
 	b[3] = byte(-(n + message) & (padding - 1))
 	for i, id := range h.Nodes[:h.N+2] {
@@ -104,9 +110,8 @@ func (h *Header) Parse(b []byte) bool {
 		return false
 	}
 	h.N, h.At, h.Whole = b[1]>>nShift&nMask, b[1]&atMask, b[1]&wholeBit != 0
-	h.TOS, h.Padding = b[2], b[3]
-	// The fourth bit of at is not used, so that it must be 0.
-	if h.N < 1 || h.N > MaxRelays || h.At > h.N || b[1]&8 != 0 || h.Padding >= padding || len(b) <= h.Len()+int(h.Padding) {
+	h.Urgent, h.TOS, h.Padding = b[1]&urgentBit != 0, b[2], b[3]
+	if h.N < 1 || h.N > MaxRelays || h.At > h.N || h.Padding >= padding || len(b) <= h.Len()+int(h.Padding) {
 		return false
 	}
 	h.Nodes = [MaxRelays + 2]uint64{}
