@@ -27,6 +27,7 @@ const (
 	tcpNext   = 150 * time.Millisecond // between two addresses of a node
 	tcpMemory = time.Minute
 	helloLead = 1500 * time.Millisecond // instead of tcpLead, once TCP has connected
+	refusedTo = time.Second             // what is left for the other tries where TCP says that nobody listens
 )
 
 // try is one way to open a stream.
@@ -107,7 +108,7 @@ func (g greeter) first(ctx context.Context, tries []try, me introduction, want N
 	take := func(r result) {
 		ended++
 		switch {
-		case r.err != nil && (won != nil || errors.Is(ctx.Err(), context.Canceled)):
+		case r.err != nil && (won != nil || errors.Is(r.err, context.Canceled)):
 		case r.err != nil && r.by.tcp.IsValid():
 			byTCP = append(byTCP, r.err)
 		case r.err != nil:
@@ -122,6 +123,7 @@ func (g greeter) first(ctx context.Context, tries []try, me introduction, want N
 		}
 	}
 	refused := false
+	var last <-chan time.Time // when it is enough
 	for won == nil && !refused && ctx.Err() == nil && ended < len(tries) {
 		var due <-chan time.Time
 		stop := func() bool { return true }
@@ -140,6 +142,8 @@ func (g greeter) first(ctx context.Context, tries []try, me introduction, want N
 		select {
 		case <-due:
 		case <-ctx.Done():
+		case <-last:
+			refused = true
 		case <-connected:
 			lead = helloLead - tcpLead
 		case r := <-results:
@@ -147,6 +151,11 @@ func (g greeter) first(ctx context.Context, tries []try, me introduction, want N
 			refused = errors.Is(r.err, ErrClone) // trying on would draw away packets that are for the other one
 			if won == nil && !refused && begun < len(tries) {
 				start()
+			}
+			if last == nil && errors.Is(r.err, errRefused) && r.by.tcp.IsValid() {
+				t := time.NewTimer(refusedTo)
+				defer t.Stop()
+				last = t.C
 			}
 		}
 		stop()

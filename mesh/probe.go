@@ -13,46 +13,6 @@ import (
 	"strings"
 )
 
-// Prober greets a node without joining it. Identity and Keys are required.
-type Prober struct {
-	Network  Network // nil: SystemNetwork
-	Keys     Keys
-	Accept   []Keys // others that will do
-	Identity Identity
-	Name     string
-	Universe UniverseInfo // zero: any will do
-}
-
-// Probe greets the node at addr within 3 s, less if ctx ends before, and returns
-// what it says of itself. Whoever knows no universe yet learns it so; a node
-// that waits to join itself returns a Hello without universe.
-//
-// Errors are a [*UniverseMismatchError] or a [*DialError] around ErrWrongToken,
-// ErrSelf, ErrClone, ErrNotWeft, ErrVersion, or something that is ErrUnreachable.
-func (p Prober) Probe(ctx context.Context, addr netip.AddrPort) (Hello, error) {
-	network := p.Network
-	if network == nil {
-		network = SystemNetwork{}
-	}
-	id := p.Identity.ID()
-	if !id.Valid() {
-		return Hello{}, fmt.Errorf("probe %v: this node has no identity", addr)
-	}
-	ctx, cancel := context.WithTimeout(ctx, defaultStreamTimeout)
-	defer cancel()
-	me := introduction{purpose: purposeProbe, identity: p.Identity, id: id, name: p.Name, universe: p.Universe}
-	g, err := greeter{network: network, keys: hellos(append([]Keys{p.Keys}, p.Accept...))}.first(ctx, []try{{tcp: addr}}, me, 0)
-	if err != nil {
-		return Hello{}, err
-	}
-	return g.them.hello(), ignoreClosed(g.Close())
-}
-
-// Probe is Prober.Probe for a node that knows no universe, on the system's network.
-func Probe(ctx context.Context, addr netip.AddrPort, keys Keys, who Identity) (Hello, error) {
-	return Prober{Keys: keys, Identity: who}.Probe(ctx, addr)
-}
-
 // Resolve returns the addresses of a join target: "host", "host:port", an
 // address, "[v6]:port"; port is for targets that name none. At most 32 are
 // returned, in the order in which the name service gave them. The error says in

@@ -273,6 +273,20 @@ func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 	return p, nil
 }
 
+func (m *machine) knock(id mesh.NodeID, keys router.Keys, deliver func(b []byte, from mesh.Addr)) (mesh.Knocker, error) {
+	r := m.net.Router(memnet.Member{Node: uint64(id), Port: 40000, Secret: secretOf(keys.Envelope.Primary)},
+		func(b []byte, from memnet.Addr, _ time.Time) {
+			deliver(b, mesh.Addr{Node: mesh.NodeID(from.Node), Addr: from.Addr})
+		})
+	return fakeKnocker{r}, nil
+}
+
+type fakeKnocker struct{ *memnet.Router }
+
+func (k fakeKnocker) SendControl(b []byte, to mesh.Addr) error {
+	return k.Router.SendControl(b, memnet.Addr{Node: uint64(to.Node), Addr: to.Addr})
+}
+
 func (m *machine) netnsAt(path string) (netns.ID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -23,6 +23,7 @@ import (
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
 )
 
@@ -199,9 +200,18 @@ func (n *Node) undo(e *engines) error {
 // answers, and checks that this host fits into it.
 func (n *Node) findMesh(ctx context.Context) (universe, error) {
 	n.setPhase(api.Joining, "an answer of "+fmt.Sprint(n.cfg.Peers))
+	tokens := n.rotor.snapshot()
+	keys, err := planeKeys(tokens)
+	if err != nil {
+		return universe{}, err
+	}
+	probe := n.prober(tokens)
+	probe.Knock = func(deliver func(b []byte, from mesh.Addr)) (mesh.Knocker, error) {
+		return n.sys.knock(n.state.signer.ID(), keys, deliver)
+	}
 	u, err := finder{
 		targets: n.cfg.Peers, network: n.sys.network(),
-		probe: n.prober(n.rotor.snapshot()),
+		probe: probe,
 		waits: func(reason string) { n.setPhase(api.Joining, reason) },
 		log:   n.log,
 	}.find(ctx)

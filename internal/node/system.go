@@ -94,6 +94,8 @@ type system interface {
 	// removeDevice deletes the TUN device.
 	removeDevice() error
 	network() mesh.Network
+	// knock opens a socket for the mesh's packets while there is no plane.
+	knock(id mesh.NodeID, keys router.Keys, deliver func(b []byte, from mesh.Addr)) (mesh.Knocker, error)
 	// overlay opens sockets on the host's own overlay address.
 	overlay() bench.Network
 	host(log *zap.Logger) hostNetwork
@@ -231,8 +233,16 @@ func (linux) control(ctx context.Context, runDir string, svc api.Service, log *z
 	return s, nil
 }
 
-func (linux) removeDevice() error    { return tun.Delete(Device) }
-func (linux) network() mesh.Network  { return mesh.SystemNetwork{} }
+func (linux) removeDevice() error   { return tun.Delete(Device) }
+func (linux) network() mesh.Network { return mesh.SystemNetwork{} }
+func (linux) knock(id mesh.NodeID, keys router.Keys, deliver func(b []byte, from mesh.Addr)) (mesh.Knocker, error) {
+	k, err := openKnocker(id, keys, deliver)
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
 func (linux) overlay() bench.Network { return bench.SystemNetwork{} }
 
 func (linux) host(log *zap.Logger) hostNetwork          { return hostnet.New(log) }
