@@ -20,6 +20,7 @@ type peer struct {
 	last   netip.AddrPort            // where gossip last reached it
 	lost   uint64                    // the process that was last found dead
 	at     int                       // in Mesh.alive, if status is Alive
+	rumour uint64                    // process whose death is being checked, see death.go; 0: none
 	status Status
 	since  time.Time
 	retry  retry // of rejoin.go
@@ -37,25 +38,15 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 	}
 	p.alive[boot] = addr
 	p.last = addr
-	m.refresh(id)
-	m.mu.Unlock()
-	m.changed()
-}
-
-// noteDead is memberlist's word that a process does not answer, or left.
-func (m *Mesh) noteDead(id NodeID, boot uint64) {
-	m.mu.Lock()
-	if p := m.peers[id]; p != nil {
-		if p.runs(boot) {
-			m.countMember(id, boot, -1)
-			if len(p.alive) == 1 {
-				m.aliveCount.Add(-1)
-			}
-		}
-		delete(p.alive, boot)
-		p.lost = boot
-		m.refresh(id)
+	switch old := p.rumour; old {
+	case 0:
+	case boot:
+		p.rumour = 0 // denied
+	default: // another process took its place
+		p.rumour = 0
+		m.drop(id, p, old)
 	}
+	m.refresh(id)
 	m.mu.Unlock()
 	m.changed()
 }

@@ -156,6 +156,8 @@ type Mesh struct {
 	memberPast past             // what memberSum was
 	alarmed    time.Time        // when there was an alarm last, see heal.go
 	pulled     time.Time        // when lists of members were exchanged last
+
+	deathChecks int // under way, see death.go
 }
 
 // phase is where in its life a Mesh is; it only grows.

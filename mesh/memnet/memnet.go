@@ -133,7 +133,7 @@ func (n *Net) change() {
 // channel to wait on for that to change. Called with mu held.
 func (n *Net) reach(proto string, from, to netip.Addr) (bool, <-chan struct{}) {
 	a, b := n.hosts[from], n.hosts[to]
-	ok := a != nil && b != nil && !a.dark && !b.dark &&
+	ok := a != nil && b != nil && !a.dark && !b.dark && !a.still && !(b.still && proto == "tcp") &&
 		(a == b || n.side[from] == n.side[to] && (n.filter == nil || n.filter(proto, a, b)))
 	return ok, n.changed
 }
@@ -150,6 +150,8 @@ type Host struct {
 	net       *Net
 	addrs     []netip.Addr
 	dark      bool // guarded by net.mu, as all below
+	still     bool
+	held      []func() // arrivals for a host that stands still
 	listeners map[uint16]*listener
 	routers   map[uint16]*Router
 }
@@ -163,6 +165,24 @@ func (h *Host) Dark(dark bool) {
 	defer h.net.mu.Unlock()
 	h.dark = dark
 	h.net.change()
+}
+
+// maxHeld is how many datagrams wait for a host that stands still, as in a socket's buffer.
+const maxHeld = 256
+
+// Still has the host stand still, or go on, as a process that is stopped by a signal: nothing that it
+// sends gets out, streams to it stall, and datagrams to it wait, up to a number. Unlike a real process's its
+// timers run on.
+func (h *Host) Still(still bool) {
+	n := h.net
+	n.mu.Lock()
+	held := h.held
+	h.still, h.held = still, nil
+	n.change()
+	n.mu.Unlock()
+	for _, arrive := range held {
+		arrive()
+	}
 }
 
 // Renumber gives the host other addresses in place of all that it has. Streams to and from the old

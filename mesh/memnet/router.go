@@ -234,6 +234,12 @@ func (n *Net) arrive(b []byte, from *Router, hops []*Router, at netip.AddrPort) 
 			last.paths[a.Node] = a.Addr
 		}
 	}
+	if ok && last.host.still {
+		if h := last.host; len(h.held) < maxHeld {
+			h.held = append(h.held, func() { last.receive(b, a, time.Now()) })
+		}
+		ok = false
+	}
 	n.mu.Unlock()
 	if ok {
 		last.receive(b, a, time.Now())

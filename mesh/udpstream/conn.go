@@ -152,10 +152,11 @@ func (s *stream) Close() (err error) {
 }
 
 // RemoteAddr returns an [Addr].
-func (s *stream) RemoteAddr() net.Addr               { return s.conn.RemoteAddr() }
-func (s *stream) LocalAddr() net.Addr                { return Addr{} }
-func (s *stream) SetDeadline(t time.Time) error      { return s.unlessClosed(s.s.SetDeadline(t)) }
-func (s *stream) SetReadDeadline(t time.Time) error  { return s.unlessClosed(s.s.SetReadDeadline(t)) }
+func (s *stream) RemoteAddr() net.Addr              { return s.conn.RemoteAddr() }
+func (s *stream) LocalAddr() net.Addr               { return Addr{} }
+func (s *stream) SetDeadline(t time.Time) error     { return s.unlessClosed(s.s.SetDeadline(t)) }
+func (s *stream) SetReadDeadline(t time.Time) error { return s.unlessClosed(s.s.SetReadDeadline(t)) }
+
 func (s *stream) SetWriteDeadline(t time.Time) error { return s.unlessClosed(s.s.SetWriteDeadline(t)) }
 
 func (s *stream) unlessClosed(err error) error {
