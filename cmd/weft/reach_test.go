@@ -18,15 +18,18 @@ func TestReachInPlainWords(t *testing.T) {
 		want  string
 	}{
 		{
-			api.Reach{NAT: api.NATUnknown}, api.Relaying{Off: true, Limit: 1},
+			api.Reach{NAT: api.NATUnknown},
+			api.Relaying{Off: true, Limit: 1},
 			"reached at: | NAT: not known yet: nobody has said where it sees this node | links: | relaying: nothing for others (--no-relay)",
 		},
 		{
-			api.Reach{Addresses: []string{"192.0.2.1:6783"}, Observed: []string{"192.0.2.1:6783"}, NAT: api.NATNone, Links: strings.Split("abcdefghij", "")}, api.Relaying{Packets: 2, Control: 1},
+			api.Reach{Addresses: []string{"192.0.2.1:6783"}, Observed: []string{"192.0.2.1:6783"}, NAT: api.NATNone, Links: strings.Split("abcdefghij", "")},
+			api.Relaying{Packets: 2, Control: 1},
 			"reached at: 192.0.2.1:6783 | NAT: none | links: a, b, c, d, e, f, g, h and 2 more | relaying: 2 packets, 0 B and 1 control datagram for others, no limit",
 		},
 		{
-			api.Reach{Observed: []string{"203.0.113.9:1", "203.0.113.9:2"}, NAT: api.NATSymmetric, Links: []string{"n2"}, Relays: []api.Relay{{Node: "n2", Peers: 3}, {Node: "n3", Peers: 1}}}, api.Relaying{Limit: 200e6},
+			api.Reach{Observed: []string{"203.0.113.9:1", "203.0.113.9:2"}, NAT: api.NATSymmetric, Links: []string{"n2"}, Relays: []api.Relay{{Node: "n2", Peers: 3}, {Node: "n3", Peers: 1}}},
+			api.Relaying{Limit: 200e6},
 			"reached at: | NAT: one that gives it another port for each host (symmetric), so nodes behind the like are reached by relay: others see it at 203.0.113.9:1, 203.0.113.9:2 | links: n2 | " +
 				"relays used: n2 (for 3 nodes), n3 (for 1 node) | relaying: 0 packets, 0 B and 0 control datagrams for others, at most 200mbit",
 		},
