@@ -128,6 +128,7 @@ func (m *Mesh) welcome(ctx context.Context, conn net.Conn, source string) (*stre
 		m.noteRefused(source, me, them)
 		return nil, introduction{}, nil
 	}
+	m.noteKeys(netip.AddrPort{}, false)
 	if them.purpose != purposeProbe {
 		m.adopt(them.universe)
 		m.heardFrom(them.id)
