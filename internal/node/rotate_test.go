@@ -187,6 +187,21 @@ func TestRotation(t *testing.T) {
 			}
 			return true
 		})
+		var told []string
+		if _, err := n2.service().Events(t.Context(), api.EventsRequest{Last: 1000}, func(p api.EventsProgress) {
+			if p.Event != nil && p.Event.Kind == "rotate" {
+				told = append(told, p.Event.Text+": "+p.Event.Cause)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{
+			"the mesh gets a new token: a command on n1",
+			"the mesh goes over to the new token; the old one is accepted, too: a command on n1",
+			"the old token is revoked: a command on n4",
+		}; !slices.Equal(told, want) {
+			t.Errorf("n2 tells of the rotation %q", told)
+		}
 		if res := c.revokeOld(n1); res.Confirmed != 5 {
 			t.Errorf("revoked again: %+v", res)
 		}

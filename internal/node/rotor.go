@@ -14,9 +14,11 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/internal/events"
 	"github.com/weftnet/weft/internal/rotation"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/ipam/ring"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
 	"github.com/weftnet/weft/router/envelope"
@@ -131,9 +133,10 @@ func (r *rotor) saveRegister(before, next rotation.State) error {
 
 // apply makes a state that is on disk true in the engines.
 func (r *rotor) apply(before, next rotation.State) {
-	if reg := next.Register; !reg.Equal(before.Register) {
+	if reg := next.Register; reg.Phase != before.Register.Phase || reg.Key != before.Register.Key {
 		r.n.log.Info("the rotation of the mesh's token", zap.Stringer("phase", reg.Phase), zap.Uint64("generation", reg.Generation),
 			zap.Stringer("by", mesh.NodeID(reg.By)))
+		r.note(reg)
 	}
 	if r.e == nil || slices.Equal(before.Accepted(), next.Accepted()) {
 		return
@@ -148,6 +151,25 @@ func (r *rotor) apply(before, next rotation.State) {
 		r.n.log.Error("this node's record cannot say which tokens it accepts", zap.Error(err))
 	}
 	r.n.changed.raise() // the peers' pre-shared keys
+}
+
+// note makes an event of a new phase.
+func (r *rotor) note(reg rotation.Register) {
+	text := map[rotation.Phase]string{
+		rotation.Distributing: "the mesh gets a new token",
+		rotation.Switched:     "the mesh goes over to the new token; the old one is accepted, too",
+		rotation.Revoked:      "the old token is revoked",
+	}[reg.Phase]
+	if text == "" {
+		return
+	}
+	by := mesh.NodeID(reg.By).String()
+	ev := events.Event{Kind: events.Rotate, Node: by, NodeID: by, Text: text}
+	if r.e != nil {
+		ev.Node = r.n.nameOf(r.e.mesh)(ring.Owner(reg.By))
+	}
+	ev.Cause = "a command on " + ev.Node
+	r.n.history.log.Add(ev)
 }
 
 // Encode implements [mesh.State].
@@ -311,6 +333,13 @@ func (n *Node) prober(s rotation.State) mesh.Prober {
 // withPreshared gives each peer the pre-shared keys of the tokens: first those of the tokens that its record names, the newest of
 // them before all. A node of an earlier release names none; it has one, and that is not the new one.
 func withPreshared(peers []router.Peer, nodes []mesh.Node, s rotation.State) []router.Peer {
+	if len(s.Tokens) == 1 {
+		only := []session.PresharedKey{session.PresharedKey(s.Tokens[0].Keys().Preshared)}
+		for i := range peers {
+			peers[i].Keys = only
+		}
+		return peers
+	}
 	names := make(map[uint64][]uint32, len(nodes))
 	for _, m := range nodes {
 		names[uint64(m.ID)] = m.Keys
