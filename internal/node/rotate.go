@@ -28,6 +28,9 @@ const (
 // errNothingToRevoke is the refusal of a revocation without a rotation.
 var errNothingToRevoke = errors.New("the token was never rotated, so there is no old one; begin by weft token rotate")
 
+// errCutOff is the refusal of what a node without the mesh's token asks for.
+var errCutOff = errors.New("the mesh does not accept this node's token any more; launch it with the new one, which `weft token --raw` prints on another node")
+
 // status is the rotation that is under way, nil if there is none.
 func (r *rotor) status(e *engines) *api.Rotation {
 	s := r.snapshot()
@@ -71,11 +74,14 @@ func (w *rotationWatch) say(text string, a api.Rotation) {
 	}
 }
 
-func (w *rotationWatch) look(a api.Rotation) {
+func (w *rotationWatch) look(a api.Rotation, nodes []rotation.Node) {
 	what := map[string]string{"distributing": "have the new token", "switched": "send under the new token", "revoked": "have forgotten the old token"}[a.Phase]
 	text := fmt.Sprintf("%d of %d nodes %s", a.Confirmed, a.Total, what)
 	if len(a.Waiting) > 0 {
 		text += "; waiting for " + brief(a.Waiting)
+	}
+	if slices.ContainsFunc(nodes, func(m rotation.Node) bool { return m.Alive && len(m.Keys) == 0 }) {
+		text += " (among the nodes are some of a release that cannot rotate: upgrade them, or leave them out by --without)"
 	}
 	if len(a.Away) > 0 {
 		text += "; away: " + brief(a.Away)
@@ -98,6 +104,9 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 	if err != nil {
 		return api.RotationResult{}, err
 	}
+	if n.rotor.refusedWarning(e, n.rotor.snapshot()) != "" {
+		return api.RotationResult{}, errCutOff
+	}
 	with, without, err := n.rotor.invited(e, q)
 	if err != nil {
 		return api.RotationResult{}, err
@@ -112,10 +121,12 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 		_, has := s.New()
 		someone := slices.ContainsFunc(nodes, func(m rotation.Node) bool { return m.Alive && slices.Contains(m.Keys, s.Register.Key) })
 		switch {
-		case p.Phase == rotation.Revoked && has && !p.Complete():
-			w.look(told) // the last one has to be over everywhere
+		case p.Phase == rotation.Revoked && !has:
+			return api.RotationResult{}, false, errCutOff
+		case p.Phase == rotation.Revoked && !p.Complete():
+			w.look(told, nodes) // the last one has to be over everywhere
 			return api.RotationResult{}, false, nil
-		case p.Phase == rotation.None, p.Phase == rotation.Revoked && has:
+		case p.Phase == rotation.None, p.Phase == rotation.Revoked:
 			extended = true
 			return api.RotationResult{}, false, n.rotor.begin(e, with, without, false)
 		case !has && !someone:
@@ -138,7 +149,7 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 				return s.Extend(uint64(n.state.identity.ID), with, without)
 			})
 		}
-		w.look(told)
+		w.look(told, nodes)
 		if !p.Complete() || p.Phase >= rotation.Switched {
 			return api.RotationResult{Rotation: told}, p.Complete(), nil
 		}
@@ -152,10 +163,13 @@ func (n *Node) RevokeOld(ctx context.Context, _ api.RevokeRequest, progress func
 	if err != nil {
 		return api.RotationResult{}, err
 	}
+	if n.rotor.refusedWarning(e, n.rotor.snapshot()) != "" {
+		return api.RotationResult{}, errCutOff
+	}
 	w := rotationWatch{tell: progress}
 	return n.driveRotation(ctx, func() (api.RotationResult, bool, error) {
-		s := n.rotor.snapshot()
-		p := rotation.ProgressOf(s.Register, n.rotor.sight(e))
+		s, nodes := n.rotor.snapshot(), n.rotor.sight(e)
+		p := rotation.ProgressOf(s.Register, nodes)
 		told := n.rotor.describe(e, s.Register, p)
 		_, has := s.New()
 		switch {
@@ -163,10 +177,12 @@ func (n *Node) RevokeOld(ctx context.Context, _ api.RevokeRequest, progress func
 			return api.RotationResult{}, false, errNothingToRevoke
 		case p.Phase == rotation.Distributing:
 			return api.RotationResult{}, false, fmt.Errorf("not all nodes have the new token yet (%d of %d); run weft token rotate, which goes on with that, and revoke the old one then", p.Confirmed, p.Total)
+		case p.Phase == rotation.Revoked && !has:
+			return api.RotationResult{}, false, errCutOff
 		case !has:
 			return api.RotationResult{}, false, errors.New("this node does not have the new token yet; run weft token revoke-old on one that has, or in a moment")
 		}
-		w.look(told)
+		w.look(told, nodes)
 		if !p.Complete() || p.Phase == rotation.Revoked {
 			return api.RotationResult{Rotation: told}, p.Complete(), nil
 		}

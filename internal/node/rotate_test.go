@@ -244,6 +244,13 @@ func TestAwayDuringAllOfIt(t *testing.T) {
 						strings.HasSuffix(w, "; launch again with the new token, which `weft token --raw` prints on n2"))
 			})
 		})
+		want := "the mesh does not accept this node's token any more; launch it with the new one, which `weft token --raw` prints on another node"
+		if _, err := n3.service().Rotate(t.Context(), api.RotateRequest{}, nil); err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if _, err := n3.service().RevokeOld(t.Context(), api.RevokeRequest{}, nil); !errors.Is(err, errCutOff) {
+			t.Errorf("got  %v", err)
+		}
 		time.Sleep(5 * time.Minute)
 		if len(n3.kept()) != 1 || !n3.kept()[0].Equal(c.token) {
 			t.Error("n3 was given the new token after the revocation")
@@ -305,7 +312,7 @@ func TestAwayDuringAllOfIt(t *testing.T) {
 		c.start(n1, func(cfg *Config) { cfg.Token = newToken(t) }, "n2")
 		err = <-n1.done
 		n1.kill = nil
-		want := "the token given is not that of this node's mesh, which is the one in " + n1.dir + "/token; launch without it, or run weft reset to join another mesh"
+		want = "the token given is not that of this node's mesh, which is the one in " + n1.dir + "/token; launch without it, or run weft reset to join another mesh"
 		if err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}

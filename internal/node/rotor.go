@@ -33,8 +33,9 @@ const (
 	keyPastTokens = "tokens"   // in the store's Meta bucket: names of tokens that were given up, the newest last, 4 bytes each
 	maxPastTokens = 32
 
-	// giveInterval is how often it is looked who lacks the new token.
+	// giveInterval is how often it is looked who lacks the new token, and lateInterval how often once all who were there have it.
 	giveInterval = 500 * time.Millisecond
+	lateInterval = 2 * time.Second
 )
 
 // rotor is this node's part in the rotation of the token. The rules are those of package rotation; here they are made true: on disk
@@ -46,6 +47,7 @@ type rotor struct {
 	changing sync.Mutex // held by whoever changes state, from the disk to the record
 	mu       sync.Mutex
 	state    rotation.State // under mu
+	untaken  string         // why a token was not taken the last time, as the log has it; under mu
 }
 
 // newRotor reads what is known of rotations; ts are the tokens found.
@@ -147,10 +149,13 @@ func (r *rotor) apply(before, next rotation.State) {
 	} else {
 		r.e.plane.SetKeys(sealing)
 	}
+	// Before the record says that a token is accepted, the sessions have to know it.
+	if err := r.n.connectPeers(r.e); err != nil {
+		r.n.log.Error("the router refused the mesh's peers", zap.Error(err))
+	}
 	if err := r.e.mesh.SetRecord(func(rec *mesh.Record) { rec.Keys = tokenNames(next) }); err != nil {
 		r.n.log.Error("this node's record cannot say which tokens it accepts", zap.Error(err))
 	}
-	r.n.changed.raise() // the peers' pre-shared keys
 }
 
 // note makes an event of a new phase.
@@ -205,7 +210,15 @@ func (r *rotor) take(msg []byte) {
 	if err == nil {
 		err = r.update(false, func(s rotation.State) (rotation.State, error) { return s.Take(k, register) })
 	}
+	text := ""
 	if err != nil && !errors.Is(err, rotation.ErrStale) {
+		text = err.Error()
+	}
+	r.mu.Lock()
+	news := text != r.untaken
+	r.untaken = text
+	r.mu.Unlock()
+	if news && text != "" { // it is given again and again
 		r.n.log.Warn("a new token that was given to this node was not taken", zap.Error(err))
 	}
 }
@@ -213,6 +226,7 @@ func (r *rotor) take(msg []byte) {
 // run gives the new token to those who lack it, and looks whether this node is refused, until ctx ends.
 func (r *rotor) run(ctx context.Context, e *engines) {
 	var giver rotation.Giver
+	var looked time.Time
 	tick := time.NewTicker(giveInterval)
 	defer tick.Stop()
 	for {
@@ -222,7 +236,8 @@ func (r *rotor) run(ctx context.Context, e *engines) {
 		case <-tick.C:
 		}
 		s := r.snapshot()
-		if p := s.Register.Phase; p == rotation.Distributing || p == rotation.Switched {
+		if p := s.Register.Phase; p == rotation.Distributing || p == rotation.Switched && time.Since(looked) >= lateInterval {
+			looked = time.Now()
 			r.give(e, s, giver.Due(s, uint64(r.n.state.identity.ID), r.sight(e), time.Now()))
 		}
 		r.n.setWarning("token", r.refusedWarning(e, s))
