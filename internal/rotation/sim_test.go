@@ -44,7 +44,6 @@ type simNode struct {
 	goal Phase // of the command that runs here; None: no command runs
 
 	member   bool // there from the beginning
-	leftOut  bool
 	restored bool // a backup took tokens away for which others were revoked
 }
 
@@ -545,10 +544,7 @@ func (s *sim) complete(driver *simNode, everyone func()) {
 
 // TestSimulator runs a mesh through rotations with all that can go wrong. WEFT_SEEDS sets how many seeds are tried, WEFT_SEED replays one.
 func TestSimulator(t *testing.T) {
-	seeds := uint64(300)
-	if testing.Short() {
-		seeds = 60
-	}
+	seeds := uint64(fewSeeds)
 	if v, err := strconv.ParseUint(os.Getenv("WEFT_SEEDS"), 10, 64); err == nil {
 		seeds = v
 	}
