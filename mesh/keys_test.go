@@ -41,7 +41,9 @@ func shakeMany(t *testing.T, ka, kb [][32]byte) (tries int, dialler, acceptor *s
 }
 
 // TestHelloWithSeveralKeys: two that share a key find it, and at most one more dial is needed; two that share none do not.
-func TestHelloWithSeveralKeys(t *testing.T) {
+func TestHelloWithSeveralKeys(t *testing.T) { synctest.Test(t, helloWithSeveralKeys) }
+
+func helloWithSeveralKeys(t *testing.T) {
 	var sets [][][32]byte // all orders of up to three of three keys
 	var grow func(set [][32]byte)
 	grow = func(set [][32]byte) {
