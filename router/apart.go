@@ -5,6 +5,7 @@ package router
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"os"
 	"slices"
@@ -18,10 +19,14 @@ import (
 const (
 	// apartBatch is how many control datagrams, or runs of them, are received at once at most.
 	apartBatch = 16
-	// controlRate is how many control datagrams are looked at per second, and controlBurst how many at once. What comes in beyond that waits in the
-	// socket, or is lost there: a storm of them takes a bounded share of a processor, and not from the shards.
-	controlRate  = 50_000
-	controlBurst = 5_000
+	// What is read of control datagrams, what is opened, and what is opened of one sender, per second and at once. What comes in beyond the first
+	// waits in the socket, or is lost there; the rest is dropped unopened. So a storm takes a bounded share of a processor, and not from the shards; and that of one
+	// sender, which for IPv6 is a /64, displaces nobody else's.
+	readRate, readBurst     = 200_000, 10_000
+	openRate, openBurst     = 30_000, 5_000
+	senderRate, senderBurst = 5_000, 2_000
+	// senders is how many limits there are: two senders may happen to have the same one.
+	senders = 1024
 )
 
 // apart receives from the socket of control datagrams. All of it belongs to the goroutine in run but for what is marked.
@@ -33,14 +38,20 @@ type apart struct {
 
 	handler  controller
 	in       []underlay.Message
-	limit    limiter
 	failures int // in a row
+
+	read, open limiter
+	seed       maphash.Seed
+	senders    [senders]limiter // by a hash of the address
 }
 
 func newApart(r *Router, c Conn) *apart {
 	a := &apart{
 		r: r, conn: c, handler: controller{r: r, stats: &r.controlStats}, in: make([]underlay.Message, apartBatch),
-		limit: limiter{rate: controlRate, burst: controlBurst},
+		read: limiter{rate: readRate, burst: readBurst}, open: limiter{rate: openRate, burst: openBurst}, seed: maphash.MakeSeed(),
+	}
+	for i := range a.senders {
+		a.senders[i] = limiter{rate: senderRate, burst: senderBurst}
 	}
 	for i := range a.in {
 		a.in[i].Buf = make([]byte, receiveBuffer)
@@ -98,20 +109,33 @@ func (a *apart) receive(now time.Time) (pause time.Duration, err error) {
 			}
 		}
 	}
-	return a.limit.wait(), nil
+	return a.read.wait(), nil
 }
 
 func (a *apart) datagram(b []byte, from netip.AddrPort, tos uint8, now time.Time) {
-	a.limit.spend(now)
+	a.read.spend(now)
 	switch {
 	case len(b) == 0:
 		a.handler.stats.drop(DropShort)
 	case b[0] == ControlType:
+		if !a.limitOf(from.Addr()).allow(now) || !a.open.allow(now) {
+			a.handler.stats.drop(DropControlStorm)
+			return
+		}
 		a.handler.handle(b, from, now)
 	default: // the kernel has joined it to a control datagram of the same sender
 		a.r.shards[0].strays.put(b, from, tos, &a.handler.stats.drops[DropStray])
 		a.r.shards[0].poller.Wake()
 	}
+}
+
+// limitOf returns the limit of a sender.
+func (a *apart) limitOf(from netip.Addr) *limiter {
+	whole := from.As16()
+	if from.Is6() {
+		clear(whole[8:])
+	}
+	return &a.senders[maphash.Comparable(a.seed, whole)%senders]
 }
 
 // spend takes one token, which may be owed.

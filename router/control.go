@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/weftnet/weft/router/envelope"
 )
 
@@ -60,8 +62,26 @@ func (r *Router) initControl() error {
 	return r.reaching.init(r)
 }
 
+// sieve is what a ControlConn may have besides, as *underlay.Conn has: then the kernel drops what is sealed with a key that we do not have before
+// anybody has to look at it, and a flood from outside of the mesh displaces no gossip.
+type sieve interface {
+	// Require lets nothing in but datagrams with one of the words, big endian, at the offset.
+	Require(offset int, words []uint32) error
+	// Lost returns how many were dropped therefore, or because there was no room.
+	Lost() uint32
+}
+
 // SetKeys replaces the keys. Datagrams under way are opened with the new ones.
-func (r *Router) SetKeys(k Keys) { r.keys.Store(&k) }
+func (r *Router) SetKeys(k Keys) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keys.Store(&k)
+	if s, ok := r.config.ControlConn.(sieve); ok {
+		if err := s.Require(envelope.KeyOffset, k.Envelope.IDs()); err != nil {
+			r.config.Log.Warn("gossip that is sealed with a new token may not come in; restart weft if nodes fail", zap.Error(err))
+		}
+	}
+}
 
 // SendControl sends b, of at most MaxControl bytes, to the mesh's part of another host: to the node by its way, or else to the address. An
 // error says why this one datagram could not leave; none does not mean that it arrived. b is not kept. It does not block.

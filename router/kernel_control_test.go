@@ -54,6 +54,39 @@ func TestControlOverKernel(t *testing.T) {
 	})
 }
 
+// What is sealed with another token is dropped by the kernel, until the keys change.
+func TestForeignOverKernel(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprint("shared ", shared), func(t *testing.T) {
+			a, b := nodes(t, setup{offload: all, shards: 1, shared: shared})
+			reason := router.DropControlLost
+			if shared {
+				reason = router.DropControlKey
+			}
+			old, next := meshKeys(t, 0).Envelope, meshKeys(t, 1).Envelope
+			send := func(text string) {
+				t.Helper()
+				if err := a.SendControl([]byte(text), router.Addr{Node: 2}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a.SetKeys(router.Keys{Envelope: next})
+			send("too early")
+			for deadline := time.Now().Add(10 * time.Second); b.Stats().Drops[reason] != 1; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("not counted: %+v", b.Stats())
+				}
+			}
+			b.SetKeys(router.Keys{Envelope: envelope.Keyring{Primary: old.Primary, Accept: []envelope.Key{next.Primary}}})
+			send("in time")
+			b.wantGossip(fmt.Sprintf("node %016x, %v: in time", 1, setups[0].where(1)))
+			a.SetKeys(router.Keys{Envelope: old})
+			send("as before")
+			b.wantGossip(fmt.Sprintf("node %016x, %v: as before", 1, setups[0].where(1)))
+		})
+	}
+}
+
 // Datagrams of both sorts that the kernel has joined to one run are handled as such, wherever the run goes.
 func TestMixedRunsOverKernel(t *testing.T) {
 	for _, shards := range []int{1, 2} {

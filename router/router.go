@@ -105,7 +105,7 @@ type Router struct {
 	current   atomic.Pointer[snapshot]
 	endpoints endpointIndex
 
-	mu      sync.Mutex // serialises SetPeers and SetLocal
+	mu      sync.Mutex // serialises SetPeers, SetLocal and SetKeys
 	desired []Peer     // as last given to SetPeers
 }
 

@@ -25,6 +25,8 @@ const (
 	DropControlDestination               // in: control datagram for another node
 	DropControlRelay                     // in: control datagram to be passed on, which we do not, or cannot as the next hop is not reached directly
 	DropControlLimit                     // in: control datagram to be passed on, beyond the limit
+	DropControlLost                      // in: control datagram that the kernel has dropped: sealed with a key that we do not have, or one too many
+	DropControlStorm                     // in: control datagram that was not opened, as there were too many, of its sender or of all
 	DropStray                            // in: came with control datagrams, and there were too many of those
 	DropSuite                            // in: suite unknown, or not that of its session
 	DropMAC1                             // in: handshake that was not made for our key
@@ -61,7 +63,7 @@ const (
 
 var reasonNames = [reasons]string{
 	"short", "long", "type", "control", "control-form", "control-key", "control-auth", "control-source", "control-destination",
-	"control-relay", "control-limit", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
+	"control-relay", "control-limit", "control-lost", "control-storm", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
 	"malformed", "source", "transit", "ecn", "tun-write", "receive", "relay-frame", "relay-refused", "relay-route", "relay-limit", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
 	"no-endpoint", "queue", "stale", "send", "full",
 }
@@ -136,6 +138,9 @@ func (r *Router) Stats() Stats {
 		for i := range c.drops {
 			s.Drops[Reason(i)] += c.drops[i].Load()
 		}
+	}
+	if c, ok := r.config.ControlConn.(sieve); ok {
+		s.Drops[DropControlLost] = uint64(c.Lost())
 	}
 	return s
 }

@@ -58,6 +58,17 @@ type Keyring struct {
 	Accept  []Key // open too
 }
 
+// IDs returns the IDs of the keys that open.
+func (r *Keyring) IDs() []uint32 {
+	var ids []uint32
+	for _, k := range append([]Key{r.Primary}, r.Accept...) {
+		if k.Valid() {
+			ids = append(ids, k.id)
+		}
+	}
+	return ids
+}
+
 // Seal appends a datagram with that header and body to dst, which must not overlap body, and returns it. The nonce comes from rand, which must
 // be a cryptographic source. The ID of the key is put into the header. Errors are ErrKey without a primary key, ErrSize for a body longer
 // than MaxBody, ErrVersion or ErrRoute for a header that Parse would refuse, and those of rand; then nothing has been appended. It does not

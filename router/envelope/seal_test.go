@@ -198,6 +198,20 @@ func TestKeysAreHidden(t *testing.T) {
 	}
 }
 
+func TestIDs(t *testing.T) {
+	a, b := key(t, 1), key(t, 2)
+	if got := (&Keyring{Primary: a, Accept: []Key{{}, b}}).IDs(); !slices.Equal(got, []uint32{a.ID(), b.ID()}) {
+		t.Errorf("IDs %x", got)
+	}
+	if got := (&Keyring{}).IDs(); len(got) != 0 {
+		t.Errorf("IDs of the empty keyring: %x", got)
+	}
+	sealed := seal(t, &Keyring{Primary: b}, Header{Kind: KindMesh, Source: 1}, nil)
+	if got := binary.BigEndian.Uint32(sealed[KeyOffset:]); got != b.ID() {
+		t.Errorf("the ID in a datagram is %x", got)
+	}
+}
+
 func TestNoAllocation(t *testing.T) {
 	r := Keyring{Primary: key(t, 1), Accept: []Key{key(t, 2)}}
 	h := Header{Kind: KindMesh, N: 2, Source: 1, Destination: 2, Relays: [4]uint64{3, 4}}

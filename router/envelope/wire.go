@@ -24,6 +24,9 @@ const (
 	// MaxSize is the longest datagram in bytes.
 	MaxSize = MinSize + MaxRelays*relaySize + MaxBody
 
+	// KeyOffset is where in a datagram the key ID is, 4 bytes big endian.
+	KeyOffset = 4
+
 	fixedSize = 24 // of a header without relays
 	relaySize = 8
 	nonceSize = 24
@@ -128,7 +131,7 @@ func Parse(b []byte) (Header, error) {
 	}
 	h := Header{
 		Kind: Kind(b[1] & 0x0f), N: b[2], At: b[3],
-		Key:    binary.BigEndian.Uint32(b[4:]),
+		Key:    binary.BigEndian.Uint32(b[KeyOffset:]),
 		Source: binary.BigEndian.Uint64(b[8:]), Destination: binary.BigEndian.Uint64(b[16:]),
 	}
 	if h.N > MaxRelays {

@@ -5,6 +5,7 @@ package underlay
 import (
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -102,8 +103,54 @@ func (c *Conn) Spread(n int) error {
 	return nil
 }
 
+// Require makes the kernel drop all datagrams but those that have one of the words, big endian, at an offset in bytes; they are counted by
+// Lost. What the kernel has joined to a run is judged by the first of it. It replaces what was required before.
+func (c *Conn) Require(offset int, words []uint32) error {
+	program := require(offset, words)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed {
+		return c.explain("filtering datagrams", unix.EBADF)
+	}
+	err := unix.SetsockoptSockFprog(c.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	if err != nil {
+		return fmt.Errorf("filtering datagrams on UDP port %d: %w", c.port, err)
+	}
+	return nil
+}
+
+// Lost returns how many datagrams, and runs of them, the kernel has dropped that were for this socket: because of Require, and those for which there was no
+// room in its buffer. It counts up to 2^32 and begins anew, and is 0 where the kernel does not tell (before Linux 4.12).
+func (c *Conn) Lost() uint32 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed {
+		return 0
+	}
+	var info [unix.SK_MEMINFO_VARS]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(c.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0
+	}
+	return info[unix.SK_MEMINFO_DROPS]
+}
+
+// require returns the program that lets a datagram in if it has one of the words at the offset. Its own offsets count from the UDP header.
+func require(offset int, words []uint32) []unix.SockFilter {
+	const udpHeader = 8
+	p := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_ABS | unix.BPF_W, K: uint32(udpHeader + offset)}} // a shorter one is dropped
+	for _, w := range words {
+		p = append(p,
+			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, Jf: 1, K: w},
+			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1})
+	}
+	return append(p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0})
+}
+
 // spread returns the program that finds the socket of a datagram in its group, in the order in which they were bound: 0 if the first byte of the payload
-// is first, or there is none; else 1 to n, by a hash of the sender's address and port.
+// is first; else 1 to n, by a hash of the sender's address and port.
 //
 // Offsets count from the payload; behind netOffset, from the IP header (SKF_NET_OFF). Ports are sought where they are without IP options and
 // extension headers: with them the hash is a worse one, and still the same for one sender.
@@ -125,7 +172,9 @@ func spread(first byte, n int) []unix.SockFilter {
 		add(unix.BPF_MISC|unix.BPF_TAX, 0)
 	}
 
-	load(unix.BPF_B, 0) // where there is none the program ends, with 0
+	add(unix.BPF_LD|unix.BPF_LEN|unix.BPF_W, 0)
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, Jt: 3}) // empty
+	load(unix.BPF_B, 0)
 	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, Jf: 1, K: uint32(first)})
 	add(unix.BPF_RET|unix.BPF_K, 0)
 	if n <= 1 {

@@ -3,6 +3,8 @@
 package underlay
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -90,32 +92,27 @@ func TestApart(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
-					special, empty := 0, 0
-					for _, m := range received(t, apart) {
-						switch {
-						case m.N == 0:
-							empty++
-						case m.Buf[0] == apartByte:
-							special++
-						default:
+					special := received(t, apart)
+					for _, m := range special {
+						if m.N == 0 || m.Buf[0] != apartByte {
 							t.Errorf("family %d: %x came apart", family, m.Buf[:m.N])
 						}
 					}
-					if special != senders*each || empty != senders {
-						t.Errorf("family %d: %d and %d empty datagrams came apart", family, special, empty)
+					if len(special) != senders*each {
+						t.Errorf("family %d: %d datagrams came apart", family, len(special))
 					}
 					total := 0
 					for i, c := range data {
 						per := map[netip.AddrPort]int{}
 						for _, m := range received(t, c) {
-							if m.Buf[0] != 4 {
+							if m.N > 0 && m.Buf[0] != 4 {
 								t.Errorf("family %d: %x came to data socket %d", family, m.Buf[:m.N], i)
 							}
 							per[m.Addr]++
 						}
 						for from, count := range per {
-							if count != each {
-								t.Errorf("family %d: %d of %d datagrams from %v came to data socket %d", family, count, each, from, i)
+							if count != each+1 {
+								t.Errorf("family %d: %d of %d datagrams from %v came to data socket %d", family, count, each+1, from, i)
 							}
 						}
 						total += len(per)
@@ -157,6 +154,42 @@ func TestApartSends(t *testing.T) {
 	}
 }
 
+func TestRequire(t *testing.T) {
+	_, apart := listenApart(t, 1)
+	has := func(word uint32) []byte { return binary.BigEndian.AppendUint32([]byte{apartByte, 1, 2, 3}, word) }
+	all := [][]byte{has(1), has(0xfffffffe), has(0x01000000), {apartByte}, has(1)[:7], append(has(0xfffffffe), 1, 2, 3)}
+	for _, c := range []struct {
+		words []uint32
+		want  []int // indices in all
+	}{
+		{[]uint32{1}, []int{0}},
+		{[]uint32{2, 1, 0xfffffffe}, []int{0, 1, 5}},
+		{nil, nil},
+	} {
+		if err := apart.Require(4, c.words); err != nil {
+			t.Fatal(err)
+		}
+		for family := range 2 {
+			before := apart.Lost()
+			from, to := sender(t, family, apart.Port())
+			for _, b := range all {
+				if _, err := from.WriteToUDPAddrPort(b, to); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := received(t, apart)
+			if lost := apart.Lost() - before; len(got) != len(c.want) || int(lost) != len(all)-len(got) {
+				t.Fatalf("family %d, %x: %d datagrams came through, %d were lost", family, c.words, len(got), lost)
+			}
+			for i, m := range got {
+				if want := all[c.want[i]]; !bytes.Equal(m.Buf[:m.N], want) {
+					t.Errorf("family %d, %x: %x came through, not %x", family, c.words, m.Buf[:m.N], want)
+				}
+			}
+		}
+	}
+}
+
 func TestApartRefused(t *testing.T) {
 	data, apart := listenApart(t, 1)
 	if _, _, err := ListenApart(apart.Port(), 1, apartByte, Options{}); !errors.Is(err, ErrPortTaken) {
@@ -167,6 +200,9 @@ func TestApartRefused(t *testing.T) {
 	}
 	if err := apart.Spread(1); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("spreading when it is closed: %v", err)
+	}
+	if err := apart.Require(0, nil); !errors.Is(err, os.ErrClosed) || apart.Lost() != 0 {
+		t.Errorf("requiring when it is closed: %v, %d lost", err, apart.Lost())
 	}
 	if err := apart.SendTo([]byte{1}, netip.AddrPortFrom(loop4, data[0].Port()), 0); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("sending when it is closed: %v", err)
