@@ -88,7 +88,7 @@ func BenchmarkStreamBesideStorm(b *testing.B) {
 				from, to := nodes(b, s)
 				transfer(b, from, to, 0, 1<<20)
 				stop := storm(b, from, s.where(2), 200_000, datagram)
-				const size = 64 << 20
+				const size = 32 << 20
 				b.SetBytes(size)
 				for b.Loop() {
 					transfer(b, from, to, 0, size)
