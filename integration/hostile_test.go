@@ -190,17 +190,11 @@ func TestBadDatagrams(t *testing.T) {
 			{"cookie for nothing", "index", junk(64, 3, 0, 0, 0)},
 			{"type 0", "type", junk(100, 0, 0, 0, 0)},
 			{"type 200", "type", junk(100, 200, 0, 0, 0)},
-			{"junk for the mesh", "", junk(1000, 16)},
+			{"junk for the mesh", "control-lost", junk(1000, 16)},
 		} {
 			t.Run(fmt.Sprintf("%s from %v", c.name, from), func(t *testing.T) {
 				b := *a
 				b.t = t
-				if c.reason == "" { // not the data path's to count
-					for _, d := range c.datagrams {
-						a.from.send(t, raw(from, a.target.Link().V4(), d))
-					}
-					return
-				}
 				b.inject(from, c.reason, uint64(len(c.datagrams)), c.datagrams...)
 			})
 		}
@@ -272,14 +266,14 @@ func TestFlood(t *testing.T) {
 		{"wrong mac1, one source", false, []netip.AddrPort{a.here}, []string{"drop_mac1"}},
 		{"wrong mac1, many sources", false, spoofed, []string{"drop_mac1"}},
 		{"right mac1, under the peer's address", true, []netip.AddrPort{peer}, []string{"drop_under-load", "drop_auth"}},
-		{"junk for the mesh, many sources", false, spoofed, []string{"gossip_rx"}},
+		{"junk for the mesh, many sources", false, spoofed, []string{"drop_control-lost", "drop_control-form"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := *a
 			b.t = t
 			var sent [][]byte
 			for i, d := range initiations(t, many, a.public, c.valid) {
-				if c.counts[0] == "gossip_rx" {
+				if c.counts[0] == "drop_control-lost" {
 					d[0] = 16
 				}
 				sent = append(sent, raw(c.sources[i%len(c.sources)], a.target.Link().V4(), d))

@@ -84,8 +84,13 @@ func (r *Router) SetKeys(k Keys) {
 }
 
 // SendControl sends b, of at most MaxControl bytes, to the mesh's part of another host: to the node by its way, or else to the address. An
-// error says why this one datagram could not leave; none does not mean that it arrived. b is not kept. It does not block.
+// error says why this one datagram could not leave; none does not mean that it arrived: what is for this node itself, by its ID, does not. b is
+// not kept. It does not block.
 func (r *Router) SendControl(b []byte, to Addr) error {
+	if to.Node != 0 && to.Node == r.config.ID { // the mesh may ask for a process that was here before
+		r.controlStats.drop(DropControlSource)
+		return nil
+	}
 	now := r.config.Now()
 	by, ok := way{}, false
 	if to.Node != 0 {

@@ -236,6 +236,10 @@ func TestControlByWays(t *testing.T) {
 			t.Errorf("%v: %v", to, err)
 		}
 	}
+	if err := a.SendControl(nil, Addr{Node: 1, Addr: memberAt(1)}); err != nil || x.run() != 0 {
+		t.Errorf("to itself: %v", err)
+	}
+	a.wantDrops(t, map[Reason]uint64{DropControlSource: 1})
 	a.ways.by[4] = way{Relays: [4]uint64{8}, N: 1}
 	if err := a.SendControl(nil, Addr{Node: 4}); !errors.Is(err, ErrNoWay) {
 		t.Errorf("by a relay that is not reached: %v", err)

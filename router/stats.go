@@ -21,7 +21,7 @@ const (
 	DropControlForm                      // in: control datagram that is malformed
 	DropControlKey                       // in: control datagram that was sealed with a key that we do not have
 	DropControlAuth                      // in: control datagram that does not authenticate
-	DropControlSource                    // in: control datagram that bears our own ID as its source
+	DropControlSource                    // in: control datagram that bears our own ID as its source; out: one to ourselves
 	DropControlDestination               // in: control datagram for another node
 	DropControlRelay                     // in: control datagram to be passed on, which we do not, or cannot as the next hop is not reached directly
 	DropControlLimit                     // in: control datagram to be passed on, beyond the limit
