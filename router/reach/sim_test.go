@@ -109,6 +109,7 @@ type sim struct {
 	loss     float64
 	dirty    bool
 	trace    bool
+	record   func(n *Node)                 // what hosts say that is not so; nil: nothing
 	gossiped time.Duration                 // until a record is known to all
 	fast     func(dst netip.AddrPort) bool // what is sent there takes no time to speak of; nil: nothing
 }
@@ -222,7 +223,11 @@ func (w *sim) gossip() {
 					cands = append(cands, a)
 				}
 			}
-			all = append(all, Node{ID: h.id, Boot: h.boot, Candidates: cands, Links: links, NoRelay: h.noRel})
+			n := Node{ID: h.id, Boot: h.boot, Candidates: cands, Links: links, NoRelay: h.noRel}
+			if w.record != nil {
+				w.record(&n)
+			}
+			all = append(all, n)
 		}
 		for _, h := range w.hosts {
 			if !h.dead {

@@ -24,19 +24,19 @@ func (p *Peer) Again(out []byte, after time.Duration, now time.Time) ([]byte, bo
 		return out, false
 	}
 	if !within(now, p.againSince, RekeyTimeout) {
-		p.againSince, p.agains = now, 0
+		p.againSince, p.renewals = now, 0
 	}
-	if p.agains >= AgainLimit {
+	if p.renewals >= AgainLimit {
 		return out, false
 	}
 	if !p.lastHandshake.IsZero() && within(now, p.lastHandshake, againGap) {
 		if soon := p.lastHandshake.Add(againGap); soon.Before(due) {
-			p.agains++
+			p.renewals++
 			p.deadline[timerRetransmit] = soon
 		}
 		return out, false
 	}
-	p.agains++
+	p.renewals++
 	out = p.sendInitiation(out, now)
 	return out, len(out) > 0
 }

@@ -38,8 +38,8 @@ type Peer struct {
 	}
 	tryingSince    time.Time // last reason to want a handshake
 	lastHandshake  time.Time // when an initiation or response was last sent; zero: allowed at once
-	againSince     time.Time // when the first of agains was sent
-	agains         int       // initiations by Again
+	againSince     time.Time // when the first of renewals was sent
+	renewals       int       // initiations by Again
 	attempts       int       // initiations since the last handshake that was completed
 	completed      uint64
 	completedAt    time.Time
