@@ -31,8 +31,8 @@ type mesh struct {
 	spreading sync.WaitGroup
 }
 
-// newMesh runs n hosts; change alters what they are made of.
-func newMesh(t *testing.T, seed uint64, n int, s shape, change func(i int, c *router.Config)) *mesh {
+// newMesh runs n hosts. cuts are pairs of which the first does not reach the second.
+func newMesh(t *testing.T, seed uint64, n int, s shape, cuts ...[2]int) *mesh {
 	t.Helper()
 	m := &mesh{
 		t: t, net: routertest.NewNet(seed), shape: s, hosts: map[int]*host{}, blocked: map[[2]netip.AddrPort]bool{},
@@ -56,10 +56,10 @@ func newMesh(t *testing.T, seed uint64, n int, s shape, change func(i int, c *ro
 				defer m.mu.Unlock()
 				m.events[i] = append(m.events[i], e)
 			}
-			if change != nil {
-				change(i, c)
-			}
 		})
+	}
+	for _, c := range cuts {
+		m.cut(c[0], c[1], true)
 	}
 	m.gossip()
 	for _, h := range m.hosts {
@@ -180,12 +180,12 @@ func (f *flow) run(d time.Duration) (silence time.Duration, lost int) {
 	return silence, sent - arrived
 }
 
-func inEachMesh(t *testing.T, n int, f func(t *testing.T, m *mesh)) {
+func inEachMesh(t *testing.T, n int, f func(t *testing.T, m *mesh), cuts ...[2]int) {
 	t.Helper()
 	for _, s := range shapes {
 		t.Run(s.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				m := newMesh(t, 1, n, s, nil)
+				m := newMesh(t, 1, n, s, cuts...)
 				defer m.stop()
 				f(t, m)
 			})
@@ -236,8 +236,6 @@ func TestRightAddressAtOnce(t *testing.T) {
 // Two hosts that do not reach each other do so through the third, and no packet is lost to begin with.
 func TestRelayIsFound(t *testing.T) {
 	inEachMesh(t, 3, func(t *testing.T, m *mesh) {
-		m.cut(1, 2, true)
-		m.cut(2, 1, true)
 		time.Sleep(3 * time.Second)
 		a, b := m.hosts[1], m.hosts[2]
 		p := udp(addr4(1, 9), addr4(2, 9), "hello")
@@ -264,13 +262,12 @@ func TestRelayIsFound(t *testing.T) {
 		if told := fmt.Sprint(m.told(1, 2)); told != "[relay [3] udp []]" {
 			t.Errorf("told %v", told)
 		}
-	})
+	}, [2]int{1, 2}, [2]int{2, 1})
 }
 
 // One direction is blocked: both take the relay.
 func TestOneWay(t *testing.T) {
 	inEachMesh(t, 3, func(t *testing.T, m *mesh) {
-		m.cut(2, 1, true)
 		time.Sleep(3 * time.Second)
 		f := &flow{m: m, i: 1, j: 2}
 		if silence, _ := f.run(10 * time.Second); silence > 3*time.Second {
@@ -284,14 +281,12 @@ func TestOneWay(t *testing.T) {
 				t.Errorf("%+v", w)
 			}
 		}
-	})
+	}, [2]int{2, 1})
 }
 
 // A relay dies, then the direct way: traffic goes on within 3 s.
 func TestRelayDies(t *testing.T) {
 	inEachMesh(t, 4, func(t *testing.T, m *mesh) {
-		m.cut(1, 2, true)
-		m.cut(2, 1, true)
 		time.Sleep(4 * time.Second)
 		f := &flow{m: m, i: 1, j: 2}
 		f.run(5 * time.Second)
@@ -306,7 +301,7 @@ func TestRelayDies(t *testing.T) {
 		if w := m.way(1, 2); w.Path != router.PathRelay || int(w.Via[0]) != 7-dead {
 			t.Errorf("%+v", w)
 		}
-	})
+	}, [2]int{1, 2}, [2]int{2, 1})
 }
 
 func TestDirectWayDies(t *testing.T) {
@@ -329,7 +324,7 @@ func TestDirectWayDies(t *testing.T) {
 func TestRoamingUnderTraffic(t *testing.T) {
 	for _, s := range shapes {
 		synctest.Test(t, func(t *testing.T) {
-			m := newMesh(t, 1, 3, s, nil)
+			m := newMesh(t, 1, 3, s)
 			defer m.stop()
 			time.Sleep(3 * time.Second)
 			f := &flow{m: m, i: 1, j: 2}
@@ -381,13 +376,11 @@ func TestRoamingOfTheSilent(t *testing.T) {
 // Many keys come and go on a path through a relay.
 func TestRekeyThroughRelay(t *testing.T) {
 	inEachMesh(t, 3, func(t *testing.T, m *mesh) {
-		m.cut(1, 2, true)
-		m.cut(2, 1, true)
 		time.Sleep(3 * time.Second)
 		f := &flow{m: m, i: 1, j: 2}
 		f.run(2 * time.Second)
 		if silence, lost := f.run(3 * session.RejectAfterTime); silence > 2*flowGap || lost > 0 {
 			t.Errorf("silence of %v, %d lost", silence, lost)
 		}
-	})
+	}, [2]int{1, 2}, [2]int{2, 1})
 }

@@ -333,8 +333,13 @@ func (m *Machine) hear(s *state, by Path, now moment) {
 		return
 	}
 	if by.Relayed() {
-		if !s.proven && (!s.roamed || s.doubtful(now)) {
+		switch {
+		case !s.proven && (!s.roamed || s.doubtful(now)):
 			m.roam(s, by, now)
+		case s.direct() && s.doubt.IsZero() && now.Sub(s.heard) > hearWithin: // the other side has a reason to take a relay
+			m.askPath(s, now)
+			m.askRoute(s, by, now)
+			m.wake(s, now)
 		}
 		return
 	}
