@@ -52,6 +52,13 @@
 // apart: so they do not wait behind data, nor are lost for it, and a storm of them takes nothing from the shards but a bounded share of
 // a processor. What it sends goes first on this host, and is marked as network control (DSCP CS6) for others.
 //
+// # Ways to nodes
+//
+// Package reach decides how each node is reached: directly at one of its addresses, or through relays. The timer goroutine drives it (reaching.go),
+// and whoever handles a control datagram, or data from where none was expected, tells it, under a mutex; the shards read the way of a peer
+// (way.go) from an atomic pointer. Whoever is exchanging packets with a node is found by the counters of those that were touched, so
+// idle nodes cost nothing. When a way turns out to work, or is replaced, a handshake that may have gone astray begins anew at once.
+//
 // # Threads and ownership
 //
 // One shard per TUN queue and UDP socket, one locked thread per shard, which does all of the above
@@ -73,8 +80,9 @@
 //     this host: nobody speaks for another, nobody routes through us but external peers, who have no other
 //     way (external.go).
 //   - What is relayed is sealed by the ends for each other. It is taken from members only, passed on directly or not at all, and never back; see relaying.go.
-//   - A peer's endpoint is the source of the last datagram that it authenticated.
+//   - A peer that is no node of the mesh is where the last datagram came from that it authenticated. How a node is reached is for
+//     package reach to say: a way is proven by the answer to a ping, and only data that authenticates moves it without one.
 //
-// The package imports router/envelope, router/packet, router/pathmtu, router/reach, router/relay, router/route, router/session,
-// router/tun and router/underlay, and no other engine. Only the composition root imports it.
+// The package imports router/envelope, router/packet, router/pathmtu, router/reach, router/relay, router/session, router/route, router/tun and
+// router/underlay, and no other engine. Only the composition root imports it.
 package router
