@@ -98,9 +98,13 @@ func FuzzRecords(f *testing.F) {
 }
 
 func FuzzWire(f *testing.F) {
+	f.Add(memberMeta([16]byte{1}, netip.MustParseAddrPort("[2001:db8::1]:9")))
 	f.Add(must(f)(encodeChange([16]byte{1}, "ring", []byte{1, 2})))
 	f.Add(must(f)(cbor.Marshal(message{Seq: 1, Channel: "ipam", Payload: []byte{1}})))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if u, at, ok := parseMeta(b); ok && !bytes.Equal(memberMeta(u, at), b) {
+			t.Fatalf("%x is %x %v", b, u, at)
+		}
 		if c, err := decodeChange(b); err == nil {
 			if again, err := decodeChange(must(t)(encodeChange([16]byte(c.Universe), c.State, c.Delta))); err != nil || !reflect.DeepEqual(again, c) {
 				t.Fatalf("%+v became %+v, %v", c, again, err)
@@ -184,6 +188,9 @@ func FuzzText(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		if id, boot, err := parseMember(s); err == nil && memberName(id, boot) != s {
 			t.Fatalf("%q is %v %v", s, id, boot)
+		}
+		if id, err := parseMemberAddr(s); err == nil && !id.Valid() {
+			t.Fatalf("%q is %v", s, id)
 		}
 		if host, port, err := splitTarget(s, 1); err == nil {
 			if _, err := netip.ParseAddr(host); err != nil {

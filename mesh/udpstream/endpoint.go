@@ -294,17 +294,17 @@ func (l *life) grant(c *quic.Conn, delta uint64) bool {
 	if l.spent+delta > windowBudget {
 		return false
 	}
-	if _, known := l.granted[c]; !known {
-		context.AfterFunc(c.Context(), func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.spent -= l.granted[c]
-			delete(l.granted, c)
-		})
-	}
 	l.granted[c] += delta
 	l.spent += delta
 	return true
+}
+
+// release gives back what was granted to a connection that has ended.
+func (l *life) release(c *quic.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spent -= l.granted[c]
+	delete(l.granted, c)
 }
 
 // busy tells whether there are connections.
@@ -326,6 +326,7 @@ func (l *life) accept() {
 }
 
 func (l *life) serve(c *quic.Conn) {
+	context.AfterFunc(c.Context(), func() { l.release(c) })
 	for {
 		s, err := c.AcceptStream(l.ctx)
 		if err != nil {
@@ -347,7 +348,10 @@ func (l *life) dial(ctx context.Context, to Addr) (net.Conn, error) {
 			if o.err != nil {
 				l.forget(to, o)
 			} else {
-				context.AfterFunc(o.conn.Context(), func() { l.forget(to, o) })
+				context.AfterFunc(o.conn.Context(), func() {
+					l.forget(to, o)
+					l.release(o.conn)
+				})
 			}
 			close(o.ready)
 		}
