@@ -111,6 +111,16 @@ func (m *mesh) stop() {
 	}
 }
 
+// move gives a host another address.
+func (h *host) move(to netip.AddrPort) {
+	for _, c := range h.conns {
+		c.Move(to)
+	}
+	if h.control != nil {
+		h.control.Move(to)
+	}
+}
+
 // cut makes datagrams from one host to the other get lost, or not any more.
 func (m *mesh) cut(from, to int, cut bool) {
 	m.mu.Lock()
@@ -330,9 +340,7 @@ func TestRoamingUnderTraffic(t *testing.T) {
 			f := &flow{m: m, i: 1, j: 2}
 			f.run(5 * time.Second)
 			for round := range 3 {
-				for _, c := range m.hosts[2].conns {
-					c.Move(at(70 + round))
-				}
+				m.hosts[2].move(at(70 + round))
 				if silence, _ := f.run(10 * time.Second); silence > 3*time.Second {
 					t.Errorf("%v: silence of %v", s, silence)
 				}
@@ -364,9 +372,7 @@ func TestRoamingOfTheSilent(t *testing.T) {
 			return silence
 		}
 		send(20 * time.Second)
-		for _, c := range b.conns {
-			c.Move(at(70))
-		}
+		b.move(at(70))
 		if silence := send(10 * time.Second); silence > 3*time.Second {
 			t.Errorf("silence of %v", silence)
 		}
