@@ -207,9 +207,7 @@ func TestGreet(t *testing.T) {
 func TestRoaming(t *testing.T) {
 	inEachShape(t, func(t *testing.T, _ *routertest.Net, a, b *host) {
 		establish(a, b)
-		for _, c := range b.conns {
-			c.Move(at(77))
-		}
+		b.move(at(77))
 		moved := udp(addr4(2, 9), addr4(1, 9), "moved")
 		b.queues[0].Inject(moved)
 		a.want(moved)

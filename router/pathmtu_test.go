@@ -278,9 +278,7 @@ func TestPathAfterRoaming(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		a.wantPath(1200, true)
 		net.SetWidth(0)
-		for _, c := range b.conns {
-			c.Move(netip.MustParseAddrPort("198.51.100.7:6783"))
-		}
+		b.move(netip.MustParseAddrPort("198.51.100.7:6783"))
 		b.queues[0].Inject(udp(addr4(2, 9), addr4(1, 9), "from elsewhere"))
 		time.Sleep(time.Second)
 		a.wantPath(localMTU, true)
