@@ -23,11 +23,15 @@ type pathInfo struct {
 	why   string
 }
 
-// describePath puts into p by which path it is reached.
-func describePath(p *api.Peer, s router.PeerStats, names map[mesh.NodeID]string) {
+// describePath puts into p by which path it is reached. blocked is what the mesh knows not to get through to it.
+func describePath(p *api.Peer, s router.PeerStats, names map[mesh.NodeID]string, blocked string) {
 	i := pathOf(s)
 	p.Path, p.RTT, p.SessionError = i.path, i.rtt.Microseconds(), s.LastError
 	p.Reason = cmp.Or(i.why, s.LastError)
+	if i.path == pathNone {
+		p.RTT = 0                            // of a path that it was once reached by
+		p.Reason = cmp.Or(blocked, p.Reason) // it says what to do
+	}
 	if i.path == pathRelay {
 		p.Via = namesOf(i.via, names)
 	}

@@ -113,3 +113,24 @@ func TestPathsAreShown(t *testing.T) {
 		}
 	})
 }
+
+// Where a node is not reached at all, its row says what does not get through, if that is known, and shows no measurement of what was.
+func TestNoPath(t *testing.T) {
+	none := router.PeerStats{Path: router.PathNone, RTT: time.Millisecond, Why: "no answer from 192.0.2.3:6783 since 14:02:11"}
+	const blocked = "UDP does not get through to 192.0.2.3:6783, TCP does: let UDP port 6783 pass"
+	for _, tt := range []struct {
+		stats   router.PeerStats
+		blocked string
+		want    string
+	}{
+		{none, blocked, blocked},
+		{none, "", none.Why},
+		{router.PeerStats{Path: router.PathUDP, Why: "answers, measured 0.4 ms"}, "TCP does not get through", "answers, measured 0.4 ms"},
+	} {
+		var p api.Peer
+		describePath(&p, tt.stats, nil, tt.blocked)
+		if p.Reason != tt.want || p.RTT != 0 {
+			t.Errorf("%+v, blocked %q: %+v", tt.stats, tt.blocked, p)
+		}
+	}
+}

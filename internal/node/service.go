@@ -185,7 +185,7 @@ func (n *Node) Peers() []api.Peer {
 		}
 		if s, ok := stats[session.PublicKey(m.PublicKey)]; ok {
 			p.Session = string(s.State)
-			describePath(&p, s, names)
+			describePath(&p, s, names, m.Blocked)
 			p.RxBytes, p.TxBytes, p.RxPackets, p.TxPackets = s.RxBytes, s.TxBytes, s.RxPackets, s.TxPackets
 			p.PathMTU, p.PathMTUConfirmed = s.MTU, s.Confirmed
 			if s.Endpoint.IsValid() {
