@@ -160,7 +160,7 @@ func (r *Router) guard(outside *Segment, hide *expr.Masq, match []expr.Any) {
 		rule(post, match, device(expr.MetaKeyOIFNAME, out.device), []expr.Any{hide})
 		drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 		forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-		rule(forward, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), drop)
+		rule(forward, device(expr.MetaKeyIIFNAME, out.device), unsolicited(), unredirected(), drop)
 		// What nobody asked for must not reach the router's own stack: the connection tracking entry that it would leave
 		// there could take the outer port that a flow from inside needs.
 		input := chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
@@ -170,6 +170,16 @@ func (r *Router) guard(outside *Segment, hide *expr.Masq, match []expr.Any) {
 	})
 	if err != nil {
 		r.lab.tb.Fatalf("lab: NAT on %s: %v", r.name, err)
+	}
+}
+
+// unredirected matches packets that the router has not sent on to a host behind it.
+func unredirected() []expr.Any {
+	const redirected = 1 << 5 // IPS_DST_NAT (linux/netfilter/nf_conntrack_common.h)
+	return []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATUS},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: hostOrder(redirected), Xor: hostOrder(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: hostOrder(0)},
 	}
 }
 

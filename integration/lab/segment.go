@@ -223,6 +223,9 @@ func (l *Link) AddRoute(to netip.Prefix) {
 // Device returns the name of the device in the host's or router's namespace.
 func (l *Link) Device() string { return l.device }
 
+// Segment returns the switch that the link is plugged into.
+func (l *Link) Segment() *Segment { return l.segment }
+
 // V4 returns the v4 address on the link; invalid if it has none.
 func (l *Link) V4() netip.Addr { return l.v4 }
 

@@ -274,6 +274,55 @@ func TestPunching(t *testing.T) {
 	}
 }
 
+// TestCone checks the NAT that looks at addresses alone, and that a host behind one that chooses ports can be reached from behind it.
+func TestCone(t *testing.T) {
+	l := New(t)
+	home, far, wan := l.Switch("home"), l.Switch("far"), l.Switch("wan")
+	r, chooser := l.Router("cone", home, wan), l.Router("chooser", far, wan)
+	inside := l.Host("inside", home)
+	r.Cone(wan, inside)
+	chooser.NAT(wan, RandomPorts)
+	other, p1, p2 := l.Host("other", far), l.Host("p1", wan), l.Host("p2", wan)
+	const port = 6783
+	c, s1, s1b, s2 := socket(t, inside.Namespace, port), socket(t, p1.Namespace, port), socket(t, p1.Namespace, 7777), socket(t, p2.Namespace, port)
+	outer := at(r.Link(wan), false, port)
+	send(t, s1, outer)
+	if from, ok := hears(c, never); ok {
+		t.Errorf("%v came in unasked", from)
+	}
+	send(t, c, at(p1.Link(), false, port))
+	if from, ok := hears(s1, soon); !ok || from != outer {
+		t.Fatalf("seen from %v, %v; want %v", from, ok, outer)
+	}
+	for _, s := range []*net.UDPConn{s1, s1b} { // another port of the same address, too
+		send(t, s, outer)
+		from, ok := hears(c, soon)
+		if !ok {
+			t.Fatal("an address that was asked does not come in")
+		}
+		send(t, c, from)
+		if from, ok := hears(s, soon); !ok || from != outer {
+			t.Errorf("the answer came from %v, %v", from, ok)
+		}
+	}
+	send(t, s2, outer)
+	if from, ok := hears(c, never); ok {
+		t.Errorf("%v came in, whose address was not asked", from)
+	}
+
+	o := socket(t, other.Namespace, port)
+	send(t, c, at(chooser.Link(wan), false, port)) // does not get in, and lets the answers in
+	send(t, o, outer)
+	from, ok := hears(c, soon)
+	if !ok || from.Addr() != chooser.Link(wan).V4() {
+		t.Fatalf("from behind the NAT that chooses ports: %v, %v", from, ok)
+	}
+	send(t, c, from)
+	if _, ok := hears(o, soon); !ok {
+		t.Error("the answer does not get in")
+	}
+}
+
 // TestHome checks the router that leaves v6 as it is and lets only answers in.
 func TestHome(t *testing.T) {
 	l := New(t)
