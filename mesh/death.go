@@ -26,9 +26,9 @@ func (m *Mesh) noteDead(id NodeID, boot uint64) {
 	if p == nil {
 		return
 	}
-	r := m.records.byID[id]
+	r, _ := m.records.get(id)
 	said := r.Boot == boot && r.State != StateRunning // that it goes
-	if _, alive := p.alive[boot]; !said && alive && len(p.alive) == 1 && m.deathChecks < deathChecks {
+	if !said && p.runs(boot) && len(p.alive) == 1 && m.deathChecks < deathChecks {
 		if m.spawnLocked(func(ctx context.Context) { m.checkDeath(ctx, id, boot) }) {
 			m.deathChecks++
 			p.rumour = boot
@@ -55,7 +55,7 @@ func (m *Mesh) drop(id NodeID, p *peer, boot uint64) {
 			m.aliveCount.Add(-1)
 		}
 	}
-	delete(p.alive, boot)
+	p.alive.remove(boot)
 	p.lost = boot
 }
 

@@ -74,7 +74,7 @@ func TestForgedRecords(t *testing.T) {
 		a, b := c.node().start(), c.node("n1").start()
 		c.eventually(2*time.Second, "whole", whole(a, b))
 		a.Mesh.mu.Lock()
-		old := a.records.byID[b.id]
+		old, _ := a.records.get(b.id)
 		a.Mesh.mu.Unlock()
 		if err := b.SetRecord(func(r *Record) { r.Build = "new" }); err != nil {
 			t.Fatal(err)

@@ -16,14 +16,46 @@ import (
 // Mesh.mu. Invariant: there is one for every node that has a record or a living
 // process, and for no other.
 type peer struct {
-	alive  map[uint64]netip.AddrPort // living processes by Boot; a dead one lingers for some seconds
-	last   netip.AddrPort            // where gossip last reached it
-	lost   uint64                    // the process that was last found dead
-	at     int                       // in Mesh.alive, if status is Alive
-	rumour uint64                    // process whose death is being checked, see death.go; 0: none
+	alive  processes      // living ones; a dead one lingers for some seconds
+	last   netip.AddrPort // where gossip last reached it
+	lost   uint64         // the process that was last found dead
+	at     int            // in Mesh.alive, if status is Alive
+	rumour uint64         // process whose death is being checked, see death.go; 0: none
 	status Status
 	since  time.Time
 	retry  retry // of rejoin.go
+}
+
+// processes are those of one node, hardly ever more than one.
+type processes []process
+
+type process struct {
+	boot uint64
+	addr netip.AddrPort
+}
+
+func (ps processes) index(boot uint64) int {
+	return slices.IndexFunc(ps, func(p process) bool { return p.boot == boot })
+}
+
+// addr returns where a process is; not valid if there is no such process.
+func (ps processes) addr(boot uint64) netip.AddrPort {
+	if i := ps.index(boot); i >= 0 {
+		return ps[i].addr
+	}
+	return netip.AddrPort{}
+}
+
+func (ps *processes) set(boot uint64, addr netip.AddrPort) {
+	if i := ps.index(boot); i >= 0 {
+		(*ps)[i].addr = addr
+		return
+	}
+	*ps = append(*ps, process{boot, addr})
+}
+
+func (ps *processes) remove(boot uint64) {
+	*ps = slices.DeleteFunc(*ps, func(p process) bool { return p.boot == boot })
 }
 
 // noteAlive is memberlist's word that a process answers.
@@ -36,7 +68,7 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 			m.aliveCount.Add(1)
 		}
 	}
-	p.alive[boot] = addr
+	p.alive.set(boot, addr)
 	p.last = addr
 	switch old := p.rumour; old {
 	case 0:
@@ -55,7 +87,7 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 func (m *Mesh) peer(id NodeID) *peer {
 	p := m.peers[id]
 	if p == nil {
-		p = &peer{alive: make(map[uint64]netip.AddrPort), status: Failed, since: time.Now()}
+		p = &peer{status: Failed, since: time.Now()}
 		m.peers[id] = p
 		m.listAway(id, p)
 	}
@@ -65,7 +97,7 @@ func (m *Mesh) peer(id NodeID) *peer {
 // refresh works out the node's status anew. Called with mu held.
 func (m *Mesh) refresh(id NodeID) {
 	p := m.peers[id]
-	r, known := m.records.byID[id]
+	r, known := m.records.get(id)
 	status := m.statusOf(p, r)
 	changed := status != p.status
 	if changed {
@@ -92,7 +124,7 @@ func (m *Mesh) refresh(id NodeID) {
 }
 
 func (m *Mesh) statusOf(p *peer, r storedRecord) Status {
-	_, current := p.alive[r.Boot]
+	current := p.runs(r.Boot)
 	successor := len(p.alive) > 1 || len(p.alive) == 1 && !current // a process that the record does not speak of yet
 	switch {
 	case r.State == StateLeft && !successor:
@@ -175,8 +207,8 @@ func (m *Mesh) memberNameOf(id NodeID) (string, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.peers[id]; p != nil {
-		for boot := range p.alive {
-			return memberName(id, boot), true
+		for _, is := range p.alive {
+			return memberName(id, is.boot), true
 		}
 	}
 	return "", false
@@ -187,9 +219,9 @@ func (m *Mesh) aliveElsewhere(id NodeID, boot uint64) (netip.AddrPort, uint64, b
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.peers[id]; p != nil {
-		for b, addr := range p.alive {
-			if b != boot {
-				return addr, b, true
+		for _, is := range p.alive {
+			if is.boot != boot {
+				return is.addr, is.boot, true
 			}
 		}
 	}
@@ -210,16 +242,16 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 			addrs = append(addrs, a)
 		}
 	}
-	r := m.records.byID[id]
+	r, _ := m.records.get(id)
 	w := m.ways.of(id)
 	if p := m.peers[id]; p != nil {
 		if w.boot == r.Boot {
 			add(w.tcp)
 		}
-		add(p.alive[r.Boot])
+		add(p.alive.addr(r.Boot))
 		add(w.tcp)
-		for _, a := range p.alive {
-			add(a)
+		for _, is := range p.alive {
+			add(is.addr)
 		}
 		add(p.last)
 	}
@@ -296,7 +328,7 @@ func (m *Mesh) Alive() int { return int(m.aliveCount.Load()) }
 func (m *Mesh) Node(id NodeID) (Node, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r, known := m.records.byID[id]
+	r, known := m.records.get(id)
 	if !known {
 		return Node{}, false
 	}

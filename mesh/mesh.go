@@ -61,6 +61,8 @@ type Config struct {
 // Tuning holds the timings that tests may want to change. Zero fields take the
 // default, which is named with each.
 type Tuning struct {
+	Shared *Shared // for many meshes in one process; nil: none
+
 	ProbeInterval    time.Duration // 1 s: how often a member is probed
 	ProbeTimeout     time.Duration // 500 ms: when a probe takes other ways
 	GossipInterval   time.Duration // 200 ms
@@ -182,6 +184,7 @@ func New(cfg Config) (*Mesh, error) {
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
 		door: doorman{bySource: make(map[string]int)},
 	}
+	m.records.shared = cfg.Tuning.Shared
 	m.strangers.init(0)
 	m.oddities.init(5 * time.Minute)
 	m.gossip.RetransmitMult = changesMult

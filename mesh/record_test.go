@@ -153,10 +153,10 @@ func TestRecordsConverge(t *testing.T) {
 			all = append(all, makeRecord(t, NodeID(rapid.IntRange(1, 3).Draw(rt, "id")), uint64(rapid.IntRange(1, 3).Draw(rt, "seq")),
 				rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, "build"), StateRunning))
 		}
-		want := map[NodeID]storedRecord{} // the slow, obvious way
+		want := map[NodeID]*storedRecord{} // the slow, obvious way
 		for _, r := range all {
 			if w, ok := want[r.ID]; !ok || r.Seq > w.Seq || r.Seq == w.Seq && bytes.Compare(r.raw, w.raw) > 0 {
-				want[r.ID] = r
+				want[r.ID] = &r
 			}
 		}
 		for range 3 {

@@ -21,10 +21,11 @@ const maxRecords = 8192
 // their node made, so that fields of a newer release survive older ones. Not safe
 // for concurrent use.
 type recordSet struct {
-	byID    map[NodeID]storedRecord
-	buckets [buckets]uint64 // sums of the sums of the records, by bucketOf
-	total   uint64          // of them all
-	past    past            // what total was
+	byID    map[NodeID]*storedRecord // not written to
+	shared  *Shared                  // nil: none
+	buckets [buckets]uint64          // sums of the sums of the records, by bucketOf
+	total   uint64                   // of them all
+	past    past                     // what total was
 }
 
 type storedRecord struct {
@@ -78,9 +79,17 @@ func (s storedRecord) beats(old storedRecord) bool {
 	return cmp.Or(cmp.Compare(s.Seq, old.Seq), bytes.Compare(s.raw, old.raw)) > 0
 }
 
+// get returns the record of a node, the zero one and false if there is none.
+func (rs *recordSet) get(id NodeID) (storedRecord, bool) {
+	if r := rs.byID[id]; r != nil {
+		return *r, true
+	}
+	return storedRecord{}, false
+}
+
 // wants tells whether put would take r in, as far as what is known of its node decides.
 func (rs *recordSet) wants(r storedRecord) bool {
-	old, known := rs.byID[r.ID]
+	old, known := rs.get(r.ID)
 	return !known || r.beats(old)
 }
 
@@ -88,7 +97,7 @@ func (rs *recordSet) wants(r storedRecord) bool {
 // make room for others, and no others are taken in: they are forgotten here
 // first, whoever still knows them.
 func (rs *recordSet) put(r storedRecord) (changed bool) {
-	old, known := rs.byID[r.ID]
+	old, known := rs.get(r.ID)
 	switch {
 	case known && !r.beats(old):
 		return false
@@ -105,10 +114,11 @@ func bucketOf(id NodeID) int { return int(id % buckets) }
 // set puts r in the place of whatever is there.
 func (rs *recordSet) set(r storedRecord) {
 	if rs.byID == nil {
-		rs.byID = make(map[NodeID]storedRecord)
+		rs.byID = make(map[NodeID]*storedRecord)
 	}
-	rs.add(r.ID, r.sum-rs.byID[r.ID].sum)
-	rs.byID[r.ID] = r
+	old, _ := rs.get(r.ID)
+	rs.add(r.ID, r.sum-old.sum)
+	rs.byID[r.ID] = rs.shared.one(&r)
 }
 
 func (rs *recordSet) add(id NodeID, sum uint64) {
@@ -130,7 +140,11 @@ func (rs *recordSet) forgetLeft() bool {
 
 // all returns the records ordered by node.
 func (rs *recordSet) all() []storedRecord {
-	return slices.SortedFunc(maps.Values(rs.byID), func(a, b storedRecord) int { return cmp.Compare(a.ID, b.ID) })
+	all := make([]storedRecord, 0, len(rs.byID))
+	for _, id := range slices.Sorted(maps.Keys(rs.byID)) {
+		all = append(all, *rs.byID[id])
+	}
+	return all
 }
 
 // wireRecords is the state "nodes" and its deltas.

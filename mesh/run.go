@@ -173,7 +173,7 @@ func (m *Mesh) sayGoodbye(ctx context.Context, left bool) {
 			r.State = StateLeft
 		}
 	})
-	own := m.records.byID[m.id]
+	own, _ := m.records.get(m.id)
 	m.mu.Unlock()
 	if err != nil {
 		m.log.Error("cannot rewrite this node's record", zap.Error(err))

@@ -17,7 +17,7 @@ const maxOutbids = 4
 // rewrite replaces this node's record by what edit makes of it, with the next
 // Seq, at least atLeast. Called with mu held.
 func (m *Mesh) rewrite(atLeast uint64, edit func(*Record)) error {
-	old := m.records.byID[m.id]
+	old, _ := m.records.get(m.id)
 	r := old.clone()
 	edit(&r)
 	r.ID, r.Boot, r.Universe = m.id, m.boot, m.universe.ID
@@ -39,7 +39,7 @@ func (m *Mesh) rewrite(atLeast uint64, edit func(*Record)) error {
 // spreads nothing. edit must not call the mesh.
 func (m *Mesh) SetRecord(edit func(*Record)) error {
 	m.mu.Lock()
-	old := m.records.byID[m.id]
+	old, _ := m.records.get(m.id)
 	would := old.clone()
 	edit(&would)
 	would.ID, would.Seq, would.Boot, would.State, would.Universe = old.ID, old.Seq, old.Boot, old.State, old.Universe
@@ -62,7 +62,7 @@ func (m *Mesh) SetRecord(edit func(*Record)) error {
 // spreadOwn gossips this node's record.
 func (m *Mesh) spreadOwn() {
 	m.mu.Lock()
-	own := m.records.byID[m.id]
+	own, _ := m.records.get(m.id)
 	m.mu.Unlock()
 	m.spreadRecords([]storedRecord{own})
 }
@@ -73,7 +73,7 @@ func (m *Mesh) spreadOwn() {
 // and again says so, and from then on the process with the smaller Boot yields, so that
 // the records come to rest. Called with mu held.
 func (m *Mesh) outbid(r storedRecord) bool {
-	own := m.records.byID[m.id]
+	own, _ := m.records.get(m.id)
 	if r.Seq < own.Seq || string(r.raw) == string(own.raw) {
 		return false
 	}

@@ -254,7 +254,7 @@ func (m *Mesh) compare(differ, theirs []byte) (lacks []storedRecord, want []byte
 			if size += len(r.raw); size > maxSyncPart {
 				break
 			}
-			lacks = append(lacks, r)
+			lacks = append(lacks, *r)
 		}
 	}
 	return lacks, want
@@ -272,7 +272,7 @@ func (m *Mesh) wantedRecords(want []byte) (rs []storedRecord) {
 		if size += len(r.raw); size > maxSyncPart {
 			break
 		}
-		rs = append(rs, r)
+		rs = append(rs, *r)
 	}
 	return rs
 }
@@ -284,8 +284,8 @@ func (m *Mesh) memberEntries() []byte {
 	b := make([]byte, 0, entrySize*(len(m.peers)+1))
 	b = appendEntry(b, m.id, m.boot)
 	for id, p := range m.peers {
-		for boot := range p.alive {
-			b = appendEntry(b, id, boot)
+		for _, is := range p.alive {
+			b = appendEntry(b, id, is.boot)
 		}
 	}
 	return b
@@ -308,8 +308,8 @@ func (m *Mesh) compareMembers(theirs []byte) (missing, ahead []member) {
 		}
 	}
 	for id, p := range m.peers {
-		for boot := range p.alive {
-			if is := (member{id, boot}); !there[is] {
+		for _, run := range p.alive {
+			if is := (member{id, run.boot}); !there[is] {
 				ahead = append(ahead, is)
 			}
 		}
@@ -319,8 +319,7 @@ func (m *Mesh) compareMembers(theirs []byte) (missing, ahead []member) {
 }
 
 func (p *peer) runs(boot uint64) bool {
-	_, ok := p.alive[boot]
-	return ok
+	return p.alive.index(boot) >= 0
 }
 
 // settle follows up on having joined: what was on its way through the mesh while
