@@ -149,8 +149,12 @@ func (r *Router) SetPeers(peers []Peer) error {
 
 // admit opens the sessions of peers that are new in next.
 func (r *Router) admit(desired []Peer, peers []*peer, next *snapshot) error {
+	wanted := make(map[*peer]bool, len(peers))
+	for _, p := range peers {
+		wanted[p] = true
+	}
 	for i, p := range next.peers {
-		if !slices.Contains(peers, p) {
+		if !wanted[p] {
 			continue
 		}
 		d := &desired[i]
