@@ -120,6 +120,7 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.id {
 		_, a, _ := parseMeta(n.Meta)
 		d.m.noteAlive(id, boot, a)
+		d.m.tuneSuspicion()
 	}
 }
 
@@ -127,6 +128,7 @@ func (d delegate) NotifyJoin(n *memberlist.Node) {
 func (d delegate) NotifyLeave(n *memberlist.Node) {
 	if id, boot, err := parseMember(n.Name); err == nil && id != d.m.id {
 		d.m.noteDead(id, boot)
+		d.m.tuneSuspicion()
 	}
 }
 

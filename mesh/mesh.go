@@ -127,12 +127,16 @@ type Mesh struct {
 	keys       atomic.Pointer[[][32]byte]
 	aliveCount atomic.Int32 // nodes alive, this one not counted
 	dropped    atomic.Uint64
+	queued     atomic.Int64  // bytes in gossip
 	version    atomic.Uint64 // see Version
 
 	states map[string]State // fixed once running
 
-	sumsMu sync.Mutex
-	sums   map[string]*stateSum
+	memberConfig *memberlist.Config // memberlist's; see tuneSuspicion
+
+	sumsMu  sync.Mutex
+	sums    map[string]*stateSum
+	budgets map[string]*budget // of what a state may gossip
 
 	// mu is never held across anything that may wait, nor across calls of memberlist,
 	// which calls back with its own locks held.
@@ -180,7 +184,7 @@ func New(cfg Config) (*Mesh, error) {
 		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
 		nudged: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
-		states: make(map[string]State), sums: make(map[string]*stateSum), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),
+		states: make(map[string]State), sums: make(map[string]*stateSum), budgets: make(map[string]*budget), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
 		door: doorman{bySource: make(map[string]int)},
 	}

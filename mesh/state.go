@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -51,12 +52,12 @@ const (
 
 // gossip is one queued change. A later one of the same key replaces it.
 type gossip struct {
-	key string
-	msg []byte
+	key    string
+	msg    []byte
+	queued *atomic.Int64 // bytes in the queue
 }
 
 func (g *gossip) Message() []byte                             { return g.msg }
-func (g *gossip) Finished()                                   {}
 func (g *gossip) Invalidates(other memberlist.Broadcast) bool { return false }
 
 // keyedGossip is gossip that replaces an earlier one of its key.
@@ -110,12 +111,15 @@ func (m *Mesh) spread(name, key string, delta []byte) {
 			return
 		}
 		if len(b) <= maxGossip {
-			if key != "" {
-				m.gossip.QueueBroadcast(&keyedGossip{gossip{key: key, msg: b}})
-			} else {
-				m.gossip.QueueBroadcast(&uniqueGossip{gossip{msg: b}})
+			if !m.mayGossip(name, len(b)) {
+				return
 			}
-			m.gossip.Prune(maxQueued)
+			if g := newGossip(key, b, &m.queued); key != "" {
+				m.gossip.QueueBroadcast(&keyedGossip{g})
+			} else {
+				m.gossip.QueueBroadcast(&uniqueGossip{g})
+			}
+			m.prune()
 			return
 		}
 	}

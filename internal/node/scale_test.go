@@ -93,6 +93,7 @@ type scaleMesh struct {
 }
 
 const (
+	startAll   = 5 * time.Second // in which all nodes are started
 	scaleSize  = 1 << 20
 	scaleBlock = 128
 	// What the network below and sealing add to a packet of the mesh, and TCP to what goes over a stream.
@@ -144,8 +145,8 @@ func (s *scaleMesh) start() *scaleNode {
 	n := &scaleNode{id: identity.ID(), host: s.net.Host(addr), done: make(chan error, 1)}
 	s.net.Name(fmt.Sprint("n", i), addr)
 	var targets []string
-	for k := 1; k <= 3 && k < i; k++ {
-		targets = append(targets, fmt.Sprint("n", k))
+	if i > 1 { // the first three are what the others are told
+		targets = []string{fmt.Sprint("n", 1+i%min(i-1, 3))}
 	}
 	var err error
 	n.ring.r, err = ring.Seed(scaleSize, []ring.Owner{ring.Owner(newIdentity(s.t, 1).ID())})
@@ -212,8 +213,7 @@ func (s *scaleMesh) until(limit time.Duration, what string, share float64, nodes
 	s.t.Helper()
 	begin := time.Now()
 	left := append([]*scaleNode(nil), nodes...)
-	for real := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		_ = real
+	for ; ; time.Sleep(100 * time.Millisecond) {
 		rest := left[:0]
 		for _, n := range left {
 			if !ok(n) {
@@ -221,6 +221,9 @@ func (s *scaleMesh) until(limit time.Duration, what string, share float64, nodes
 			}
 		}
 		left = rest
+		if d := time.Since(begin); d%(5*time.Second) == 0 && d > 0 {
+			s.t.Logf("  %v: %s: %d nodes are not so far", d, what, len(left))
+		}
 		if float64(len(left)) <= (1-share)*float64(len(nodes)) {
 			return time.Since(begin)
 		}
@@ -315,12 +318,13 @@ func TestScale(t *testing.T) {
 func scale(t *testing.T, size int, _ func() time.Duration) {
 	s := newScaleMesh(t)
 	s.count(true)
+	begin := time.Now()
 	for range size {
 		s.start()
+		time.Sleep(startAll / time.Duration(size))
 	}
 	granted := make([]bool, size)
-	begin := time.Now()
-	joined := s.until(60*time.Second, "all nodes are seen", 1, s.nodes, func(n *scaleNode) bool {
+	joined := startAll + s.until(60*time.Second-startAll, "all nodes are seen", 1, s.nodes, func(n *scaleNode) bool {
 		for i, n := range s.nodes[1:] {
 			if granted[i] {
 				continue
