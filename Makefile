@@ -19,6 +19,8 @@ FUZZTIME  ?= 10s
 # SIMS is how many runs of the simulator of address management `make test` has, SOAK how long `make soak` has new ones
 SIMS      ?= 10000
 SOAK      ?= 4h
+# SCALE is how many nodes the meshes of `make scale` have
+SCALE     ?= 1000 5000
 # SEEDS is how many biased runs of the simulator a mutant may survive in `make mutants`, ARGS is for its other flags
 SEEDS     ?= 5000
 ARGS      ?=
@@ -33,7 +35,7 @@ NEBULA    ?= v1.11.1
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz soak model mutants bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak model mutants scale bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -81,6 +83,11 @@ model: ## Check the models of grant, takeover and the votes on retirements with 
 
 mutants: ## Break the rules of the IPAM one line at a time: the simulator must notice each (SEEDS=5000, ARGS='-run NAME')
 	$(GO) run ./ipam/mutants -seeds $(SEEDS) $(ARGS)
+
+scale: ## Simulate a mesh of each size in SCALE (default 1000 and 5000 nodes) in one process, and write what it takes into docs/scale.md (hours)
+	@for n in $(SCALE); do \
+		CGO_ENABLED=0 $(GO) test -timeout 0 -v -run '^TestScale$$' ./internal/node -scale.nodes=$$n -scale.doc='$(CURDIR)/docs/scale.md' || exit 1; \
+	done
 
 bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
 	$(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard

@@ -29,6 +29,7 @@ const (
 
 	digestPatience = 2 * time.Second        // what gossip may take to everybody
 	freshPatience  = 200 * time.Millisecond // give or take a half
+	freshPause     = time.Second            // at least between two rounds of fresh digests, and between two syncs
 	epidemicNodes  = 3
 	maxFruitless   = 5 // doublings of the pause after syncs that did not change the difference
 	digestQueue    = 16
@@ -143,7 +144,7 @@ func (m *Mesh) differs(d digest) bool {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return d.Members != m.memberSum && !m.memberPast.has(d.Members)
+	return d.Members != m.memberSum && !m.memberPast.has(d.Members, time.Now())
 }
 
 // difference is a hash of what this node has and what d says.
@@ -160,23 +161,26 @@ func (m *Mesh) difference(d digest) (sum uint64) {
 func (m *Mesh) had(p *past, sum uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return p.has(sum)
+	return p.has(sum, time.Now())
 }
 
-// past holds the latest of a row of sums.
+// past holds the latest of a row of sums, and when they ceased to be right.
 type past struct {
-	sums [16]uint64
-	next int
+	sums  [16]uint64
+	until [16]time.Time
+	next  int
 }
 
-func (p *past) add(sum uint64) {
-	p.sums[p.next%len(p.sums)] = sum
+// add notes that sum, which was right, has been replaced now.
+func (p *past) add(sum uint64, now time.Time) {
+	p.sums[p.next%len(p.sums)], p.until[p.next%len(p.sums)] = sum, now
 	p.next++
 }
 
-func (p *past) has(sum uint64) bool {
-	for _, s := range p.sums[:min(p.next, len(p.sums))] {
-		if s == sum {
+// has tells whether sum was right a moment ago, so that gossip may yet bring what has changed since to whoever has it.
+func (p *past) has(sum uint64, now time.Time) bool {
+	for i, s := range p.sums[:min(p.next, len(p.sums))] {
+		if s == sum && now.Sub(p.until[i]) < digestPatience {
 			return true
 		}
 	}
@@ -247,18 +251,26 @@ func (m *Mesh) digestLoop(ctx context.Context) {
 	look := time.NewTimer(time.Hour)
 	defer look.Stop()
 	var pending *digest
-	busy, fruitless, rest, last := false, 0, time.Time{}, uint64(0)
+	var told, synced, rest time.Time // when fresh digests were sent, a sync of this node's own ended, and when the next is due
+	fresh, busy, fruitless, last := false, false, 0, uint64(0)
 	done := make(chan struct{}, 1)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-send.C:
-			m.sendDigests(1, nil)
+			if fresh {
+				m.sendDigests(epidemicNodes, func(d *digest) { d.Fresh = true })
+				fresh, told = false, time.Now()
+			} else {
+				m.sendDigests(1, nil)
+			}
 			send.Reset(jitter(m.digestPause()))
 		case <-m.nudged:
-			m.sendDigests(epidemicNodes, func(d *digest) { d.Fresh = true })
-			send.Reset(jitter(m.digestPause()))
+			if !fresh {
+				fresh = true
+				send.Reset(time.Until(told.Add(freshPause)))
+			}
 		case s := <-m.digests:
 			d, ok := m.readDigest(s)
 			if !ok {
@@ -268,7 +280,7 @@ func (m *Mesh) digestLoop(ctx context.Context) {
 				m.raise()
 			}
 			hurry := d.Fresh || m.isHealing()
-			if busy || !hurry && time.Now().Before(rest) || pending != nil && (pending.Fresh || !d.Fresh) || !m.differs(d) {
+			if now := time.Now(); busy || now.Before(rest) && (!hurry || now.Sub(synced) < freshPause) || pending != nil && (pending.Fresh || !d.Fresh) || !m.differs(d) {
 				continue
 			}
 			pending = &d
@@ -294,7 +306,8 @@ func (m *Mesh) digestLoop(ctx context.Context) {
 				done <- struct{}{}
 			})
 		case <-done:
-			busy, rest = false, time.Now().Add(jitter(time.Second<<fruitless))
+			busy, synced = false, time.Now()
+			rest = synced.Add(jitter(freshPause << fruitless))
 		}
 	}
 }

@@ -26,6 +26,7 @@ import (
 // memberlist does when a node joins; processes believed dead are called on first.
 const (
 	splitNodes    = 8
+	maxCalls      = 4 // processes believed dead that are called on after one sync
 	alarmFanout   = 8
 	alarmAgain    = 30 * time.Second // an alarm raised sooner after another is the same one
 	healTime      = 20 * time.Second
@@ -52,19 +53,22 @@ func (m *Mesh) reconcile(ctx context.Context, with NodeID, f found, began bool) 
 func (m *Mesh) noteMissing(f found) (split bool) {
 	now := time.Now()
 	died := 0
+	var call []NodeID
 	m.mu.Lock()
 	for _, is := range f.missing {
 		p := m.peers[is.id]
 		if p == nil || p.lost != is.boot {
 			continue
 		}
-		if died++; died <= splitNodes && p.status == Failed {
+		if died++; len(call) < maxCalls && p.status == Failed && !p.retry.busy {
 			p.retry.restart(now)
+			p.retry.busy, p.retry.tried = true, now
+			call = append(call, is.id)
 		}
 	}
 	m.mu.Unlock()
-	if died > 0 {
-		m.pokeRejoin()
+	for _, id := range call {
+		m.spawn(func(ctx context.Context) { m.rejoin(ctx, id) })
 	}
 	return died > splitNodes
 }

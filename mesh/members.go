@@ -153,8 +153,8 @@ func (m *Mesh) logStatus(r Record, p *peer) {
 
 // countMember counts a process in or out. Called with mu held.
 func (m *Mesh) countMember(id NodeID, boot uint64, sign int) {
+	m.memberPast.add(m.memberSum, time.Now())
 	m.memberSum += uint64(sign) * sumOf(appendEntry(nil, id, boot))
-	m.memberPast.add(m.memberSum)
 }
 
 // listAlive puts the node on the list of those alive or takes it off. Called with mu held, before p has its new status.

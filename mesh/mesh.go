@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -191,8 +192,8 @@ func New(cfg Config) (*Mesh, error) {
 	m.records.shared = cfg.Tuning.Shared
 	m.strangers.init(0)
 	m.oddities.init(5 * time.Minute)
-	m.gossip.RetransmitMult = changesMult
-	m.gossip.NumNodes = func() int { return int(m.aliveCount.Load()) + 1 }
+	m.gossip.RetransmitMult = 1 // times the number of digits of NumNodes
+	m.gossip.NumNodes = func() int { return int(math.Pow10(transmissions(m.Alive()+1))) - 1 }
 	m.transport, m.streams = newTransport(m), m.newStreams()
 	keys := hellos(append([]Keys{cfg.Keys}, cfg.Accept...))
 	m.keys.Store(&keys)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -122,9 +123,9 @@ func (rs *recordSet) set(r storedRecord) {
 }
 
 func (rs *recordSet) add(id NodeID, sum uint64) {
+	rs.past.add(rs.total, time.Now())
 	rs.buckets[bucketOf(id)] += sum
 	rs.total += sum
-	rs.past.add(rs.total)
 }
 
 func (rs *recordSet) forgetLeft() bool {

@@ -18,8 +18,7 @@ import (
 // the mesh beyond 10 nodes. A node that loses everybody finds them dead one after
 // the other.
 const (
-	retransmitMult     = 2
-	changesMult        = 3 // whoever is missed gets it by a digest
+	retransmitMult     = 4
 	suspicionMult      = 4
 	manySuspicionMult  = 3   // so that a failure in a mesh of a thousand is known in less than 15 s, and not in 18
 	manyNodes          = 400 // from here on
