@@ -4,7 +4,6 @@ package mesh
 
 import (
 	"math"
-	"sync/atomic"
 	"time"
 )
 
@@ -13,9 +12,9 @@ import (
 // not gossiped but made up for by digests, which compare, so that however many changes there
 // were, only what came of them travels.
 const (
-	maxQueuedBytes = 256 << 10 // changes waiting to be gossiped, of all states; of more, those sent most often are dropped
-	budgetRate     = 8 << 10   // bytes of changes that are gossiped per second, of each state
-	budgetBurst    = 128 << 10 // bytes of them at once
+	maxQueued   = 512       // changes of at most maxGossip bytes waiting to be gossiped; of more, those sent most often are dropped
+	budgetRate  = 8 << 10   // bytes of changes that are gossiped per second, of each state
+	budgetBurst = 128 << 10 // bytes of them at once
 )
 
 // budget is what a state may still gossip, a token bucket. The zero value is full. Guarded by Mesh.sumsMu.
@@ -54,23 +53,6 @@ func (m *Mesh) mayGossip(name string, n int) bool {
 		m.nudge()
 	}
 	return ok
-}
-
-// prune keeps the queue of changes within its bounds.
-func (m *Mesh) prune() {
-	m.gossip.Prune(maxQueued)
-	for n := m.gossip.NumQueued(); n > 0 && m.queued.Load() > maxQueuedBytes; n = m.gossip.NumQueued() {
-		m.gossip.Prune(n - 1 - n/16)
-		m.dropped.Add(1)
-	}
-}
-
-// Finished is called when gossip leaves the queue.
-func (g *gossip) Finished() { g.queued.Add(-int64(len(g.msg))) }
-
-func newGossip(key string, msg []byte, queued *atomic.Int64) gossip {
-	queued.Add(int64(len(msg)))
-	return gossip{key: key, msg: msg, queued: queued}
 }
 
 // transmissions is how often each node sends a change in a mesh of n nodes: so often that one node in twenty meshes

@@ -128,7 +128,6 @@ type Mesh struct {
 	keys       atomic.Pointer[[][32]byte]
 	aliveCount atomic.Int32 // nodes alive, this one not counted
 	dropped    atomic.Uint64
-	queued     atomic.Int64  // bytes in gossip
 	version    atomic.Uint64 // see Version
 
 	states map[string]State // fixed once running

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -27,7 +26,6 @@ const (
 	maxPacket   = 1152    // bytes; sealed and with its headers it fits any path that carries IPv6
 	maxGossip   = 1024
 	largeFanout = 8
-	maxQueued   = 2048 // changes waiting to be gossiped; of more, those sent most often are dropped
 
 	mergeQueue   = 1024
 	maxExchange  = 19 << 20 // memberlist refuses 20 MiB
@@ -52,11 +50,11 @@ const (
 
 // gossip is one queued change. A later one of the same key replaces it.
 type gossip struct {
-	key    string
-	msg    []byte
-	queued *atomic.Int64 // bytes in the queue
+	key string
+	msg []byte
 }
 
+func (g *gossip) Finished()                                   {}
 func (g *gossip) Message() []byte                             { return g.msg }
 func (g *gossip) Invalidates(other memberlist.Broadcast) bool { return false }
 
@@ -114,12 +112,12 @@ func (m *Mesh) spread(name, key string, delta []byte) {
 			if !m.mayGossip(name, len(b)) {
 				return
 			}
-			if g := newGossip(key, b, &m.queued); key != "" {
+			if g := (gossip{key: key, msg: b}); key != "" {
 				m.gossip.QueueBroadcast(&keyedGossip{g})
 			} else {
 				m.gossip.QueueBroadcast(&uniqueGossip{g})
 			}
-			m.prune()
+			m.gossip.Prune(maxQueued)
 			return
 		}
 	}
