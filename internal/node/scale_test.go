@@ -42,7 +42,7 @@ func (r scaleResult) String() string {
 	k := func(v float64) string { return fmt.Sprintf("%.3g kB/s", v/1e3) }
 	m := func(v uint64) string { return fmt.Sprintf("%.2f MiB", float64(v)/(1<<20)) }
 	return fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %.0f min |", r.nodes, s(r.joined), s(r.known), s(r.failed), k(r.steady), k(r.most),
-		m(r.heap+r.stacks), s(r.healed), s(r.healed+r.agreed), k(r.joining), k(r.storm), r.real.Minutes())
+		m(r.heap+r.stacks), s(r.healed), s(r.healed+r.agreed), k(r.joining), fmt.Sprintf("%.1f MB", r.storm*(r.healed+r.agreed).Seconds()/1e6), r.real.Minutes())
 }
 
 // write puts the result into the table of the document.
