@@ -79,10 +79,8 @@ func (d delegate) NodeMeta(int) []byte { return memberMeta(d.m.Universe().ID, d.
 // NotifyMsg takes a gossiped change.
 func (d delegate) NotifyMsg(b []byte) { d.m.takeChange(b) }
 
-// GetBroadcasts returns changes to gossip.
-func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.m.gossip.GetBroadcasts(overhead, limit)
-}
+// GetBroadcasts returns nothing: changes have packets of their own.
+func (d delegate) GetBroadcasts(int, int) [][]byte { return nil }
 
 // LocalState adds nothing to an exchange of memberlist's: states travel by syncs.
 func (d delegate) LocalState(bool) []byte { return nil }

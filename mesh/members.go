@@ -81,6 +81,7 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 	m.refresh(id)
 	m.mu.Unlock()
 	m.changed()
+	m.gossipSoon() // what waited while there was nobody
 }
 
 // peer returns the node's peer, a new one if need be. Called with mu held.

@@ -116,6 +116,7 @@ type Mesh struct {
 	changes    chan struct{} // capacity 1
 	rejoinNow  chan struct{} // capacity 1
 	nudged     chan struct{} // capacity 1
+	gossiping  chan struct{} // capacity 1: changes wait
 	digests    chan rawDigest
 	syncs      chan struct{} // capacity maxSyncs: held by each sync that others began
 	joined     chan struct{}
@@ -182,7 +183,7 @@ func New(cfg Config) (*Mesh, error) {
 		cfg: cfg, id: cfg.Identity.ID(), tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
 		started: time.Now(), universe: cfg.Universe,
 		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
-		nudged: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
+		nudged: make(chan struct{}, 1), gossiping: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
 		states: make(map[string]State), sums: make(map[string]*stateSum), budgets: make(map[string]*budget), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
@@ -362,6 +363,8 @@ func (m *Mesh) Deliver(b []byte, from Addr, at time.Time) {
 		m.transport.deliver(b[1:], from.Node, at)
 	case kindDigest:
 		m.takeDigest(b[1:], from.Node)
+	case kindChanges:
+		m.takeChanges(b[1:], from.Node)
 	case kindStream:
 		m.streams.Deliver(b[1:], udpstream.Addr{Node: uint64(from.Node), Addr: from.Addr})
 	default: // of a newer release

@@ -14,6 +14,8 @@ const (
 	kindMember kind = 0 // memberlist's
 	kindStream kind = 1 // QUIC's, up to udpstream.MaxDatagram bytes
 	kindDigest kind = 2 // see digest.go
+
+	kindChanges kind = 3 // see changes.go
 )
 
 // memberOverhead is what memberlist and this package put in front of a packet beyond what

@@ -80,7 +80,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		return fmt.Errorf("start the mesh: %w", err)
 	}
 	m.member.Store(ml)
-	loops := []func(context.Context){m.acceptLoop, m.mergeLoop, m.notifyLoop, m.rejoinLoop, m.digestLoop}
+	loops := []func(context.Context){m.acceptLoop, m.mergeLoop, m.notifyLoop, m.rejoinLoop, m.digestLoop, m.changesLoop}
 	for _, f := range loops {
 		m.spawn(f)
 	}

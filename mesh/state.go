@@ -118,6 +118,7 @@ func (m *Mesh) spread(name, key string, delta []byte) {
 				m.gossip.QueueBroadcast(&uniqueGossip{g})
 			}
 			m.gossip.Prune(maxQueued)
+			m.gossipSoon()
 			return
 		}
 	}
