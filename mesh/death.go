@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 )
 
@@ -11,10 +12,12 @@ import (
 // and memberlist spreads that as soon as it can be heard again; the dead deny it, but until that
 // has gone round they would be seen as failed, and change back a second later. So a process that
 // memberlist calls dead is asked once more, and stays alive for as long as it answers and the
-// denial may take. Many deaths at the same time, as in a partition, are believed.
+// denial may take. Some denials do not get through: a process whose higher incarnation all the others know does not deny anew. So one that still
+// answers when that should have come is asked for its list of members, in which it is alive. Many deaths at the same time, as in a partition, are believed.
 const (
 	deathAsks   = 2 // packets in vain, ProbeTimeout apart
 	deathDenial = 10 * time.Second
+	deathGossip = 2 * time.Second // what gossip may take to bring the denial, and half as long again
 	deathChecks = 8 // at the same time
 )
 
@@ -62,13 +65,20 @@ func (m *Mesh) drop(id NodeID, p *peer, boot uint64) {
 // checkDeath asks a process that memberlist calls dead, until memberlist calls it alive again or it is
 // to be believed.
 func (m *Mesh) checkDeath(ctx context.Context, id NodeID, boot uint64) {
-	deaf := 0
-	for end := time.Now().Add(deathDenial); deaf < deathAsks && time.Now().Before(end) && m.rumoured(id, boot); {
+	deaf, pulled := 0, false
+	begin := time.Now()
+	patience := deathGossip + rand.N(deathGossip/2)
+	for deaf < deathAsks && time.Since(begin) < deathDenial && m.rumoured(id, boot) {
 		if m.answersAs(id, boot, memberUDP(id)) != nil {
 			deaf++
 			continue
 		}
 		deaf = 0
+		if !pulled && time.Since(begin) > patience {
+			pulled = true
+			m.pull(ctx, id)
+			continue
+		}
 		if !sleep(ctx, m.tuning.ProbeTimeout) {
 			break
 		}
