@@ -129,7 +129,9 @@ func newCluster(t *testing.T, seed uint64) *cluster {
 }
 
 // testIdentity returns one of 100 identities; their ids ascend with i.
-func testIdentity(i int) Identity {
+func testIdentity(i int) Identity { return testIdentities()[i] }
+
+var testIdentities = sync.OnceValue(func() []Identity {
 	var all []Identity
 	for j := range 100 {
 		one, err := NewIdentity(bytes.Repeat([]byte{byte(j)}, 32))
@@ -139,8 +141,8 @@ func testIdentity(i int) Identity {
 		all = append(all, one)
 	}
 	slices.SortFunc(all, func(a, b Identity) int { return cmp.Compare(a.id, b.id) })
-	return all[i]
-}
+	return all
+})
 
 func hostAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 0, byte(i)}) }
 

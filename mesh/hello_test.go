@@ -84,7 +84,9 @@ func shake(t *testing.T, ka, kb [32]byte, a, b introduction) (dialler, acceptor 
 	return dialler, acceptor, ra, rb
 }
 
-func TestHello(t *testing.T) {
+func TestHello(t *testing.T) { synctest.Test(t, helloAndStream) }
+
+func helloAndStream(t *testing.T) {
 	a, b := testIntroduction(1), testIntroduction(2)
 	a.universe.Seed = bytes.Repeat([]byte{7}, maxSeed) // longer than a record of the stream
 	a.universe.Ranges, a.universe.Reserve = strings.Repeat("r", maxRanges), strings.Repeat("R", maxReserve)
@@ -119,7 +121,9 @@ func TestHello(t *testing.T) {
 	}
 }
 
-func TestHelloWrongToken(t *testing.T) {
+func TestHelloWrongToken(t *testing.T) { synctest.Test(t, helloWrongToken) }
+
+func helloWrongToken(t *testing.T) {
 	d, c, _, rb := shake(t, [32]byte{1}, [32]byte{2}, testIntroduction(1), testIntroduction(2))
 	if !errors.Is(d.err, ErrWrongToken) || !errors.Is(c.err, ErrWrongToken) || d.s != nil || c.s != nil {
 		t.Errorf("dialler: %v, acceptor: %v", d.err, c.err)
@@ -131,7 +135,9 @@ func TestHelloWrongToken(t *testing.T) {
 
 // No prefix of either side's words makes the other hang or accept, and no bit of
 // them can be changed.
-func TestHelloTruncatedOrAltered(t *testing.T) {
+func TestHelloTruncatedOrAltered(t *testing.T) { synctest.Test(t, helloTruncatedOrAltered) }
+
+func helloTruncatedOrAltered(t *testing.T) {
 	key := [32]byte{1}
 	_, _, ra, _ := shake(t, key, key, testIntroduction(1), testIntroduction(2))
 	dialled, answered := ra.out.Bytes(), ra.in.Bytes()
@@ -197,7 +203,9 @@ func altered(t *testing.T, key [32]byte, at int, dialler bool) error {
 }
 
 // What was said in one hello is of no use in another.
-func TestHelloReplay(t *testing.T) {
+func TestHelloReplay(t *testing.T) { synctest.Test(t, helloReplay) }
+
+func helloReplay(t *testing.T) {
 	key := [32]byte{1}
 	_, _, ra, _ := shake(t, key, key, testIntroduction(1), testIntroduction(2))
 	dialled, answered := ra.out.Bytes(), ra.in.Bytes()
