@@ -34,14 +34,22 @@ type target struct {
 	cancel context.CancelFunc // ends its loop; nil: not running yet
 }
 
-// canonical returns the host and port that a target stands for, so that two spellings of
-// one can be told.
-func (m *Mesh) canonical(host string) (string, error) {
-	h, port, err := splitTarget(host, cmp.Or(m.cfg.Port, defaultPort))
+// CanonicalTarget returns host:port for all that a target may be given as ("host",
+// "host:port", "addr", "[v6]:port", a v6 address with or without brackets), the same for
+// every spelling of an address and a port; port is that of the mesh. What it takes,
+// Connect and Config.Targets take.
+func CanonicalTarget(target string, port uint16) (string, error) {
+	h, port, err := splitTarget(target, port)
 	if err != nil {
 		return "", err
 	}
 	return net.JoinHostPort(h, strconv.Itoa(int(port))), nil
+}
+
+// canonical returns the host and port that a target stands for, so that two spellings of
+// one can be told.
+func (m *Mesh) canonical(host string) (string, error) {
+	return CanonicalTarget(host, cmp.Or(m.cfg.Port, defaultPort))
 }
 
 // defaultPort stands for the port of the mesh while it is not known (tests).

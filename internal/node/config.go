@@ -5,11 +5,9 @@ package node
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam"
+	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
 )
 
@@ -173,18 +172,9 @@ func checkName(s string) error {
 // canonicalTarget makes HOST, HOST:PORT, an IPv6 address with or without
 // brackets into HOST:PORT.
 func canonicalTarget(s string, port uint16) (string, error) {
-	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
-		return net.JoinHostPort(a.String(), strconv.Itoa(int(port))), nil
-	}
-	host, p := s, strconv.Itoa(int(port))
-	if strings.Contains(s, ":") {
-		var err error
-		if host, p, err = net.SplitHostPort(s); err != nil {
-			return "", fmt.Errorf("%q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
-		}
-	}
-	if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t/") {
+	t, err := mesh.CanonicalTarget(s, port)
+	if err != nil {
 		return "", fmt.Errorf("%q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:%d", s, DefaultPort)
 	}
-	return net.JoinHostPort(host, p), nil
+	return t, nil
 }

@@ -53,13 +53,21 @@ func saveTargets(st *store.Store, hosts []string) error {
 	})
 }
 
-// allTargets are the hosts of --peer and those of weft connect, each once.
+// allTargets are the hosts of --peer and those of weft connect, each once. One that was kept and is of no use, because an earlier version
+// took it or because --peer gives so many, does not keep the node from starting.
 func (n *Node) allTargets() ([]string, error) {
 	hosts := slices.Clone(n.cfg.Peers)
 	saved, err := loadTargets(n.store)
 	for _, h := range saved {
-		if !slices.Contains(hosts, h) {
-			hosts = append(hosts, h)
+		t, err := canonicalTarget(h, n.cfg.Port)
+		switch {
+		case err != nil:
+			n.log.Warn("a host of weft connect is left out", zap.Error(err))
+		case slices.Contains(hosts, t):
+		case len(hosts) >= maxTargets:
+			n.log.Warn("a host of weft connect is left out: there are too many", zap.String("host", t), zap.Int("most", maxTargets))
+		default:
+			hosts = append(hosts, t)
 		}
 	}
 	return hosts, err

@@ -129,6 +129,9 @@ func TestConnectRefuses(t *testing.T) {
 		}
 		expect("no host", connect("a:b:c"), `"a:b:c" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`)
 		expect("no port", connect("good", "a:0"), `"a:0" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`)
+		for _, h := range []string{"a\nb", "a b", "[a", "a]", "a/b", "a:b", strings.Repeat("a", 300)} {
+			expect("no host", connect("good", h), fmt.Sprintf("%q is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783", h))
+		}
 		expect("not one", disconnect("a"), "this node was not told to connect to a:6783, nor to any other host")
 		if err := connect("a"); err != nil {
 			t.Fatal(err)
@@ -148,6 +151,42 @@ func TestConnectRefuses(t *testing.T) {
 		n1.node(t).setPhase(api.Stopping, "")
 		if connect("b") == nil || disconnect("a") == nil {
 			t.Error("a node that stops took orders")
+		}
+	})
+}
+
+// Whatever weft connect took, in whatever spelling, the next launch takes; and what it would not take does not keep a node down.
+func TestConnectIsKeptInAnySpelling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		n1 := c.machines[0]
+		c.start(n1, nil)
+		c.ready(n1)
+		for _, h := range []string{"fd00::9", "[fd00::9]", "[fd00:0::9]:6783", "[FD00::9]:06783", "there:06783", "there", "-x", "\u00fcber"} {
+			if _, err := n1.service().Connect(t.Context(), api.ConnectRequest{Hosts: []string{h}}); err != nil {
+				t.Error(err)
+			}
+		}
+		want := []string{"[fd00::9]:6783", "there:6783", "-x:6783", "\u00fcber:6783"}
+		saved, err := loadTargets(n1.node(t).store)
+		if err != nil || !slices.Equal(saved, want) {
+			t.Errorf("saved %q, %v", saved, err)
+		}
+		var many []string
+		for i := range maxTargets {
+			many = append(many, fmt.Sprint("h", i, ":6783"))
+		}
+		if err := saveTargets(n1.node(t).store, append([]string{"no\nhost:6783", "[fd00:0::9]:6783", "[fd00::9]:6783"}, many...)); err != nil {
+			t.Fatal(err)
+		}
+		if err := n1.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.start(n1, nil)
+		c.ready(n1)
+		got := n1.targets()
+		if _, ok := got["[fd00::9]:6783"]; !ok || len(got) != maxTargets {
+			t.Errorf("%d targets after a restart: %v", len(got), got)
 		}
 	})
 }
