@@ -35,7 +35,7 @@ func (w *ways) blocked(id NodeID, addr netip.AddrPort, now time.Time) string {
 	}
 	r, failed := w.tcp[addr]
 	switch {
-	case !failed || now.Sub(r.at) > tcpVerdict || n.answeredAt.After(r.at) || n.direct.Before(r.at.Add(-udpFresh)):
+	case !failed || now.Sub(r.at) > tcpVerdict || n.answeredAt.After(r.at) || !n.direct.After(r.at):
 		return ""
 	case r.refused:
 		return fmt.Sprintf("TCP is refused at %v, UDP gets through: let TCP port %d pass", addr, addr.Port())

@@ -343,6 +343,9 @@ func (m *Mesh) nodeOf(r storedRecord) Node {
 		return Node{Record: r.Record, Signed: r.raw, Status: Self, Since: m.started, Addr: m.addr}
 	}
 	n := Node{Record: r.Record, Signed: r.raw, Status: p.status, Since: p.since}
+	if p.status == Failed {
+		n.Heard = m.ways.lastHeard(r.ID)
+	}
 	if addrs := m.addrsLocked(r.ID); len(addrs) > 0 {
 		n.Addr = addrs[0]
 		if p.status == Alive {

@@ -148,6 +148,7 @@ type Node struct {
 	Signed []byte // the record as its node signed it, for Config.Known of a later run
 	Status Status
 	Since  time.Time      // when this process saw the status begin
+	Heard  time.Time      // of a failed node: when its last packet came, by whichever path; zero: none did in this process
 	Addr   netip.AddrPort // where streams reach it, or its first endpoint
 	// Blocked says which of TCP and UDP does not get through to it, and what to do; empty: neither is known to be blocked.
 	Blocked string

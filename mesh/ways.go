@@ -99,6 +99,16 @@ func (w *ways) failedLately(at netip.AddrPort, now time.Time) bool {
 	return ok && now.Sub(r.at) < tcpMemory
 }
 
+// lastHeard returns when the last packet of a node came; zero: none did.
+func (w *ways) lastHeard(id NodeID) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.nodes[id]; n != nil {
+		return n.heardAt
+	}
+	return time.Time{}
+}
+
 // heard notes a packet, and tells whether it ends a silence.
 func (w *ways) heard(from Addr, at time.Time) bool {
 	w.mu.Lock()

@@ -43,6 +43,7 @@ type told struct {
 	Since  time.Time `json:"since"`
 	Boot   uint64    `json:"boot,omitempty"`
 	Path   string    `json:"path,omitempty"`
+	Back   bool      `json:"back,omitempty"` // it was told that it is back, and its record did not say yet whether it has started anew
 }
 
 // loadHistory reads what earlier runs of the node have left.

@@ -186,6 +186,10 @@ func TestWatcher(t *testing.T) {
 			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(id)}), 6783),
 		}
 	}
+	heard := func(m mesh.Node, at time.Duration) mesh.Node {
+		m.Heard = start.Add(at)
+		return m
+	}
 	for _, step := range []struct {
 		what  string
 		at    time.Duration
@@ -198,6 +202,11 @@ func TestWatcher(t *testing.T) {
 		{"restarted, and another comes to life", time.Minute, []mesh.Node{node(2, mesh.Alive, 2, 0), node(3, mesh.Alive, 1, 0)}, "join n2 has started anew (its daemon ended without a word: it was killed, it crashed, or its host went down), join n3 is in the mesh (it was met for the first time at 192.0.2.3:6783)", 0},
 		{"failed", 2 * time.Minute, []mesh.Node{node(2, mesh.Failed, 2, 118*time.Second), node(3, mesh.Alive, 1, 0)}, "fail n2 does not answer (no answer from 192.0.2.2:6783 since 14:01:58)", 0},
 		{"back", 3 * time.Minute, []mesh.Node{node(2, mesh.Alive, 2, 3*time.Minute), node(3, mesh.Alive, 1, 0)}, "join n2 is back (it answers again at 192.0.2.2:6783 after 1m2s)", 0},
+		{"its record comes", 3*time.Minute + time.Second, []mesh.Node{node(2, mesh.Alive, 3, 3*time.Minute), node(3, mesh.Alive, 1, 0)}, "", 0},
+		{"restarted again", 3*time.Minute + 2*time.Second, []mesh.Node{node(2, mesh.Alive, 4, 3*time.Minute), node(3, mesh.Alive, 1, 0)}, "join n2 has started anew (its daemon ended without a word: it was killed, it crashed, or its host went down)", 0},
+		{"failed, and when it was heard is known", 200 * time.Second, []mesh.Node{heard(node(2, mesh.Failed, 4, 200*time.Second), 194*time.Second), node(3, mesh.Alive, 1, 0)}, "fail n2 does not answer (no answer from 192.0.2.2:6783 since 14:03:14)", 0},
+		{"back again", 201 * time.Second, []mesh.Node{node(2, mesh.Alive, 4, 201*time.Second), node(3, mesh.Alive, 1, 0)}, "join n2 is back (it answers again at 192.0.2.2:6783 after 1s)", 0},
+		{"restarted later", 230 * time.Second, []mesh.Node{node(2, mesh.Alive, 5, 201*time.Second), node(3, mesh.Alive, 1, 0)}, "join n2 has started anew (its daemon ended without a word: it was killed, it crashed, or its host went down)", 0},
 		{"left and forgotten", 4 * time.Minute, []mesh.Node{node(2, mesh.Left, 2, 4*time.Minute)}, "leave n2 has left (it said that it leaves for good)", 0},
 		{"met again", 5 * time.Minute, []mesh.Node{node(3, mesh.Alive, 1, 0)}, "join n3 is in the mesh (it was met for the first time at 192.0.2.3:6783)", 0},
 		{"this node is started anew", 0, []mesh.Node{node(3, mesh.Failed, 1, 0)}, "", settleTime},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -195,6 +196,15 @@ func shownNames(nodes []mesh.Node) map[mesh.NodeID]string {
 	return names
 }
 
+// withoutTheQuiet leaves out that nodes cannot be reached which have said that they stop or leave: it is no news.
+func withoutTheQuiet(changes []pathChange, nodes []mesh.Node) []pathChange {
+	quiet := map[mesh.NodeID]bool{}
+	for _, m := range nodes {
+		quiet[m.ID] = m.Status == mesh.Stopped || m.Status == mesh.Left
+	}
+	return slices.DeleteFunc(changes, func(c pathChange) bool { return c.path == pathNone && quiet[c.node] })
+}
+
 // followPaths tells changes of paths, until ctx ends.
 func (n *Node) followPaths(ctx context.Context, e *engines) {
 	t := pathTeller{h: n.history, budget: map[mesh.NodeID]budget{}, held: map[mesh.NodeID]pathChange{}}
@@ -214,6 +224,7 @@ func (n *Node) followPaths(ctx context.Context, e *engines) {
 			return
 		case <-time.After(pathGap):
 		}
-		n.history.log.Add(t.tell(e.paths.take(), shownNames(e.mesh.Nodes()), time.Now())...)
+		nodes := e.mesh.Nodes()
+		n.history.log.Add(t.tell(withoutTheQuiet(e.paths.take(), nodes), shownNames(nodes), time.Now())...)
 	}
 }

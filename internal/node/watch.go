@@ -57,7 +57,8 @@ func (w *watcher) look(nodes []mesh.Node, now time.Time) (news []events.Event, a
 		if !met {
 			known++
 		}
-		w.h.set(m.ID, told{Status: m.Status.String(), Since: m.Since.Round(0), Boot: m.Boot, Path: before.Path})
+		back := m.Status == mesh.Alive && before.Status != "" && before.Status != alive && m.Boot == before.Boot
+		w.h.set(m.ID, told{Status: m.Status.String(), Since: m.Since.Round(0), Boot: m.Boot, Path: before.Path, Back: back})
 		if e.Kind != "" {
 			e.Node, e.NodeID = shownName(*m), m.ID.String()
 			news = append(news, e)
@@ -87,6 +88,9 @@ func (w *watcher) judge(m mesh.Node, before told, now time.Time) (e events.Event
 		case mesh.Left.String():
 			return events.Event{Kind: events.Join, Text: name + " is back", Cause: "it had said that it leaves for good"}, true
 		}
+		if before.Back && now.Sub(before.Since) < settleTime {
+			return events.Event{}, m.Boot != before.Boot // its record is later than its first packet
+		}
 		if m.Boot != before.Boot && before.Boot != 0 {
 			cause := "its daemon ended without a word: it was killed, it crashed, or its host went down"
 			if !seen {
@@ -100,8 +104,11 @@ func (w *watcher) judge(m mesh.Node, before told, now time.Time) (e events.Event
 			return events.Event{}, false
 		}
 		since := m.Since
-		if !w.seen[m.ID] {
+		switch {
+		case !w.seen[m.ID]:
 			since = w.started
+		case !m.Heard.IsZero() && m.Heard.Before(since):
+			since = m.Heard
 		}
 		return events.Event{Kind: events.Fail, Text: name + " does not answer", Cause: fmt.Sprintf("no answer%s since %s", from(m), since.Format(time.TimeOnly))}, true
 	case mesh.Stopped:
