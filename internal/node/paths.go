@@ -14,6 +14,7 @@ import (
 	"github.com/weftnet/weft/internal/events"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/session"
 )
 
 // The paths to a node, as the API names them, too.
@@ -205,9 +206,28 @@ func withoutTheQuiet(changes []pathChange, nodes []mesh.Node) []pathChange {
 	return slices.DeleteFunc(changes, func(c pathChange) bool { return c.path == pathNone && quiet[c.node] })
 }
 
+// sinceTheLastRun returns the paths by which nodes are reached that are others than an earlier run of this node told last: the router tells
+// of changes only, and the way by which it found a node first is none.
+func sinceTheLastRun(nodes []mesh.Node, stats []router.PeerStats, h *history) []pathChange {
+	ids := make(map[session.PublicKey]mesh.NodeID, len(nodes))
+	for _, m := range nodes {
+		ids[session.PublicKey(m.PublicKey)] = m.ID
+	}
+	var list []pathChange
+	for _, s := range stats {
+		id, known := ids[s.Key]
+		c := pathChange{node: id, path: s.Path, addr: s.Endpoint, via: nodeIDs(s.Via), why: s.Why}
+		if before := h.get(id).Path; known && s.RTT != 0 && s.Path != pathNone && before != "" && before != c.key() {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
 // followPaths tells changes of paths, until ctx ends.
 func (n *Node) followPaths(ctx context.Context, e *engines) {
 	t := pathTeller{h: n.history, budget: map[mesh.NodeID]budget{}, held: map[mesh.NodeID]pathChange{}}
+	settled := time.After(settleTime)
 	for {
 		var later <-chan time.Time
 		if len(t.held) > 0 {
@@ -216,6 +236,10 @@ func (n *Node) followPaths(ctx context.Context, e *engines) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-settled:
+			for _, c := range sinceTheLastRun(e.mesh.Nodes(), e.plane.PeerStats(), n.history) {
+				e.paths.note(c)
+			}
 		case <-e.paths.raised:
 		case <-later:
 		}

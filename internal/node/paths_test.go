@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/session"
 )
 
 func TestPathTeller(t *testing.T) {
@@ -104,6 +106,43 @@ func TestPathsAreTold(t *testing.T) {
 		})
 		if n := count(n1.happened(), "path "); n != 2 {
 			t.Errorf("%d events of paths", n)
+		}
+		// What changed while this node was down is told some time after its start, as the router tells of no change.
+		note(pathChange{node: n3.id(t), path: pathNone, why: "no answer"})
+		c.eventually(10*time.Second, "the end is told", func() bool { return count(n1.happened(), "path n3 cannot be reached: no answer") == 1 })
+		if err := n1.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.start(n1, nil)
+		c.ready(n1)
+		keys := map[mesh.NodeID]session.PublicKey{}
+		for _, m := range n1.node(t).engines().mesh.Nodes() {
+			keys[m.ID] = session.PublicKey(m.PublicKey)
+		}
+		n1.carrier.mu.Lock()
+		n1.carrier.stats = []router.PeerStats{
+			{Key: keys[n2.id(t)], Path: pathDirect, RTT: time.Millisecond, Endpoint: netip.AddrPortFrom(n2.addr, 6783)},
+			{Key: keys[n3.id(t)], Path: pathDirect, RTT: time.Millisecond, Endpoint: netip.AddrPortFrom(n3.addr, 6783), Why: "answers, measured 1.0 ms"},
+		}
+		n1.carrier.mu.Unlock()
+		c.eventually(20*time.Second, "the path is told", func() bool {
+			return count(n1.happened(), "path n3 is reached directly at 192.0.2.3:6783: answers, measured 1.0 ms") == 1
+		})
+		time.Sleep(time.Minute)
+		if n := count(n1.happened(), "path "); n != 4 {
+			t.Errorf("%d events of paths", n)
+		}
+		n3.net.Dark(true)
+		if err := n2.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.eventually(10*time.Second, "n2 has stopped", func() bool { return count(n1.happened(), "stop n2") == 1 })
+		note = n1.carrier.config.onPath
+		note(pathChange{node: n2.id(t), path: pathNone, why: "no answer from n2"}) // as is to be expected
+		note(pathChange{node: n3.id(t), path: pathNone, why: "no answer from n3"})
+		c.eventually(10*time.Second, "the end of n3 is told", func() bool { return count(n1.happened(), "path n3 cannot be reached: no answer from n3") == 1 })
+		if n := count(n1.happened(), "path "); n != 5 {
+			t.Errorf("%d events of paths:\n%s", n, strings.Join(n1.happened(), "\n"))
 		}
 	})
 }
