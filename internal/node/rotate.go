@@ -28,6 +28,9 @@ const (
 // errNothingToRevoke is the refusal of a revocation without a rotation.
 var errNothingToRevoke = errors.New("the token was never rotated, so there is no old one; begin by weft token rotate")
 
+// errNothingToAddTo is the refusal to add nodes to no rotation.
+var errNothingToAddTo = errors.New("no rotation is under way that --with could add a node to; weft token rotate without it gives every node a new token")
+
 // errCutOff is the refusal of what a node without the mesh's token asks for.
 var errCutOff = errors.New("the mesh does not accept this node's token any more; launch it with the new one, which `weft token --raw` prints on another node")
 
@@ -126,6 +129,8 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 		case p.Phase == rotation.Revoked && !p.Complete():
 			w.look(told, nodes) // the last one has to be over everywhere
 			return api.RotationResult{}, false, nil
+		case (p.Phase == rotation.None || p.Phase == rotation.Revoked) && len(with) > 0 && !extended:
+			return api.RotationResult{}, false, errNothingToAddTo
 		case p.Phase == rotation.None, p.Phase == rotation.Revoked:
 			extended = true
 			return api.RotationResult{}, false, n.rotor.begin(e, with, without, false)
@@ -145,6 +150,13 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 			return api.RotationResult{}, false, nil
 		case !extended:
 			extended = true
+			for _, m := range nodes {
+				if slices.Contains(without, m.ID) && slices.Contains(m.Keys, s.Register.Key) {
+					return api.RotationResult{}, false, fmt.Errorf("%s has the new token of the rotation that is under way; run weft token revoke-old, and then weft token rotate --without %[1]s",
+						n.nameOf(e.mesh)(ring.Owner(m.ID)))
+				}
+			}
+			w.say(fmt.Sprintf("the rotation that began at %s is not over; going on with it (for another new token run weft token revoke-old first)", s.Register.Begun.Local().Format(time.DateTime)), told)
 			return api.RotationResult{}, false, n.rotor.advance(func(s rotation.State) (rotation.State, error) {
 				return s.Extend(uint64(n.state.identity.ID), with, without)
 			})
@@ -245,6 +257,9 @@ func (r *rotor) invited(e *engines, q api.RotateRequest) (with []rotation.Node, 
 		id, err := find(name)
 		if err != nil {
 			return nil, nil, err
+		}
+		if slices.ContainsFunc(with, func(m rotation.Node) bool { return m.ID == uint64(id) }) {
+			return nil, nil, fmt.Errorf("%s is named by --with and by --without; name it by one of them", name)
 		}
 		without = append(without, uint64(id))
 	}
