@@ -32,9 +32,10 @@ type prober interface {
 
 // finder asks the hosts of --peer for their mesh until one answers.
 type finder struct {
-	targets []string // HOST:PORT
+	targets func() []string // HOST:PORT; they may change
 	network mesh.Network
 	probe   prober
+	again   <-chan struct{}     // to be asked at once; may be nil
 	waits   func(reason string) // told why nothing was found yet, whenever that changes
 	log     *zap.Logger
 }
@@ -45,7 +46,7 @@ func (f finder) find(ctx context.Context) (universe, error) {
 	var last string
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		var reasons []string
-		for _, t := range f.targets {
+		for _, t := range f.targets() {
 			u, err := f.ask(ctx, t)
 			switch {
 			case err == nil:
@@ -65,6 +66,8 @@ func (f finder) find(ctx context.Context) (universe, error) {
 		select {
 		case <-ctx.Done():
 			return universe{}, fmt.Errorf("joining was broken off: %w", context.Cause(ctx))
+		case <-f.again:
+			wait = firstRetry
 		case <-time.After(wait + time.Duration(rand.Int64N(int64(wait/4)))):
 		}
 	}

@@ -71,7 +71,7 @@ func TestFindKeepsTrying(t *testing.T) {
 			return mesh.Hello{}, &mesh.DialError{Addr: addr, Err: mesh.ErrNoUniverse}
 		}}
 		f := finder{
-			targets: []string{"late:6783"}, network: hosts, probe: p, log: zap.NewNop(),
+			targets: func() []string { return []string{"late:6783"} }, network: hosts, probe: p, log: zap.NewNop(),
 			waits: func(r string) {
 				reasons = append(reasons, r)
 				hosts["late"] = []netip.Addr{a, b} // the name comes into being
@@ -102,7 +102,7 @@ func TestFindEndsWithAWrongToken(t *testing.T) {
 		p := &fakeProber{tries: map[netip.AddrPort]int{}, answer: func(addr netip.AddrPort, _ int) (mesh.Hello, error) {
 			return mesh.Hello{}, &mesh.DialError{Addr: addr, Err: mesh.ErrWrongToken}
 		}}
-		_, err := finder{targets: []string{"192.0.2.1:6783"}, network: names{}, probe: p, log: zap.NewNop(), waits: func(string) {}}.find(t.Context())
+		_, err := finder{targets: func() []string { return []string{"192.0.2.1:6783"} }, network: names{}, probe: p, log: zap.NewNop(), waits: func(string) {}}.find(t.Context())
 		want := "the token is not that of the mesh at 192.0.2.1:6783; get the right one there by `weft token --raw`, and give it by --token-file or WEFT_TOKEN"
 		if err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
@@ -114,7 +114,7 @@ func TestFindEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, err := finder{targets: []string{"nowhere:1"}, network: names{}, probe: &fakeProber{}, log: zap.NewNop(), waits: func(string) {}}.find(ctx)
+		_, err := finder{targets: func() []string { return []string{"nowhere:1"} }, network: names{}, probe: &fakeProber{}, log: zap.NewNop(), waits: func(string) {}}.find(ctx)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}

@@ -54,6 +54,7 @@ type Node struct {
 	peers     []router.Peer // as the router has them, and those whose keys it would refuse
 	mtu       int           // of workloads and TUN device; set before the engines
 	changed   signal        // records or ring did
+	targeted  signal        // the hosts to join by did
 	quit      context.CancelCauseFunc
 	targeting sync.Mutex // one connect or disconnect at a time
 
@@ -77,7 +78,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 		return err
 	}
 	n := &Node{
-		cfg: cfg, sys: sys, log: cfg.Log, started: time.Now(), changed: newSignal(),
+		cfg: cfg, sys: sys, log: cfg.Log, started: time.Now(), changed: newSignal(), targeted: newSignal(),
 		phase: api.Starting, warning: map[string]string{},
 	}
 	lock, err := sys.lock(ctx, netlock.Holder{PID: os.Getpid(), Socket: filepath.Join(cfg.RunDir, api.SocketName)})
@@ -210,7 +211,7 @@ func (n *Node) findMesh(ctx context.Context) (universe, error) {
 		return n.sys.knock(n.state.signer.ID(), keys, deliver)
 	}
 	u, err := finder{
-		targets: n.cfg.Peers, network: n.sys.network(),
+		targets: n.joinTargets, again: n.targeted, network: n.sys.network(),
 		probe: probe,
 		waits: func(reason string) { n.setPhase(api.Joining, reason) },
 		log:   n.log,
@@ -233,6 +234,9 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	defer n.keepHistory(ctx)()
 	e.start(working, g)
 	n.running.Store(e)
+	if err := n.settleTargets(e); err != nil {
+		n.log.Error("not all hosts of weft connect are connected to; restart the daemon", zap.Error(err))
+	}
 	g.Go(func() error { n.follow(working, e); return nil })
 	g.Go(func() error { n.followClients(working, e); return nil })
 	g.Go(func() error { n.followNetwork(working, e); return nil })

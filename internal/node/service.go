@@ -75,7 +75,7 @@ func (n *Node) Status() api.Status {
 	s.Ready = s.Phase == api.Ready
 	e := n.engines()
 	if e == nil {
-		for _, t := range n.cfg.Peers {
+		for _, t := range n.joinTargets() {
 			s.Targets = append(s.Targets, api.Target{Host: t, State: "waiting: " + s.WaitsFor})
 		}
 		return s

@@ -90,13 +90,16 @@ func (n *Node) canonicalTargets(hosts []string) ([]string, error) {
 
 // Connect implements [api.Targets].
 func (n *Node) Connect(ctx context.Context, r api.ConnectRequest) (api.ConnectResult, error) {
-	e, err := n.meshed()
+	e, err := n.connecting()
 	if err != nil {
 		return api.ConnectResult{}, err
 	}
 	hosts, err := n.canonicalTargets(r.Hosts)
 	if err != nil {
 		return api.ConnectResult{}, err
+	}
+	if e == nil {
+		return n.connectEarly(hosts)
 	}
 	if err := n.connect(e, hosts); err != nil {
 		return api.ConnectResult{}, err
@@ -141,7 +144,7 @@ func (n *Node) connect(e *engines, hosts []string) error {
 		}
 	}
 	if len(now)+len(fresh) > maxTargets {
-		return fmt.Errorf("this node would connect to %d hosts, and %d are the most; a few are enough, as each tells of all others: disconnect some (weft disconnect)", len(now)+len(fresh), maxTargets)
+		return tooManyTargets(len(now) + len(fresh))
 	}
 	if err := saveTargets(n.store, saved); err != nil {
 		return err
@@ -151,13 +154,16 @@ func (n *Node) connect(e *engines, hosts []string) error {
 
 // Disconnect implements [api.Targets].
 func (n *Node) Disconnect(r api.DisconnectRequest) (api.DisconnectResult, error) {
-	e, err := n.meshed()
+	e, err := n.connecting()
 	if err != nil {
 		return api.DisconnectResult{}, err
 	}
 	hosts, err := n.canonicalTargets(r.Hosts)
 	if err != nil {
 		return api.DisconnectResult{}, err
+	}
+	if e == nil {
+		return n.disconnectEarly(hosts)
 	}
 	n.targeting.Lock()
 	defer n.targeting.Unlock()

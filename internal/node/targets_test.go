@@ -190,3 +190,45 @@ func TestConnectIsKeptInAnySpelling(t *testing.T) {
 		}
 	})
 }
+
+// A node that waits for a host that is not there joins by another one that it is told meanwhile.
+func TestConnectWhileJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		n1, n2 := c.machines[0], c.machines[1]
+		c.start(n1, nil)
+		c.ready(n1)
+		c.start(n2, nil, "nowhere")
+		time.Sleep(10 * time.Second)
+		if _, err := n2.service().Disconnect(api.DisconnectRequest{Hosts: []string{"nowhere"}}); err == nil ||
+			err.Error() != "nowhere:6783 was given by --peer, and this node has not joined yet; stop it and launch it without" {
+			t.Error(err)
+		}
+		if _, err := n2.service().Disconnect(api.DisconnectRequest{Hosts: []string{"n1"}}); err == nil || err.Error() != "this node was not told to connect to n1:6783" {
+			t.Error(err)
+		}
+		for range 2 {
+			if _, err := n2.service().Connect(t.Context(), api.ConnectRequest{Hosts: []string{"elsewhere"}}); err != nil {
+				t.Fatal(err)
+			}
+			if got := n2.targets(); len(got) != 2 {
+				t.Errorf("the hosts are %v", got)
+			}
+			if _, err := n2.service().Disconnect(api.DisconnectRequest{Hosts: []string{"elsewhere"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		res, err := n2.service().Connect(t.Context(), api.ConnectRequest{Hosts: []string{"n1"}})
+		if err != nil || len(res.Targets) != 1 || res.Targets[0].State != "waiting: this node has not joined yet; it asks this host, too" {
+			t.Errorf("%+v, %v", res, err)
+		}
+		c.ready(n2)
+		c.eventually(10*time.Second, "n1 is joined", func() bool { return n2.targets()["n1:6783"] == "joined" })
+		if err := n2.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.start(n2, nil) // and it is kept
+		c.ready(n2)
+		c.eventually(10*time.Second, "n1 is joined again", func() bool { return n2.targets()["n1:6783"] == "joined" })
+	})
+}
