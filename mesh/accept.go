@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/mesh/udpstream"
 )
 
 // Bounds of what may come in. Strangers can hold maxStrangers connections for a
@@ -19,6 +21,11 @@ const (
 	maxStrangers  = 128
 	perSource     = 16
 	maxPeerConns  = 1024
+	connsPerNode  = 24  // of maxPeerConns
+	connsPerHost  = 256 // of maxPeerConns, from one address: several nodes may be behind it
+	connsByUDP    = 256 // of maxPeerConns, by QUIC: there the address is what the sender says
+	gossipStreams = 128 // handed to memberlist, which may allocate some MiB for each, at the same time
+	gossipPerNode = 4
 	cloneCheck    = time.Second
 	refusedCheck  = 250 * time.Millisecond // where TCP says that nobody is there
 	acceptBackoff = 100 * time.Millisecond
@@ -29,6 +36,10 @@ type doorman struct {
 	strangers int
 	bySource  map[string]int
 	peers     int
+	byNode    map[NodeID]int
+	byHost    map[string]int
+	gossip    map[NodeID]int
+	gossips   int
 }
 
 // acceptLoop takes connections until the listener closes.
@@ -67,9 +78,7 @@ func (m *Mesh) letOut(source string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.door.strangers--
-	if m.door.bySource[source]--; m.door.bySource[source] == 0 {
-		delete(m.door.bySource, source)
-	}
+	add(m.door.bySource, source, -1)
 }
 
 // serve greets the other side of conn and hands the connection on.
@@ -82,9 +91,15 @@ func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
 		untrack()
 		return
 	}
-	m.mu.Lock()
-	m.door.peers++
-	m.mu.Unlock()
+	leave, err := m.seat(hostOf(conn), them)
+	if err != nil {
+		m.closeQuietly(s)
+		untrack()
+		if errors.Is(err, errConns) {
+			m.oddity(them.id, "a connection was closed", err)
+		}
+		return
+	}
 	untrack()
 	untrack = m.track(s)
 	if !m.accepts(s.key) { // it was taken away meanwhile
@@ -92,9 +107,7 @@ func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
 	}
 	peer := &peerConn{stream: s, done: func() {
 		untrack()
-		m.mu.Lock()
-		m.door.peers--
-		m.mu.Unlock()
+		leave()
 	}}
 	switch them.purpose {
 	case purposeGossip:
@@ -107,6 +120,63 @@ func (m *Mesh) serve(ctx context.Context, conn net.Conn, source string) {
 		m.closeQuietly(peer)
 	default:
 		m.closeQuietly(peer)
+	}
+}
+
+// Why a connection may not stay: errConns is for the node to answer for.
+var (
+	errConns = errors.New("its node has opened more than it may have at the same time")
+	errSeats = errors.New("there are too many")
+)
+
+// byUDP stands for all hosts of which only the sender says where they are.
+const byUDP = "udp"
+
+// hostOf returns what connections are counted by.
+func hostOf(conn net.Conn) string {
+	if _, ok := conn.RemoteAddr().(udpstream.Addr); ok {
+		return byUDP
+	}
+	return sourceKey(addrOf(conn).Addr())
+}
+
+// seat counts a connection of a node that has introduced itself, or says why it may not stay. leave is called when it ends.
+func (m *Mesh) seat(host string, them introduction) (leave func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := &m.door
+	limit := connsPerHost
+	if host == byUDP {
+		limit = connsByUDP
+	}
+	gossip := them.purpose == purposeGossip
+	switch {
+	case d.byNode[them.id] >= connsPerNode, gossip && d.gossip[them.id] >= gossipPerNode:
+		return nil, errConns
+	case d.peers >= maxPeerConns, d.byHost[host] >= limit, gossip && d.gossips >= gossipStreams:
+		return nil, errSeats
+	}
+	count := func(n int) {
+		d.peers += n
+		add(d.byNode, them.id, n)
+		add(d.byHost, host, n)
+		if gossip {
+			d.gossips += n
+			add(d.gossip, them.id, n)
+		}
+	}
+	count(1)
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		count(-1)
+	}, nil
+}
+
+// add adds to a count, which is not kept when it is 0.
+func add[K comparable](counts map[K]int, k K, n int) {
+	if counts[k] += n; counts[k] == 0 {
+		delete(counts, k)
 	}
 }
 
@@ -132,6 +202,7 @@ func (m *Mesh) welcome(ctx context.Context, conn net.Conn, source string) (*stre
 	if them.purpose != purposeProbe {
 		m.adopt(them.universe)
 		m.heardFrom(them.id)
+		m.ways.greeted(them.id, them.boot)
 	}
 	return s, them, nil
 }
@@ -168,16 +239,14 @@ func (m *Mesh) isClone(ctx context.Context, conn net.Conn, them introduction) bo
 	if from == old.Addr() && (!them.advertise.IsValid() || them.advertise.Port() == old.Port()) {
 		return false
 	}
-	// It is asked by TCP, and by packets at its address and by the router's path, which may lead to the newcomer by now.
+	// It is asked by TCP, and by QUIC at its address and by the router's path, which may lead to the newcomer by now. What
+	// answers has to sign that it is that node: by less any member could keep the others out.
 	ctx, cancel := context.WithTimeout(ctx, cloneCheck)
 	defer cancel()
 	answers := make(chan error, 3) // nil: it lives
-	asks := []func(){func() { answers <- m.greetsAs(ctx, them.id, oldBoot, old) }}
-	for _, at := range []net.Addr{memberUDP(them.id), net.UDPAddrFromAddrPort(old)} {
-		asks = append(asks, func() { answers <- m.answersAs(them.id, oldBoot, at) })
-	}
+	asks := []try{{tcp: old}, {udp: Addr{Node: them.id, Addr: old}}, {udp: Addr{Addr: old}}}
 	for _, ask := range asks {
-		if !m.spawn(func(context.Context) { ask() }) {
+		if !m.spawn(func(context.Context) { answers <- m.greetsAs(ctx, them.id, oldBoot, ask) }) {
 			return false
 		}
 	}
@@ -202,9 +271,13 @@ func (m *Mesh) isClone(ctx context.Context, conn net.Conn, them introduction) bo
 // errSuccessor: another process of the node answered.
 var errSuccessor = errors.New("another process of that node")
 
-// greetsAs asks by TCP whether a certain process of a node is alive.
-func (m *Mesh) greetsAs(ctx context.Context, id NodeID, boot uint64, at netip.AddrPort) error {
-	g, err := m.greeter().first(ctx, []try{{tcp: at}}, m.introduce(purposeProbe), id)
+// greetsAs asks in one way whether a certain process of a node is alive.
+func (m *Mesh) greetsAs(ctx context.Context, id NodeID, boot uint64, by try) error {
+	greet := m.greeter()
+	if !by.tcp.IsValid() {
+		greet.noted = nil // it says nothing of the streams that there are
+	}
+	g, err := greet.first(ctx, []try{by}, m.introduce(purposeProbe), id)
 	if err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func decodeChanges(b []byte, take func(change []byte)) error {
 
 // takeChanges takes a packet of changes.
 func (m *Mesh) takeChanges(b []byte, from NodeID) {
-	if err := decodeChanges(b, m.takeChange); err != nil {
-		m.oddity(fmt.Sprintf("changes of node %v that make no sense were dropped", from), err)
+	if err := decodeChanges(b, func(change []byte) { m.takeChange(change, from) }); err != nil {
+		m.oddity(from, "changes that make no sense were dropped", err)
 	}
 }

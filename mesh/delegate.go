@@ -76,8 +76,8 @@ func fromHex(s string) (v uint64, ok bool) {
 // NodeMeta says to which universe this node belongs, and where it is.
 func (d delegate) NodeMeta(int) []byte { return memberMeta(d.m.Universe().ID, d.m.addr) }
 
-// NotifyMsg takes a gossiped change.
-func (d delegate) NotifyMsg(b []byte) { d.m.takeChange(b) }
+// NotifyMsg is not called for what comes by packets, see inspect.go, and nobody sends changes in streams of memberlist's.
+func (d delegate) NotifyMsg([]byte) { d.m.dropped.Add(1) }
 
 // GetBroadcasts returns nothing: changes have packets of their own.
 func (d delegate) GetBroadcasts(int, int) [][]byte { return nil }
@@ -110,7 +110,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	case u != [16]byte{} && u != m.Universe().ID:
 		return fmt.Errorf("node %v belongs to another mesh", id)
 	}
-	return nil
+	return m.admit(id, boot)
 }
 
 // NotifyJoin notes that a process is alive.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
-	"go.uber.org/zap"
 )
 
 // Anti-entropy. Every DigestInterval a node sends a digest, a hash per state and
@@ -205,9 +204,7 @@ func (m *Mesh) takeDigest(b []byte, from NodeID) {
 func (m *Mesh) readDigest(s rawDigest) (digest, bool) {
 	d, err := decodeDigest(s.b)
 	if err != nil {
-		if ok, muted := m.oddities.pass("digest", time.Now()); ok {
-			m.log.Warn("a digest that makes no sense was dropped", zap.Stringer("from", s.from), zap.Error(err), zap.Uint64("like it before", muted))
-		}
+		m.oddity(s.from, "a digest that makes no sense was dropped", err)
 		return digest{}, false
 	}
 	d.from = s.from
@@ -225,7 +222,7 @@ func (m *Mesh) sendDigests(n int, edit func(*digest)) {
 	}
 	b, err := cbor.Marshal(d)
 	if err != nil {
-		m.oddity("cannot encode a digest", err)
+		m.oddity(0, "cannot encode a digest", err)
 		return
 	}
 	for _, id := range m.someAlive(n) {
@@ -306,6 +303,9 @@ func (m *Mesh) digestLoop(ctx context.Context) {
 				done <- struct{}{}
 			})
 		case <-done:
+			if m.crowded() { // no two may ever have the same records
+				fruitless = maxFruitless
+			}
 			busy, synced = false, time.Now()
 			rest = synced.Add(jitter(freshPause << fruitless))
 		}

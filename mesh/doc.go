@@ -30,7 +30,8 @@
 //   - No caller is ever blocked on the network, apart from Run, Stop and Probe.
 //     Every goroutine is owned by Run, which waits for it; memberlist's own end
 //     within seconds of that and find every door closed.
-//   - Memory is bounded whatever strangers send.
+//   - Memory is bounded whatever strangers send, and whatever members send (flood.go, larder.go, inspect.go). What a
+//     member sends that makes no sense is logged with its id, once in a while.
 //
 // State.Merge and Config.OnChange are called from one goroutine each,
 // Config.OnMessage from one goroutine per sending node.

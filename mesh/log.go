@@ -17,14 +17,12 @@ import (
 // and over pass a gate per kind of message and source.
 type logBridge struct {
 	log  *zap.Logger
-	gate gate
+	gate *gate
 }
 
 // memberlistLogger returns a logger for memberlist.Config.Logger.
-func memberlistLogger(z *zap.Logger) *log.Logger {
-	b := &logBridge{log: z}
-	b.gate.init(5 * time.Minute)
-	return log.New(b, "", 0)
+func memberlistLogger(z *zap.Logger, g *gate) *log.Logger {
+	return log.New(&logBridge{log: z, gate: g}, "", 0)
 }
 
 // knownLines gives lines of memberlist that matter another level or wording than

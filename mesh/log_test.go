@@ -74,7 +74,7 @@ func TestSourceKey(t *testing.T) {
 
 func TestLogBridge(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
-	l := memberlistLogger(zap.New(core))
+	l := memberlistLogger(zap.New(core), testGate())
 	for range 1000 {
 		l.Printf("[ERR] memberlist: Failed to decode ping request: EOF from=[fd77:6566:7400::%x]:1", 17)
 		l.Printf("[ERR] memberlist: Failed to decode ping request: EOF from=10.1.1.2:%d", 1001)
@@ -178,4 +178,10 @@ func TestNothingInClear(t *testing.T) {
 			t.Errorf("%v bytes seen, in clear: %v", seen, found)
 		}
 	})
+}
+
+func testGate() *gate {
+	g := new(gate)
+	g.init(5 * time.Minute)
+	return g
 }

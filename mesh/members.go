@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -23,7 +22,9 @@ type peer struct {
 	rumour uint64         // process whose death is being checked, see death.go; 0: none
 	status Status
 	since  time.Time
-	retry  retry // of rejoin.go
+	seen   bool   // it was alive, or has introduced itself
+	taken  tokens // its records, see flood.go
+	retry  retry  // of rejoin.go
 }
 
 // processes are those of one node, hardly ever more than one.
@@ -70,6 +71,7 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 	}
 	p.alive.set(boot, addr)
 	p.last = addr
+	p.seen = true
 	switch old := p.rumour; old {
 	case 0:
 	case boot:
@@ -264,37 +266,40 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 }
 
 // mergeRecords takes node records in, and passes on those that were new.
-func (m *Mesh) mergeRecords(b []byte, to audience) {
+func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 	rs, insane, err := decodeRecords(b)
 	if err != nil {
-		m.oddity("node records that make no sense were dropped", err)
+		m.oddity(from, "node records that make no sense were dropped", err)
 		return
 	}
 	if insane > 0 {
-		m.oddity("a node record that makes no sense was left out", errWire)
+		m.oddity(from, "a node record that makes no sense was left out", errWire)
 	}
 	rs, forged := m.screen(rs)
 	if forged > 0 {
-		m.oddity("a node record was left out", errSignature)
+		m.oddity(from, "a node record was left out", errSignature)
 	}
 	var news []storedRecord
-	outbid := false
+	outbid, hasty := false, NodeID(0)
 	m.mu.Lock()
 	for _, r := range rs {
 		switch {
 		case r.ID == m.id:
 			outbid = m.outbid(r) || outbid
 		case r.Universe != m.universe.ID:
+		case !m.mayChange(r.ID):
+			hasty = r.ID
 		case m.records.put(r):
+			m.noteChange(r.ID)
 			news = append(news, r)
 			m.peer(r.ID).retry.restart(time.Now())
 			m.refresh(r.ID)
 		}
 	}
-	if len(m.peers) > maxRecords {
-		m.forgotten()
-	}
 	m.mu.Unlock()
+	if hasty != 0 {
+		m.oddity(hasty, "a node changes its record too often: some changes come late", errHasty)
+	}
 	if outbid {
 		m.spreadOwn()
 	}
@@ -369,12 +374,16 @@ func (m *Mesh) Nodes() []Node {
 // Version is another number whenever Nodes, Targets or Universe may return something else than before.
 func (m *Mesh) Version() uint64 { return m.version.Load() }
 
-// forgotten drops peers whose record made room for others. Called with mu held.
-func (m *Mesh) forgotten() {
-	for _, id := range slices.Collect(maps.Keys(m.peers)) {
-		if _, known := m.records.byID[id]; !known && len(m.peers[id].alive) == 0 {
-			delete(m.peers, id)
-			delete(m.away, id)
-		}
+// wasSeen tells whether a node has been alive for as long as this process runs. Called with mu held.
+func (m *Mesh) wasSeen(id NodeID) bool {
+	p := m.peers[id]
+	return id == m.id || p != nil && p.seen
+}
+
+// forgotten drops the peer whose record made room for others. Called with mu held.
+func (m *Mesh) forgotten(id NodeID) {
+	if p := m.peers[id]; p != nil && len(p.alive) == 0 {
+		delete(m.peers, id)
+		delete(m.away, id)
 	}
 }

@@ -111,6 +111,7 @@ type Mesh struct {
 	// Channels and things that guard themselves.
 	gossip     memberlist.TransmitLimitedQueue
 	strangers  gate
+	larder     larder
 	oddities   gate
 	merges     chan incoming
 	changes    chan struct{} // capacity 1
@@ -154,6 +155,7 @@ type Mesh struct {
 	inboxes  map[NodeID]*inbox
 	conns    map[*io.Closer]struct{}
 	door     doorman
+	flood    flood
 	outbids  int // see outbid in self.go
 	turned   turnedAway
 
@@ -187,9 +189,10 @@ func New(cfg Config) (*Mesh, error) {
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
 		states: make(map[string]State), sums: make(map[string]*stateSum), budgets: make(map[string]*budget), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
-		door: doorman{bySource: make(map[string]int)},
+		door: doorman{bySource: make(map[string]int), byNode: make(map[NodeID]int), byHost: make(map[string]int), gossip: make(map[NodeID]int)},
 	}
 	m.records.shared = cfg.Tuning.Shared
+	m.records.seen, m.records.forgot = m.wasSeen, m.forgotten
 	m.strangers.init(0)
 	m.oddities.init(5 * time.Minute)
 	m.gossip.RetransmitMult = 1 // times the number of digits of NumNodes

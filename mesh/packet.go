@@ -38,16 +38,13 @@ func (m *Mesh) sendPacket(k kind, b []byte, to NodeID) error {
 	return m.sendPacketTo(k, b, Addr{Node: to, Addr: m.packetAddr(to)})
 }
 
-// sendMember sends a packet of memberlist's to a member, or to the address below at which somebody is sought.
+// sendMember sends a packet of memberlist's to a member. Any other address is one that somebody has it answer to, and gets nothing.
 func (m *Mesh) sendMember(b []byte, addr string) error {
-	if id, err := parseMemberAddr(addr); err == nil {
-		return m.sendPacket(kindMember, b, id)
-	}
-	at, err := netip.ParseAddrPort(addr)
+	id, err := parseMemberAddr(addr)
 	if err != nil {
 		return err
 	}
-	return m.sendPacketTo(kindMember, b, Addr{Addr: netip.AddrPortFrom(at.Addr().Unmap(), at.Port())})
+	return m.sendPacket(kindMember, b, id)
 }
 
 func (m *Mesh) sendPacketTo(k kind, b []byte, to Addr) error {

@@ -27,6 +27,11 @@ type recordSet struct {
 	buckets [buckets]uint64          // sums of the sums of the records, by bucketOf
 	total   uint64                   // of them all
 	past    past                     // what total was
+	left    int                      // how many of them are of nodes that left
+	limited bool                     // something had to make room
+
+	seen   func(NodeID) bool // whether the node has been alive here; nil: all have
+	forgot func(NodeID)      // told of each that makes room; nil: nobody is
 }
 
 type storedRecord struct {
@@ -95,14 +100,14 @@ func (rs *recordSet) wants(r storedRecord) bool {
 }
 
 // put takes r in if it beats what is there. When the set is full, nodes that left
-// make room for others, and no others are taken in: they are forgotten here
-// first, whoever still knows them.
+// make room for others, then any of those that were never alive here, whoever still knows them. If
+// there are none of these, no others are taken in.
 func (rs *recordSet) put(r storedRecord) (changed bool) {
 	old, known := rs.get(r.ID)
 	switch {
 	case known && !r.beats(old):
 		return false
-	case !known && len(rs.byID) >= maxRecords && (r.State == StateLeft || !rs.forgetLeft()):
+	case !known && len(rs.byID) >= maxRecords && (r.State == StateLeft || !rs.makeRoom()):
 		return false
 	}
 	rs.set(r)
@@ -119,7 +124,15 @@ func (rs *recordSet) set(r storedRecord) {
 	}
 	old, _ := rs.get(r.ID)
 	rs.add(r.ID, r.sum-old.sum)
+	rs.left += leftOf(r) - leftOf(old)
 	rs.byID[r.ID] = rs.shared.one(&r)
+}
+
+func leftOf(r storedRecord) int {
+	if r.State == StateLeft {
+		return 1
+	}
+	return 0
 }
 
 func (rs *recordSet) add(id NodeID, sum uint64) {
@@ -128,16 +141,24 @@ func (rs *recordSet) add(id NodeID, sum uint64) {
 	rs.total += sum
 }
 
-func (rs *recordSet) forgetLeft() bool {
+func (rs *recordSet) makeRoom() bool {
+	rs.limited = true
 	for id, r := range rs.byID {
-		if r.State == StateLeft {
+		if rs.left > 0 && r.State == StateLeft || rs.left == 0 && rs.seen != nil && !rs.seen(id) {
 			rs.add(id, -r.sum)
+			rs.left -= leftOf(*r)
 			delete(rs.byID, id)
+			if rs.forgot != nil {
+				rs.forgot(id)
+			}
 			return true
 		}
 	}
 	return false
 }
+
+// full tells whether nodes that are known elsewhere may be missing here for want of room.
+func (rs *recordSet) full() bool { return rs.limited && len(rs.byID) >= maxRecords }
 
 // all returns the records ordered by node.
 func (rs *recordSet) all() []storedRecord {

@@ -66,8 +66,11 @@ func jitter(d time.Duration) time.Duration {
 // heardFrom notes a sign of life of a node that is not a member (yet).
 func (m *Mesh) heardFrom(id NodeID) {
 	m.mu.Lock()
-	if p := m.peers[id]; p != nil && p.status != Alive {
-		p.retry.restart(time.Now())
+	if p := m.peers[id]; p != nil {
+		p.seen = true
+		if p.status != Alive {
+			p.retry.restart(time.Now())
+		}
 	}
 	m.mu.Unlock()
 }
@@ -147,7 +150,8 @@ func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
 	_, err := m.joinAny(ctx, [][]try{m.triesOf(id)})
 	now, slow := time.Now(), false
 	m.mu.Lock()
-	name := m.records.byID[id].Name
+	r, _ := m.records.get(id)
+	name := r.Name
 	if p := m.peers[id]; p != nil {
 		p.retry.busy = false
 		if err != nil || p.status != Alive {
@@ -242,7 +246,7 @@ func (m *Mesh) join(ctx context.Context, addr netip.AddrPort, them introduction)
 	if err != nil {
 		return err
 	}
-	f, in, err := m.beginSync(c)
+	f, in, err := m.beginSync(c, them.id)
 	m.closeQuietly(c)
 	if err == nil {
 		if m.noteMissing(f) && !m.isHealing() {
@@ -252,6 +256,7 @@ func (m *Mesh) join(ctx context.Context, addr netip.AddrPort, them introduction)
 		_, err = ml.Join([]string{memberName(them.id, them.boot) + "/" + memberAddr(them.id).String()})
 	}
 	if err != nil {
+		in.drop()
 		m.log.Debug("the exchange of states broke off", zap.Stringer("with", them.id), zap.Error(err))
 		return &DialError{Addr: addr, Err: errNoExchange}
 	}

@@ -39,7 +39,7 @@ func (m *Mesh) memberlistConfig() *memberlist.Config {
 	c.BindPort, c.AdvertisePort = memberPort, memberPort
 	c.EnableCompression = false // streams are small; what leaves here is sealed by the router and by the hello
 	c.Delegate, c.Events, c.Alive = delegate{m}, delegate{m}, delegate{m}
-	c.Logger = memberlistLogger(m.log)
+	c.Logger = memberlistLogger(m.log, &m.oddities)
 
 	c.TCPTimeout = m.tuning.StreamTimeout
 	c.ProbeInterval, c.ProbeTimeout = m.tuning.ProbeInterval, m.tuning.ProbeTimeout

@@ -239,33 +239,43 @@ func (m *Mesh) serveMessages(ctx context.Context, c *peerConn, them introduction
 		if err := c.within(serveIdle); err != nil {
 			return
 		}
-		b, err := c.readFrame(maxFrame)
+		b, eaten, err := m.readLarge(c, them.id, maxFrame)
 		if err != nil {
 			return
 		}
-		msg, err := decodeMessage(b)
-		if err != nil {
-			m.oddity("a message that makes no sense was dropped", err)
-			return
-		}
-		first, ok := m.isNew(them, msg.Seq)
-		if !ok {
-			return // another connection is at it: the sender comes again
-		}
-		if first {
-			ok = m.take(them.id, msg)
-			m.noteTaken(them, msg.Seq, ok)
-			if !ok {
-				return
-			}
-		}
-		if err := c.within(m.tuning.StreamTimeout); err != nil {
-			return
-		}
-		if _, err := c.Write(binary.BigEndian.AppendUint64(nil, msg.Seq)); err != nil {
+		if !m.takeMessage(c, them, b, eaten) {
 			return
 		}
 	}
+}
+
+// takeMessage takes a message in and confirms it; false: the connection is of no more use.
+func (m *Mesh) takeMessage(c *peerConn, them introduction, b []byte, eaten func()) bool {
+	msg, err := decodeMessage(b)
+	if err != nil {
+		eaten()
+		m.oddity(them.id, "a message that makes no sense was dropped", err)
+		return false
+	}
+	first, ok := m.isNew(them, msg.Seq)
+	if !ok || !first {
+		eaten()
+	}
+	if !ok {
+		return false // another connection is at it: the sender comes again
+	}
+	if first {
+		ok = m.take(them.id, msg, eaten)
+		m.noteTaken(them, msg.Seq, ok)
+		if !ok {
+			return false
+		}
+	}
+	if err := c.within(m.tuning.StreamTimeout); err != nil {
+		return false
+	}
+	_, err = c.Write(binary.BigEndian.AppendUint64(nil, msg.Seq))
+	return err == nil
 }
 
 // isNew tells whether message seq has not been taken yet (first), unless an
@@ -275,6 +285,7 @@ func (m *Mesh) isNew(them introduction, seq uint64) (first, ok bool) {
 	defer m.mu.Unlock()
 	in := m.inboxes[them.id]
 	if in == nil {
+		m.tidyInboxes()
 		in = &inbox{}
 		m.inboxes[them.id] = in
 	}
@@ -288,6 +299,18 @@ func (m *Mesh) isNew(them introduction, seq uint64) (first, ok bool) {
 	return true, true
 }
 
+// tidyInboxes makes room for another inbox: of nodes that have come and gone there may be any number. Called with mu held.
+func (m *Mesh) tidyInboxes() {
+	for id, in := range m.inboxes {
+		if len(m.inboxes) < maxWays {
+			return
+		}
+		if p := m.peers[id]; !in.busy && (p == nil || p.status != Alive) {
+			delete(m.inboxes, id)
+		}
+	}
+}
+
 func (m *Mesh) noteTaken(them introduction, seq uint64, taken bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -298,12 +321,13 @@ func (m *Mesh) noteTaken(them introduction, seq uint64, taken bool) {
 	}
 }
 
-// take hands a message on.
-func (m *Mesh) take(from NodeID, msg message) bool {
+// take hands a message on. eaten is called when it is of no more use.
+func (m *Mesh) take(from NodeID, msg message, eaten func()) bool {
 	if msg.State != "" {
 		u := m.Universe()
-		return m.queueMerge(incoming{change: change{Universe: u.ID[:], State: msg.State, Delta: msg.Payload}})
+		return m.queueMerge(incoming{from: from, change: change{Universe: u.ID[:], State: msg.State, Delta: msg.Payload}, eaten: eaten})
 	}
+	defer eaten()
 	if m.cfg.OnMessage != nil {
 		m.cfg.OnMessage(from, msg.Channel, msg.Payload)
 	}

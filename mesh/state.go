@@ -34,9 +34,18 @@ const (
 
 // incoming is something for the merging goroutine: a change, or the states of a node.
 type incoming struct {
+	from   NodeID // who sent it, be it another one's
+	gossip []byte // not nil: a change as it came by gossip, not decoded yet
 	change change
 	states map[string][]byte // not nil: states, whole or in part, by a sync
 	to     audience
+	eaten  func() // called when it has been taken in or dropped; nil: nothing is to be
+}
+
+func (in incoming) drop() {
+	if in.eaten != nil {
+		in.eaten()
+	}
 }
 
 // audience is who is told much that was new here; of little, all are.
@@ -155,24 +164,28 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 	}
 }
 
-// takeChange queues a gossiped change for merging. b is not kept; nothing blocks.
-func (m *Mesh) takeChange(b []byte) {
-	c, err := decodeChange(b)
-	if err != nil {
-		m.oddity("a change that makes no sense was dropped", err)
-		return
-	}
-	if [16]byte(c.Universe) != m.Universe().ID {
-		return
-	}
+// takeChange queues a change that a node gossips for merging. b is copied; nothing blocks.
+func (m *Mesh) takeChange(b []byte, from NodeID) {
 	select {
-	case m.merges <- incoming{change: c}:
+	case m.merges <- incoming{from: from, gossip: append([]byte{}, b...)}:
 	default:
 		m.dropped.Add(1) // the next exchange brings it
 	}
 }
 
-// queueMerge waits for room in the queue.
+// mergeGossip takes in a change that was gossiped.
+func (m *Mesh) mergeGossip(b []byte, from NodeID) {
+	c, err := decodeChange(b)
+	if err != nil {
+		m.oddity(from, "a change that makes no sense was dropped", err)
+		return
+	}
+	if [16]byte(c.Universe) == m.Universe().ID {
+		m.merge(c.State, c.Delta, everybody, from)
+	}
+}
+
+// queueMerge waits for room in the queue. Without any, in is dropped.
 func (m *Mesh) queueMerge(in incoming) bool {
 	t := time.NewTimer(m.tuning.StreamTimeout)
 	defer t.Stop()
@@ -183,6 +196,7 @@ func (m *Mesh) queueMerge(in incoming) bool {
 	case <-t.C:
 		m.dropped.Add(1)
 	}
+	in.drop()
 	return false
 }
 
@@ -193,30 +207,39 @@ func (m *Mesh) mergeLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case in := <-m.merges:
-			if in.states == nil {
-				m.merge(in.change.State, in.change.Delta, everybody)
-				continue
+			switch {
+			case in.gossip != nil:
+				m.mergeGossip(in.gossip, in.from)
+			case in.states == nil:
+				m.merge(in.change.State, in.change.Delta, everybody, in.from)
+			default:
+				m.mergeStates(in)
 			}
-			// Who is who comes first, then what they have.
-			m.merge(recordsName, in.states[recordsName], in.to)
-			for name, b := range in.states {
-				if name != recordsName {
-					m.merge(name, b, in.to)
-				}
-			}
-			m.joinedOnce.Do(func() { close(m.joined) })
-			m.changed()
+			in.drop()
 		}
 	}
 }
 
-// merge takes a state or a delta in and passes on what was new.
-func (m *Mesh) merge(name string, b []byte, to audience) {
+// mergeStates takes in what a sync has brought.
+func (m *Mesh) mergeStates(in incoming) {
+	// Who is who comes first, then what they have.
+	m.merge(recordsName, in.states[recordsName], in.to, in.from)
+	for name, b := range in.states {
+		if name != recordsName {
+			m.merge(name, b, in.to, in.from)
+		}
+	}
+	m.joinedOnce.Do(func() { close(m.joined) })
+	m.changed()
+}
+
+// merge takes a state or a delta in that a node has sent and passes on what was new.
+func (m *Mesh) merge(name string, b []byte, to audience, from NodeID) {
 	if len(b) == 0 {
 		return
 	}
 	if name == recordsName {
-		m.mergeRecords(b, to)
+		m.mergeRecords(b, to, from)
 		return
 	}
 	s := m.states[name]
@@ -225,7 +248,7 @@ func (m *Mesh) merge(name string, b []byte, to audience) {
 	}
 	delta, err := s.Merge(b)
 	if err != nil {
-		m.oddity(fmt.Sprintf("the state %q that another node sent was not merged", name), err)
+		m.oddity(from, fmt.Sprintf("the state %q that another node sent was not merged", name), err)
 	}
 	switch {
 	case len(delta) == 0 || to == nobody:
@@ -238,9 +261,18 @@ func (m *Mesh) merge(name string, b []byte, to audience) {
 	}
 }
 
-// oddity logs something that should not come from a node of this mesh, now and then.
-func (m *Mesh) oddity(text string, err error) {
-	if ok, muted := m.oddities.pass(text, time.Now()); ok {
-		m.log.Warn(text, zap.Error(err), zap.Uint64("like it before", muted))
+// oddity logs something that should not come from a node of this mesh, once in a while for each node that sends such things. 0: this node.
+func (m *Mesh) oddity(from NodeID, text string, err error) {
+	ok, muted := m.oddities.pass(from.String()+text, time.Now())
+	if !ok {
+		return
 	}
+	f := []zap.Field{zap.Error(err)}
+	if from != 0 {
+		m.mu.Lock()
+		r, _ := m.records.get(from)
+		m.mu.Unlock()
+		f = append(f, zap.Stringer("from", from), zap.String("name", r.Name))
+	}
+	m.log.Warn(text, append(f, zap.Uint64("like it before", muted))...)
 }

@@ -24,12 +24,12 @@ func TestNonsenseFromInside(t *testing.T) {
 		item := []byte(`["x"]`)
 		enc := must(t)
 		for range 50 {
-			a.takeChange([]byte("junk"))
-			a.takeChange(enc(encodeChange(c.uni.ID, "bag", []byte("junk"))))
-			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, []byte("junk"))))
-			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: []byte{1}}})))))
-			a.takeChange(enc(encodeChange(c.uni.ID, "of a newer release", item)))
-			a.takeChange(enc(encodeChange(other.ID, "bag", item)))
+			a.takeChange([]byte("junk"), testIdentity(9).ID())
+			a.takeChange(enc(encodeChange(c.uni.ID, "bag", []byte("junk"))), testIdentity(9).ID())
+			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, []byte("junk"))), testIdentity(9).ID())
+			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: []byte{1}}})))), testIdentity(9).ID())
+			a.takeChange(enc(encodeChange(c.uni.ID, "of a newer release", item)), testIdentity(9).ID())
+			a.takeChange(enc(encodeChange(other.ID, "bag", item)), testIdentity(9).ID())
 			a.Deliver([]byte("\x02junk"), Addr{Node: 2}, time.Now())
 			a.Deliver(append([]byte{byte(kindDigest)}, enc(cbor.Marshal(digest{Version: digestVersion, Universe: other.ID[:], Members: 5}))...), Addr{Node: 2}, time.Now())
 			synctest.Wait()
@@ -39,7 +39,7 @@ func TestNonsenseFromInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{foreign})))))
+		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{foreign})))), testIdentity(9).ID())
 		synctest.Wait()
 		if a.bag.has("x") || len(a.Nodes()) != 1 {
 			t.Error("nonsense was taken in")
@@ -47,7 +47,7 @@ func TestNonsenseFromInside(t *testing.T) {
 		if n := c.logged("make no sense") + c.logged("makes no sense") + c.logged("was not merged"); n != 5 {
 			t.Errorf("%d lines about it", n)
 		}
-		a.takeChange(enc(encodeChange(c.uni.ID, "bag", item)))
+		a.takeChange(enc(encodeChange(c.uni.ID, "bag", item)), testIdentity(9).ID())
 		synctest.Wait()
 		if !a.bag.has("x") {
 			t.Error("sense was not")
@@ -189,7 +189,7 @@ func TestFullQueues(t *testing.T) {
 		begin := time.Now()
 		b := must(t)(encodeChange(c.uni.ID, "bag", []byte(`["x"]`)))
 		for range 2 * mergeQueue {
-			a.takeChange(b)
+			a.takeChange(b, testIdentity(9).ID())
 		}
 		for range 2 * packetQueue {
 			a.transport.deliver(b, 2, time.Now())
@@ -198,7 +198,7 @@ func TestFullQueues(t *testing.T) {
 			t.Errorf("took %v, dropped %d", time.Since(begin), a.Dropped())
 		}
 		synctest.Wait() // the first is being merged now
-		a.takeChange(b)
+		a.takeChange(b, testIdentity(9).ID())
 		a.queueMerge(incoming{})
 		if d := time.Since(begin); d != a.tuning.StreamTimeout {
 			t.Errorf("an exchange waited %v for room", d)

@@ -157,16 +157,29 @@ func (s *stream) writeFrame(b []byte) error {
 }
 
 func (s *stream) readFrame(limit int) ([]byte, error) {
+	n, err := s.readLength(limit)
+	if err != nil {
+		return nil, err
+	}
+	return s.readRest(n)
+}
+
+// readLength reads how many bytes the next frame has, which readRest returns.
+func (s *stream) readLength(limit int) (int, error) {
 	var head [chunkHead]byte
 	if _, err := io.ReadFull(s, head[:]); err != nil {
-		return nil, err
+		return 0, err
 	}
 	n := int64(binary.BigEndian.Uint32(head[:]))
 	if n > int64(limit) {
-		return nil, fmt.Errorf("a frame of %d bytes: %w", n, ErrTooLarge)
+		return 0, fmt.Errorf("a frame of %d bytes: %w", n, ErrTooLarge)
 	}
+	return int(n), nil
+}
+
+func (s *stream) readRest(n int) ([]byte, error) {
 	var buf bytes.Buffer
-	if _, err := io.CopyN(&buf, s, n); err != nil {
+	if _, err := io.CopyN(&buf, s, int64(n)); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}

@@ -56,7 +56,7 @@ func (m *Mesh) syncWith(ctx context.Context, id NodeID) {
 	c, err := m.dialNode(id, purposeSync, m.tuning.StreamTimeout)
 	if err == nil {
 		var in incoming
-		f, in, err = m.beginSync(c)
+		f, in, err = m.beginSync(c, id)
 		m.closeQuietly(c)
 		if err == nil {
 			in.to = askers
@@ -64,6 +64,9 @@ func (m *Mesh) syncWith(ctx context.Context, id NodeID) {
 		}
 	}
 	if err != nil {
+		if errors.Is(err, errWire) {
+			m.oddity(id, "a sync made no sense", err)
+		}
 		m.log.Debug("a sync broke off", zap.Stringer("with", id), zap.Error(err))
 		return
 	}
@@ -71,7 +74,7 @@ func (m *Mesh) syncWith(ctx context.Context, id NodeID) {
 }
 
 // beginSync is the dialler's half. It returns what came from there, for the caller to merge.
-func (m *Mesh) beginSync(c *peerConn) (f found, in incoming, err error) {
+func (m *Mesh) beginSync(c *peerConn, with NodeID) (f found, in incoming, err error) {
 	if err := c.within(syncFactor * m.tuning.StreamTimeout); err != nil {
 		return f, in, err
 	}
@@ -83,7 +86,12 @@ func (m *Mesh) beginSync(c *peerConn) (f found, in incoming, err error) {
 	if err := writeSync(c, offer); err != nil {
 		return f, in, err
 	}
-	answer, err := readSync(c, decodeSyncAnswer)
+	answer, eaten, err := readSync(m, c, with, decodeSyncAnswer)
+	defer func() {
+		if err != nil {
+			eaten()
+		}
+	}()
 	if err != nil {
 		return f, in, err
 	}
@@ -106,7 +114,7 @@ func (m *Mesh) beginSync(c *peerConn) (f found, in incoming, err error) {
 	if err := writeSync(c, rest); err != nil {
 		return f, in, err
 	}
-	last, err := readSync(c, decodeSyncRecords)
+	last, eatenToo, err := readSync(m, c, with, decodeSyncRecords)
 	if err != nil {
 		return f, in, err
 	}
@@ -115,7 +123,11 @@ func (m *Mesh) beginSync(c *peerConn) (f found, in incoming, err error) {
 		states = make(map[string][]byte)
 	}
 	states[recordsName] = last.Records
-	in.states = states
+	in.from, in.states = with, states
+	in.eaten = func() {
+		eaten()
+		eatenToo()
+	}
 	return f, in, nil
 }
 
@@ -132,7 +144,7 @@ func (m *Mesh) serveSync(ctx context.Context, c *peerConn, them introduction) {
 	m.closeQuietly(c)
 	if err != nil {
 		if errors.Is(err, errWire) {
-			m.oddity(fmt.Sprintf("a sync with node %v made no sense", them.id), err)
+			m.oddity(them.id, "a sync made no sense", err)
 		}
 		return
 	}
@@ -143,7 +155,8 @@ func (m *Mesh) answerSync(c *peerConn, with NodeID) (f found, err error) {
 	if err := c.within(syncFactor * m.tuning.StreamTimeout); err != nil {
 		return f, err
 	}
-	offer, err := readSync(c, decodeSyncOffer)
+	offer, eaten, err := readSync(m, c, with, decodeSyncOffer)
+	eaten()
 	if err != nil {
 		return f, err
 	}
@@ -171,16 +184,17 @@ func (m *Mesh) answerSync(c *peerConn, with NodeID) (f found, err error) {
 	if err := writeSync(c, answer); err != nil {
 		return f, err
 	}
-	rest, err := readSync(c, decodeSyncRest)
+	rest, eaten, err := readSync(m, c, with, decodeSyncRest)
 	if err != nil {
 		return f, err
 	}
 	wanted := m.wantedRecords(rest.Want)
 	last := syncRecords{Version: syncVersion}
-	if last.Records, err = encodeRecords(wanted); err != nil {
-		return f, err
+	if last.Records, err = encodeRecords(wanted); err == nil {
+		err = writeSync(c, last)
 	}
-	if err := writeSync(c, last); err != nil {
+	if err != nil {
+		eaten()
 		return f, err
 	}
 	if differ {
@@ -189,7 +203,7 @@ func (m *Mesh) answerSync(c *peerConn, with NodeID) (f found, err error) {
 	if rest.States == nil {
 		rest.States = make(map[string][]byte)
 	}
-	if !m.queueMerge(incoming{states: rest.States, to: askers}) {
+	if !m.queueMerge(incoming{from: with, states: rest.States, to: askers, eaten: eaten}) {
 		return f, errors.New("this node is behind with merging what others sent")
 	}
 	return f, nil
@@ -248,10 +262,10 @@ func (m *Mesh) compare(differ, theirs []byte) (lacks []storedRecord, want []byte
 			want = binary.BigEndian.AppendUint64(want, uint64(id))
 		}
 	}
-	size := 0
+	size, most := 0, m.syncPart()
 	for id, r := range m.records.byID {
 		if sum, known := have[id]; in[bucketOf(id)] && (!known || sum != r.sum) {
-			if size += len(r.raw); size > maxSyncPart {
+			if size += len(r.raw); size > most {
 				break
 			}
 			lacks = append(lacks, *r)
@@ -264,12 +278,13 @@ func (m *Mesh) compare(differ, theirs []byte) (lacks []storedRecord, want []byte
 func (m *Mesh) wantedRecords(want []byte) (rs []storedRecord) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	most := m.syncPart()
 	for size := 0; len(want) > 0; want = want[idSize:] {
 		r, known := m.records.byID[NodeID(binary.BigEndian.Uint64(want))]
 		if !known {
 			continue
 		}
-		if size += len(r.raw); size > maxSyncPart {
+		if size += len(r.raw); size > most {
 			break
 		}
 		rs = append(rs, *r)

@@ -131,11 +131,12 @@ func writeSync(c *peerConn, v any) error {
 	return c.writeFrame(b)
 }
 
-func readSync[T any](c *peerConn, decode func([]byte) (T, error)) (T, error) {
-	b, err := c.readFrame(maxSync)
-	if err != nil {
-		var none T
-		return none, err
+func readSync[T any](m *Mesh, c *peerConn, from NodeID, decode func([]byte) (T, error)) (v T, eaten func(), err error) {
+	b, eaten, err := m.readLarge(c, from, maxSync)
+	if err == nil {
+		if v, err = decode(b); err != nil {
+			eaten()
+		}
 	}
-	return decode(b)
+	return v, eaten, err
 }

@@ -54,8 +54,15 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 // PacketCh is where memberlist takes packets.
 func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
-// deliver queues a packet for memberlist, or drops it.
+// deliver queues a packet for memberlist, or drops it. Changes in it are taken.
 func (t *transport) deliver(b []byte, from NodeID, at time.Time) {
+	b, err := inspect(b, func(b []byte) { t.m.takeChange(b, from) })
+	if err != nil {
+		t.m.oddity(from, "a gossip packet that makes no sense was dropped", err)
+	}
+	if len(b) == 0 {
+		return
+	}
 	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: memberUDP(from), Timestamp: at}
 	select {
 	case t.packets <- p:

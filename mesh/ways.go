@@ -35,6 +35,7 @@ type way struct {
 	direct     time.Time      // when one did
 	heardAt    time.Time      // when the last packet came, by whichever path
 	checked    time.Time      // when it was last asked for one, see blocked.go
+	met        uint64         // the process that introduced itself last
 	silent     netip.AddrPort // where it answers by TCP while no packet comes; not valid: packets do
 }
 
@@ -76,8 +77,15 @@ func (w *ways) answered(id NodeID, boot uint64, at netip.AddrPort) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(id)
-	n.tcp, n.boot, n.answeredAt = at, boot, time.Now()
+	n.tcp, n.boot, n.met, n.answeredAt = at, boot, boot, time.Now()
 	delete(w.tcp, at)
+}
+
+// greeted notes that a process of a node has introduced itself, which it has signed.
+func (w *ways) greeted(id NodeID, boot uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.node(id).met = boot
 }
 
 // failed notes that nobody answered by TCP.

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"errors"
+	"time"
+)
+
+// Bounds against a member that floods.
+//
+// memberlist's list of processes has no bound, and anybody can say of any process that it is alive. So it takes only so many
+// in a while, which is plenty for all the nodes that there may be to come at once, and fewer of those that the signed record of
+// their node does not speak of: the news that a process lives may be faster than its record. A process that has introduced itself here, with its
+// signature, does not have to wait for the others. What is turned away comes in later, by the comparison of digests.
+//
+// Of each node a record is taken now and then; what comes sooner is left to the next comparison.
+const (
+	processBurst  = 2 * maxRecords
+	processRate   = 4 // a second
+	unvouchedRate = 8 // a second
+	maxUnvouched  = 2048
+	metBurst      = 1024
+	metRate       = 16 // a second
+	maxProcesses  = 4  // of one node at the same time; beside that of its record
+	recordBurst   = 16
+	recordRate    = 1 // a second
+
+	crowdedPart = 256 << 10 // instead of maxSyncPart, where not all records have room
+)
+
+// flood is how much has come in. Guarded by Mesh.mu.
+type flood struct {
+	processes, unvouched, met tokens
+}
+
+// tokens is a token bucket. The zero value is full.
+type tokens struct {
+	spent float64
+	last  time.Time
+}
+
+// left tells whether there is one.
+func (b *tokens) left(now time.Time, burst, rate float64) bool {
+	if !b.last.IsZero() {
+		b.spent = max(0, b.spent-rate*max(0, now.Sub(b.last).Seconds()))
+	}
+	b.last = now
+	return b.spent+1 <= burst
+}
+
+// take takes one, if there is one.
+func (b *tokens) take(now time.Time, burst, rate float64) bool {
+	if !b.left(now, burst, rate) {
+		return false
+	}
+	b.spent++
+	return true
+}
+
+var (
+	errFlood = errors.New("too many processes are said to be alive in a short time")
+	errHasty = errors.New("more than one change a second, for a while")
+)
+
+// admit tells whether memberlist may have a process on its list.
+func (m *Mesh) admit(id NodeID, boot uint64) error {
+	now := time.Now()
+	met := m.ways.of(id).met == boot
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.peers[id]
+	r, _ := m.records.get(id)
+	vouched := r.ID == id && r.Boot == boot
+	switch {
+	case p != nil && p.runs(boot), met && m.flood.met.take(now, metBurst, metRate):
+		return nil
+	case p != nil && len(p.alive) >= maxProcesses && !vouched, p != nil && len(p.alive) >= 2*maxProcesses,
+		!vouched && !m.flood.unvouched.left(now, maxUnvouched, unvouchedRate), !m.flood.processes.take(now, processBurst, processRate):
+		return errFlood
+	case !vouched:
+		m.flood.unvouched.spent++
+	}
+	return nil
+}
+
+// mayChange tells whether another record of a node may be taken in. Called with mu held, as the next is.
+func (m *Mesh) mayChange(id NodeID) bool {
+	p := m.peers[id]
+	return p == nil || p.taken.left(time.Now(), recordBurst, recordRate)
+}
+
+func (m *Mesh) noteChange(id NodeID) { m.peer(id).taken.spent++ }
+
+// crowded tells whether there is no room for all nodes that others know.
+func (m *Mesh) crowded() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.records.full()
+}
+
+// syncPart is how many bytes of records one frame of a sync carries. Called with mu held.
+func (m *Mesh) syncPart() int {
+	if m.records.full() {
+		return crowdedPart
+	}
+	return maxSyncPart
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// What memberlist is given of what comes in. Of its packets, those parts are let through that this package has it send, and
+// changes are taken out, as memberlist does not say who has sent them. What is compressed is not let through: nobody here compresses, and
+// a packet that unfolds into packets that unfold costs whoever receives it what it does not cost who sends it.
+//
+// The types of memberlist's messages, as far as they are of interest here.
+const (
+	memberCompound = 7
+	memberChange   = 8
+	memberNack     = 11
+	memberCRC      = 12
+
+	crcSize = 5 // with its type
+)
+
+// letThrough tells whether memberlist may see a message of this type in a packet.
+func letThrough(t byte) bool {
+	return t <= 5 || t == memberNack // ping, indirect ping, ack, suspect, alive, dead; nack
+}
+
+// inspect takes a packet of memberlist's apart, calls change for each change in it, and returns what memberlist is to see, which may be
+// nothing. All of it refers to b. An error says that something did not make sense; what came before it is returned all the same.
+func inspect(b []byte, change func([]byte)) (rest []byte, err error) {
+	if len(b) >= crcSize && b[0] == memberCRC {
+		if crc32.ChecksumIEEE(b[crcSize:]) != binary.BigEndian.Uint32(b[1:crcSize]) {
+			return nil, fmt.Errorf("the checksum of a packet is wrong: %w", errWire)
+		}
+		b = b[crcSize:]
+	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("an empty packet: %w", errWire)
+	}
+	if b[0] != memberCompound {
+		return inspectOne(b, change)
+	}
+	parts, err := partsOf(b)
+	var keep [][]byte
+	for _, p := range parts {
+		one, odd := inspectOne(p, change)
+		if odd != nil {
+			err = odd
+		}
+		if one != nil {
+			keep = append(keep, one)
+		}
+	}
+	return compound(keep), err
+}
+
+func inspectOne(b []byte, change func([]byte)) ([]byte, error) {
+	switch {
+	case len(b) == 0:
+		return nil, fmt.Errorf("an empty message: %w", errWire)
+	case b[0] == memberChange:
+		change(b[1:])
+		return nil, nil
+	case !letThrough(b[0]):
+		return nil, fmt.Errorf("a message of type %d in a packet: %w", b[0], errWire)
+	}
+	return b, nil
+}
+
+// partsOf returns the parts of a compound message: their number (1 byte), the length of each (2 bytes), and then they.
+func partsOf(b []byte) (parts [][]byte, err error) {
+	odd := fmt.Errorf("a compound message is cut short: %w", errWire)
+	if len(b) < 2 || len(b) < 2+2*int(b[1]) {
+		return nil, odd
+	}
+	lengths, rest := b[2:2+2*int(b[1])], b[2+2*int(b[1]):]
+	for ; len(lengths) > 0; lengths = lengths[2:] {
+		n := int(binary.BigEndian.Uint16(lengths))
+		if n > len(rest) {
+			return parts, odd
+		}
+		parts, rest = append(parts, rest[:n]), rest[n:]
+	}
+	return parts, nil
+}
+
+// compound makes one message of at most 255.
+func compound(parts [][]byte) []byte {
+	switch len(parts) {
+	case 0:
+		return nil
+	case 1:
+		return parts[0]
+	}
+	b := []byte{memberCompound, byte(len(parts))}
+	for _, p := range parts {
+		b = binary.BigEndian.AppendUint16(b, uint16(len(p)))
+	}
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return b
+}
