@@ -12,7 +12,7 @@ import (
 )
 
 // What is blocked. Where TCP answers and no packet comes, by whichever path, though some were
-// asked for, UDP is; where TCP fails and packets come directly, TCP is. Either is noted when a
+// asked for, UDP is; where TCP fails and packets come directly after that, over the same IP, TCP is. Either is noted when a
 // stream is opened, and ends with the first sign to the contrary.
 const (
 	udpFresh   = 10 * time.Second // a packet that came so lately says that UDP gets through
@@ -35,7 +35,7 @@ func (w *ways) blocked(id NodeID, addr netip.AddrPort, now time.Time) string {
 	}
 	r, failed := w.tcp[addr]
 	switch {
-	case !failed || now.Sub(r.at) > tcpVerdict || n.answeredAt.After(r.at) || !n.direct.After(r.at):
+	case !failed || now.Sub(r.at) > tcpVerdict || n.answeredAt.After(r.at) || !n.direct[family(addr)].After(r.at):
 		return ""
 	case r.refused:
 		return fmt.Sprintf("TCP is refused at %v, UDP gets through: let TCP port %d pass", addr, addr.Port())

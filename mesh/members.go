@@ -65,6 +65,7 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 	p := m.peer(id)
 	if !p.runs(boot) {
 		m.countMember(id, boot, 1)
+		m.ways.another(append(m.addrsLocked(id), addr))
 		if len(p.alive) == 0 {
 			m.aliveCount.Add(1)
 		}

@@ -142,6 +142,36 @@ func blockedAt(n, of *testNode) string {
 	return n.Nodes()[i].Blocked
 }
 
+// Nobody says that a firewall is to blame for TCP where a node was dead for a while.
+func TestDeadIsNotBlocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 73)
+		c.net.Delay(time.Millisecond, 5*time.Millisecond)
+		a := c.node().start()
+		for range 3 {
+			c.node("n1").start()
+		}
+		c.eventually(10*time.Second, "all see each other", whole(c.nodes...))
+		watch := func(d time.Duration) {
+			t.Helper()
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+				for _, n := range c.nodes[1:] {
+					if b := blockedAt(n, a); b != "" || strings.Contains(n.Targets()[0].State, "let ") {
+						t.Fatalf("%s, %v before the end, has %q and %q", n.cfg.Name, time.Until(end), b, n.Targets()[0].State)
+					}
+				}
+			}
+		}
+		for _, dead := range []time.Duration{2 * time.Second, 30 * time.Second} {
+			a.kill()
+			watch(dead)
+			a.start()
+			watch(time.Minute)
+			c.eventually(time.Second, "all see each other", whole(c.nodes...))
+		}
+	})
+}
+
 // Where UDP is filtered and TCP is not, the mesh holds together and says what is to be done.
 func TestUDPBlocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

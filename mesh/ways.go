@@ -32,7 +32,7 @@ type way struct {
 	boot       uint64         // the process that did
 	answeredAt time.Time
 	udp        netip.AddrPort // where its packets came from last, directly; not valid: never
-	direct     time.Time      // when one did
+	direct     [2]time.Time   // when one did, over IPv4 and over IPv6
 	heardAt    time.Time      // when the last packet came, by whichever path
 	checked    time.Time      // when it was last asked for one, see blocked.go
 	met        uint64         // the process that introduced itself last
@@ -99,12 +99,29 @@ func (w *ways) failed(at netip.AddrPort, err error, now time.Time) {
 	w.tcp[at] = refusal{at: now, refused: errors.Is(err, errRefused)}
 }
 
+// another notes that another process answers for a node with these addresses: what TCP did when the one before died says nothing of it.
+func (w *ways) another(addrs []netip.AddrPort) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range addrs {
+		delete(w.tcp, a)
+	}
+}
+
 // failedLately tells whether TCP failed at the address within tcpMemory.
 func (w *ways) failedLately(at netip.AddrPort, now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r, ok := w.tcp[at]
 	return ok && now.Sub(r.at) < tcpMemory
+}
+
+// family tells the family of an address as an index.
+func family(a netip.AddrPort) int {
+	if a.Addr().Unmap().Is4() {
+		return 0
+	}
+	return 1
 }
 
 // lastHeard returns when the last packet of a node came; zero: none did.
@@ -124,7 +141,8 @@ func (w *ways) heard(from Addr, at time.Time) bool {
 	n := w.node(from.Node)
 	n.heardAt = at
 	if from.Addr.IsValid() {
-		n.udp, n.direct = netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port()), at
+		n.udp = netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port())
+		n.direct[family(n.udp)] = at
 	}
 	ended := n.silent.IsValid()
 	n.silent = netip.AddrPort{}
