@@ -147,7 +147,9 @@ func (m *Mesh) logStatus(r Record, p *peer) {
 	case Alive:
 		m.log.Info("node is alive", append(f, zap.Stringer("at", p.last))...)
 	case Failed:
-		m.log.Warn("node does not answer; it is tried again and again", append(f, zap.Stringer("at", p.last))...)
+		if p.last.IsValid() { // else it was stopped, and its new record came before its first packet
+			m.log.Warn("node does not answer; it is tried again and again", append(f, zap.Stringer("at", p.last))...)
+		}
 	case Stopped:
 		m.log.Info("node has stopped for a while", f...)
 	case Left:

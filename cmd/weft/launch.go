@@ -41,7 +41,9 @@ which the next host joins. With --peer it joins, retrying for as long as it
 takes. Once it has a data directory, later launches resume from there.
 
 The token comes from --token-file, from the environment variable ` + envToken + `, or
-from the data directory, in this order.`,
+from the data directory, in this order; the node goes on with the one in the
+data directory unless the mesh accepts the one given instead, as after weft
+token rotate.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error

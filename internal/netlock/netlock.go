@@ -50,14 +50,18 @@ type Lock struct {
 }
 
 // Take takes the lock of the network namespace of the calling thread for h. It
-// fails with *TakenError if another daemon has it.
+// fails with *TakenError if another daemon has it; one that is just being killed
+// it gives two seconds to be gone.
 func Take(ctx context.Context, h Holder) (*Lock, error) { return take(ctx, name, h) }
 
 func take(ctx context.Context, name string, h Holder) (*Lock, error) {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "unix", name)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, taken(ctx, name)
+	for end := time.Now().Add(timeout); errors.Is(err, syscall.EADDRINUSE); ln, err = lc.Listen(ctx, "unix", name) {
+		if err := taken(ctx, name); !ends(err) || time.Now().After(end) || ctx.Err() != nil {
+			return nil, err
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("taking the lock of the network namespace: %w", err)
@@ -99,6 +103,11 @@ func (l *Lock) Close() error {
 	return nil
 }
 
+// ends tells whether the holder seems to be a process that is just ending, as after a kill -9.
+func ends(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
 func taken(ctx context.Context, name string) error {
 	dialer := net.Dialer{Timeout: timeout}
 	c, err := dialer.DialContext(ctx, "unix", name)
@@ -120,6 +129,9 @@ func taken(ctx context.Context, name string) error {
 	_ = c.SetDeadline(time.Now().Add(timeout))
 	var h Holder
 	b, err := io.ReadAll(io.LimitReader(c, 4096))
+	if err == nil && len(b) == 0 {
+		err = io.ErrUnexpectedEOF
+	}
 	if err == nil {
 		err = json.Unmarshal(b, &h)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func testName(t *testing.T) string { return fmt.Sprintf("@weft-test/%d/%s", os.Getpid(), t.Name()) }
@@ -55,5 +56,28 @@ func TestHolderThatIsNoDaemon(t *testing.T) {
 	_, err = take(t.Context(), name, Holder{})
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d holds the lock", os.Getpid())) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Whoever launches right after a kill -9 is not refused because of a process that the kernel has not cleared away yet.
+func TestHolderThatEnds(t *testing.T) {
+	name := testName(t)
+	ln, err := net.Listen("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			_ = c.Close() // without a word
+		}
+		time.Sleep(100 * time.Millisecond)
+		_ = ln.Close() // whoever waits to be accepted is reset
+	}()
+	l, err := take(t.Context(), name, Holder{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
