@@ -109,7 +109,7 @@ func TestRefusedLaunch(t *testing.T) {
 		{"data directory of another mesh by its token", func(t *testing.T, h *lab.Host) []string {
 			used(t, h)
 			return []string{"--peer", founder, "--token-file", h.File("token", m.Token, 0o600)}
-		}, []string{"token", h1Data("token"), "weft reset"}},
+		}, []string{"token", h1Data("token"), "another mesh", "weft reset"}},
 		{"data directory below a file", func(_ *testing.T, h *lab.Host) []string {
 			return []string{"--data-dir", filepath.Join(h.File("file", "", 0o600), "data")}
 		}, []string{"file/data", "--data-dir"}},

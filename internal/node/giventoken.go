@@ -54,6 +54,7 @@ func (n *Node) tryToken(ctx context.Context, given token.Token) error {
 	mine, other := n.prober(n.rotor.snapshot()), n.prober(rotation.State{Tokens: []rotation.Key{k}})
 	other.Universe = universe
 	var asked []string
+	var elsewhere *mesh.UniverseMismatchError
 	for {
 		var hosts []netip.AddrPort
 		if hosts, asked, err = n.whoKnows(ctx); err != nil {
@@ -66,6 +67,8 @@ func (n *Node) tryToken(ctx context.Context, given token.Token) error {
 		case err == nil:
 			n.log.Info("the token given is that of the mesh, and takes the place of the one in the data directory", zap.Stringer("accepted by", by))
 			return n.rotor.update(false, func(s rotation.State) (rotation.State, error) { return s.Adopt(k), nil })
+		case errors.As(err, &elsewhere):
+			return fmt.Errorf("the token given is not the one in %s, it is that of another mesh, at %s; launch without it, or run weft reset to join that mesh", path, elsewhere.Host)
 		case errors.Is(err, mesh.ErrWrongToken):
 			if _, err := askAll(ctx, mine, []netip.AddrPort{by}); err == nil {
 				return fmt.Errorf("the token given is not that of this node's mesh, which is the one in %s; launch without it, or run weft reset to join another mesh", path)
@@ -114,7 +117,7 @@ func (n *Node) whoKnows(ctx context.Context) (addrs []netip.AddrPort, names []st
 }
 
 // askAll greets all hosts at the same time. It returns one that accepts the probe's token, or, with mesh.ErrWrongToken, one that does
-// not; any other error says that none of them told.
+// not, or, with a [*mesh.UniverseMismatchError], one that accepts it and is in another mesh; any other error says that none of them told.
 func askAll(ctx context.Context, probe mesh.Prober, hosts []netip.AddrPort) (by netip.AddrPort, err error) {
 	type answer struct {
 		by  netip.AddrPort
@@ -128,12 +131,15 @@ func askAll(ctx context.Context, probe mesh.Prober, hosts []netip.AddrPort) (by 
 		}()
 	}
 	err = errors.New("nobody answers")
+	var elsewhere *mesh.UniverseMismatchError
 	for range hosts { // Probe ends with ctx, so they all come
 		a := <-answers
 		switch {
 		case a.err == nil || errors.Is(a.err, mesh.ErrSelf) || errors.Is(a.err, mesh.ErrClone): // both come after the token
 			by, err = a.by, nil
 		case err != nil && errors.Is(a.err, mesh.ErrWrongToken):
+			by, err = a.by, a.err
+		case err != nil && !errors.Is(err, mesh.ErrWrongToken) && errors.As(a.err, &elsewhere):
 			by, err = a.by, a.err
 		}
 	}
