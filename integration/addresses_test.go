@@ -16,8 +16,8 @@ import (
 	"github.com/weftnet/weft/integration/lab"
 )
 
-// soak has the tests that put a load on the addresses run for as long, and with as many hosts, as one has time for.
-var soak = flag.Bool("soak", false, "run the tests of addresses at full length")
+// soak has the tests that put a load on a mesh run for as long, and with as many hosts, as one has time for.
+var soak = flag.Bool("soak", false, "run the tests that put a load on a mesh at full length")
 
 // founders builds n hosts on one switch, host1 and so on, that found a mesh together: each gets the same share of the range. All
 // are ready when it returns.

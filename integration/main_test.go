@@ -5,6 +5,7 @@ package integration
 import (
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,6 +31,9 @@ const envWithout = "WEFT_TEST_WITHOUT"
 
 // envIdle makes the test binary wait until it is killed.
 const envIdle = "WEFT_TEST_IDLE"
+
+// waiting is how many tests run at once at least, of those that may: they wait for timers most of the time.
+const waiting = 5
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envIdle) != "" {
@@ -67,6 +71,11 @@ func run(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", fmt.Sprint(max(waiting, runtime.GOMAXPROCS(0)))); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	return m.Run()
 }

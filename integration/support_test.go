@@ -47,6 +47,9 @@ type status struct {
 		State string `json:"state"`
 	} `json:"targets"`
 	Warnings []string `json:"warnings"`
+	Reach    struct {
+		Blocked []string `json:"blocked"`
+	} `json:"reach"`
 }
 
 // workload is a row of `weft ps --json`.
