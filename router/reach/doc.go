@@ -11,7 +11,8 @@
 // # What is asked
 //
 // Nodes that are in use (Used) are watched: when nothing comes from one for a second it is pinged, and given up on that path after a
-// second without an answer; the search for another path begins before that. A path through relays is pinged all the time that it is used, and
+// second without an answer; the search for another path begins before that. The same happens when it pings us, as it does when it hears nothing: what
+// comes from there tells of one direction only. A path through relays is pinged all the time that it is used, and
 // the direct way is tried again with growing patience. Nodes that are only written to now and then (Wanted) are examined once, and again when
 // somebody says that they do not answer (Examine). All others cost nothing.
 //

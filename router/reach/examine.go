@@ -185,14 +185,19 @@ func (m *Machine) finish(s *state, now moment) {
 	case s.direct():
 		s.retryAt = 0
 	case s.proven:
-		s.patience = min(max(2*s.patience, directFirst), directMost)
-		s.retryAt = now.Add(m.about(s.patience))
+		s.retryAt = now.Add(m.about(s.waits(directFirst, directMost)))
 	default:
-		s.patience = min(max(2*s.patience, nothingFirst), nothingMost)
-		s.retryAt = now.Add(m.about(s.patience))
+		s.retryAt = now.Add(m.about(s.waits(nothingFirst, nothingMost)))
 		m.despair(s, now)
 	}
 	m.wake(s, now)
+}
+
+// waits returns how long to wait after an examination in vain: twice as long as before, within the bounds.
+func (s *state) waits(first, most time.Duration) time.Duration {
+	d := min(max(2*time.Duration(s.patience)*time.Second, first), most)
+	s.patience = uint8(d / time.Second)
+	return d
 }
 
 // despair makes something direct the path on trust: a relay would carry it in vain.

@@ -10,15 +10,24 @@ import (
 const (
 	// routesAtOnce is how many routes to one node are asked at a time.
 	routesAtOnce = 3
-	// badFor is how long a link is passed over of which it was found that it leads nowhere, and maxBad how many are kept in mind.
-	badFor = 30 * time.Second
-	maxBad = 4096
+	// badFirst is how long a link is passed over of which it was found that it leads nowhere, twice as long when that is found again, up to badMost; and
+	// maxBad is how many are kept in mind.
+	badFirst, badMost = 5 * time.Second, 30 * time.Second
+	maxBad            = 4096
+	// knockGap is how often routes are asked, and be it by links that were found to lead nowhere, while a node in use is not reached at all.
+	knockGap = time.Second
 )
 
 // edge is a link between two nodes, in either direction.
 type edge struct{ a, b uint64 }
 
 func edgeOf(a, b uint64) edge { return edge{min(a, b), max(a, b)} }
+
+// verdict is until when it is believed that a link leads nowhere, and how long that is.
+type verdict struct {
+	until moment
+	long  time.Duration
+}
 
 // edgesOf returns the links of a path from one node to another through relays; none if it is direct.
 func edgesOf(from uint64, p Path, to uint64) []edge {
@@ -50,6 +59,32 @@ func (m *Machine) routesTo(n *node, avoid []edge, now moment) []Path {
 		return m.routesTo(n, nil, now)
 	}
 	return all
+}
+
+// knock asks routes to a node that is not reached, be it by links that were found to lead nowhere: they may lead on again. It returns when to do so
+// again.
+func (m *Machine) knock(s *state, now moment) moment {
+	if next := s.asked.Add(knockGap); now.Before(next) {
+		return next
+	}
+	s.asked = now
+	bad := m.bad
+	m.bad = nil
+	routes := m.routesTo(s.n, nil, now)
+	m.bad = bad
+	for _, p := range routes {
+		m.askRoute(s, p, now)
+	}
+	return now.Add(knockGap)
+}
+
+// forgive forgets that links of a node were found to lead nowhere: something about it has changed.
+func (m *Machine) forgive(id uint64) {
+	for e := range m.bad {
+		if e.a == id || e.b == id {
+			delete(m.bad, e)
+		}
+	}
 }
 
 // search finds the best route to a node without the links to be avoided, from its end: there are few nodes around it, and the first one that
@@ -117,8 +152,7 @@ func (m *Machine) isBad(e edge, now moment) bool {
 	if len(m.bad) == 0 {
 		return false
 	}
-	until, ok := m.bad[e]
-	return ok && now.Before(until)
+	return now.Before(m.bad[e].until)
 }
 
 // leads notes that a link was passed by a ping that was sent then, and answered.
@@ -161,8 +195,8 @@ func (m *Machine) blame(p Path, to uint64, since, now moment) {
 		}
 	}
 	if len(m.bad) >= maxBad {
-		for e, until := range m.bad {
-			if !now.Before(until) {
+		for e, v := range m.bad {
+			if !now.Before(v.until) {
 				delete(m.bad, e)
 			}
 		}
@@ -170,7 +204,10 @@ func (m *Machine) blame(p Path, to uint64, since, now moment) {
 			clear(m.bad)
 		}
 	}
-	m.bad[all[at]] = now.Add(badFor)
+	if old := m.bad[all[at]]; !now.Before(old.until) {
+		long := min(max(2*old.long, badFirst), badMost)
+		m.bad[all[at]] = verdict{now.Add(long), long}
+	}
 	if at > 0 {
 		return
 	}

@@ -14,10 +14,12 @@ const (
 	linkGap   = 5 * time.Second
 	missGap   = 500 * time.Millisecond
 	maxMisses = 3
-	// While there are too few links one node after the other is tried, burstTries at first and quickly. When all have been tried there is a pause.
+	// While there are too few links one node after the other is tried, burstTries at first and quickly. When all have been tried there is a pause, of at
+	// most a second for each node, but not below restLeast; of tryGap without any link.
 	tryGap, burstGap    = 500 * time.Millisecond, 50 * time.Millisecond
 	burstTries          = 16
 	restFirst, restMost = 15 * time.Second, time.Minute
+	restLeast           = 5 * time.Second
 	// otherGap is how often a node is tried when there are enough, as it may be nearer, or not reached by anybody else; and replaceGap how often a nearer
 	// one takes the place of another.
 	otherGap, replaceGap = 30 * time.Second, 10 * time.Second
@@ -89,7 +91,10 @@ func (m *Machine) tend(s *state, now moment) moment {
 	}
 	l.misses++
 	l.next = now.Add(max(missGap, 2*s.rtt()))
-	m.askDirect(s, s.see(s.path.Addr), now)
+	m.askPath(s, now)
+	if l.misses == 2 { // it may be elsewhere
+		m.askAll(s, now, now)
+	}
 	return l.next
 }
 
@@ -235,7 +240,10 @@ func (m *Machine) tryAnother(now moment) {
 	}
 	l.tried = 0
 	l.passes++
-	l.rest = min(max(2*l.rest, restFirst), restMost)
+	l.rest = min(max(2*l.rest, restFirst), restMost, max(restLeast, time.Duration(len(m.list))*time.Second))
+	if len(l.all) == 0 {
+		l.rest = tryGap
+	}
 	l.tryAt = now.Add(m.about(l.rest))
 }
 

@@ -89,8 +89,8 @@ type Machine struct {
 	list   []*node // the same, in an order that is left to chance
 	round  uint64  // of SetNodes
 	back   map[uint64][]*node
-	bad    map[edge]moment // links that somebody says there are and that lead nowhere, and until when that is believed
-	passed map[edge]moment // links that a ping was to prove, and when the last one was sent that did
+	bad    map[edge]verdict // links that somebody says there are and that lead nowhere
+	passed map[edge]moment  // links that a ping was to prove, and when the last one was sent that did
 
 	due     queue
 	pings   map[uint64]ping
@@ -122,7 +122,7 @@ func New(c Config) (*Machine, error) {
 	}
 	m := &Machine{
 		self: c.Self, rand: c.Rand,
-		nodes: map[uint64]*node{}, back: map[uint64][]*node{}, bad: map[edge]moment{}, passed: map[edge]moment{}, pings: map[uint64]ping{},
+		nodes: map[uint64]*node{}, back: map[uint64][]*node{}, bad: map[edge]verdict{}, passed: map[edge]moment{}, pings: map[uint64]ping{},
 		examine: bucket{rate: examineRate, burst: examineBurst},
 	}
 	m.observed.init()
@@ -180,6 +180,10 @@ func (m *Machine) update(n *node, d *Node, now moment) (links bool) {
 			}
 			delete(m.bad, edgeOf(n.id, l))
 		}
+		links = true
+	}
+	if moved {
+		m.forgive(n.id)
 		links = true
 	}
 	reboot, before := n.boot != 0 && n.boot != d.Boot, len(n.listed())
@@ -303,6 +307,7 @@ func (m *Machine) Punched(id uint64, candidates []netip.AddrPort, at time.Time) 
 func (m *Machine) Moved(at time.Time) {
 	now := momentOf(at)
 	m.observed.clear()
+	clear(m.bad)
 	for _, n := range m.list {
 		s := n.state
 		if s == nil || !s.proven || !s.linked && !now.Before(s.attended) {

@@ -16,7 +16,7 @@ const (
 	// fickleFor, maxFickle times at most.
 	clearlyFaster = 2 * time.Millisecond
 	fickleFor     = time.Hour
-	maxFickle     = 6
+	maxFickle     = 3
 	// doubtAfter is after how long without an answer another path that answers is taken, if the answer is not known to take longer.
 	doubtAfter = 300 * time.Millisecond
 	// reaskAfter is how soon the same address is asked again because something came from there.
@@ -25,6 +25,8 @@ const (
 	provenFor = 30 * time.Second
 	// aliveFor is how long a neighbour is taken for alive after a sign of it. Those that have a link to us ping within less than half of that.
 	aliveFor = 12 * time.Second
+	// verifyGap is how long after an answer the path in use is believed to lead to the node, whatever speaks against it.
+	verifyGap = hearWithin / 2
 	// maxRoutes is how many routes to one node are kept in mind.
 	maxRoutes = 6
 )
@@ -57,21 +59,22 @@ type state struct {
 	due   moment // of the next step; zero: none
 	index int32  // in the queue; -1: not in it
 
-	proven bool  // a pong came back over the path
-	roamed bool  // not proven, but something authentic came over it
-	fickle uint8 // how often the path was left for a faster one, lately
-	linked bool
+	proven   bool  // a pong came back over the path
+	roamed   bool  // not proven, but something authentic came over it
+	fickle   uint8 // how often the path was left for a faster one, lately
+	linked   bool
+	round    uint8 // of measuring its paths: how many are done
+	patience uint8 // seconds from the last examination in vain to the next
 
 	path  Path
 	since moment // that it is the path
 	heard moment // last pong over it, or anything else that is authentic
 	asked moment // last ping over it
-	doubt moment // first ping over it that is not answered, nor anything heard since; zero: none
+	doubt moment // first ping over it that is not answered; zero: none
 
 	attended moment // until then it is in use
-	compared moment // its paths, last
+	compared moment // when its paths were last measured, or began to be
 	retryAt  moment // when to examine it again, if it is in use; zero: as soon as there is a reason
-	patience time.Duration
 	chose    moment
 
 	cands    []cand // the first of them, as many as the record has, are those of the record
@@ -85,11 +88,17 @@ type state struct {
 
 // measure is what is known of a path by asking.
 type measure struct {
-	rtt      time.Duration // 0: never answered
-	answered moment        // last
-	asked    moment        // last
-	silent   moment        // since when it is asked in vain; zero: not
+	rtt      micros // 0: never answered
+	least    micros // of the answers since its paths began to be measured; 0: there was none
+	answered moment // last
+	asked    moment // last
+	silent   moment // since when it is asked in vain; zero: not
 }
+
+// micros is a time in microseconds.
+type micros uint32
+
+func (x micros) duration() time.Duration { return time.Duration(x) * time.Microsecond }
 
 func (x *measure) ask(now moment) {
 	x.asked = now
@@ -99,11 +108,14 @@ func (x *measure) ask(now moment) {
 }
 
 func (x *measure) answer(rtt time.Duration, now moment) {
-	rtt = max(rtt, time.Microsecond)
-	if x.rtt == 0 || rtt < x.rtt {
-		x.rtt = rtt
+	took := micros(min(max(rtt, time.Microsecond), answerWithin) / time.Microsecond)
+	if x.rtt == 0 || took < x.rtt {
+		x.rtt = took
 	} else {
-		x.rtt += (rtt - x.rtt) / 16
+		x.rtt += (took - x.rtt) / 16
+	}
+	if x.least == 0 || took < x.least {
+		x.least = took
 	}
 	x.answered, x.silent = now, 0
 }
@@ -223,7 +235,7 @@ func (s *state) measured() *measure {
 // rtt returns how long the answer over the path in use takes; 0 if that is not known.
 func (s *state) rtt() time.Duration {
 	if x := s.measured(); x != nil {
-		return x.rtt
+		return x.rtt.duration()
 	}
 	return 0
 }
@@ -329,17 +341,15 @@ func (m *Machine) askRoute(s *state, p Path, now moment) {
 // hear is Heard.
 func (m *Machine) hear(s *state, by Path, now moment) {
 	if by == s.path {
-		s.heard, s.doubt = now, 0
+		s.heard = now // that it leads there, too, only an answer tells
 		return
 	}
 	if by.Relayed() {
 		switch {
 		case !s.proven && (!s.roamed || s.doubtful(now)):
 			m.roam(s, by, now)
-		case s.direct() && s.doubt.IsZero() && now.Sub(s.heard) > hearWithin: // the other side has a reason to take a relay
-			m.askPath(s, now)
+		case s.direct() && m.verify(s, verifyGap, now): // the other side has a reason to take a relay
 			m.askRoute(s, by, now)
-			m.wake(s, now)
 		}
 		return
 	}
@@ -354,6 +364,18 @@ func (m *Machine) hear(s *state, by Path, now moment) {
 	}
 }
 
+// verify asks the path in use, as there is a reason to think that nothing gets there, unless it is asked already or has answered for less than gap. It
+// reports whether it has.
+func (m *Machine) verify(s *state, gap time.Duration, now moment) bool {
+	x := s.measured()
+	if !s.proven || !s.doubt.IsZero() || x != nil && now.Sub(x.answered) < gap {
+		return false
+	}
+	m.askPath(s, now)
+	m.wake(s, now)
+	return true
+}
+
 // roam makes p the path on trust, as something authentic came that way.
 func (m *Machine) roam(s *state, p Path, now moment) {
 	m.use(s, p, false, now)
@@ -364,6 +386,9 @@ func (m *Machine) roam(s *state, p Path, now moment) {
 
 // pinged is Pinged.
 func (m *Machine) pinged(s *state, by Path, now moment) {
+	if by == s.path && s.busy(now) {
+		m.verify(s, verifyGap, now) // the other side may have lost our answers, and what else goes there
+	}
 	if by.Relayed() {
 		if !s.proven && now.Sub(s.route(by).asked) > reaskAfter {
 			m.askRoute(s, by, now)
@@ -371,6 +396,9 @@ func (m *Machine) pinged(s *state, by Path, now moment) {
 		return
 	}
 	c := s.see(by.Addr)
+	if by != s.path && now.Sub(c.last()) > provenFor && s.direct() && m.verify(s, 0, now) && s.linked { // it may have left where it was
+		s.link.again(now)
+	}
 	c.heard = now
 	if now.Sub(c.asked) > reaskAfter && (!s.proven || now.Sub(c.answered) > provenFor || by != s.path && now.Sub(c.asked) > hearWithin) {
 		m.askDirect(s, c, now)
@@ -409,7 +437,9 @@ func (m *Machine) answered(s *state, p ping, now moment) {
 	if s.exam != nil {
 		m.finish(s, now)
 	}
-	m.consider(s, now)
+	if s.path == p.path || !s.linked { // an answer from elsewhere keeps no link alive
+		m.consider(s, now)
+	}
 }
 
 // follows tells whether c, which answers, should be the path as the node has been heard from there, lately and not from where it was: who does
@@ -431,7 +461,7 @@ func (s *state) faster(x *measure, now moment) bool {
 	if now.Sub(s.chose) > fickleFor {
 		s.fickle = 0
 	}
-	better := old - x.rtt
+	better := old - x.rtt.duration()
 	return better >= clearlyFaster<<s.fickle && better >= old/10<<s.fickle
 }
 
@@ -451,6 +481,10 @@ func (m *Machine) moved(s *state, before int, reboot bool, now moment) {
 	}
 	if !s.path.Valid() || !s.proven && !s.roamed && !s.path.Relayed() && s.cand(s.path.Addr) == nil {
 		m.use(s, s.n.guess(), false, now)
+	}
+	if s.linked && !slices.Contains(s.n.listed(), s.path.Addr) && m.verify(s, 0, now) {
+		s.link.again(now)
+		m.askAll(s, now, now)
 	}
 	switch {
 	case s.busy(now):

@@ -330,6 +330,9 @@ func (w *sim) onward(h *simHost, x message) {
 	if x.at < len(x.relays) {
 		next = x.relays[x.at]
 	}
+	if x.kind == "data" {
+		h.active[next] = true
+	}
 	if p, proven := h.m.Current(next); proven && !p.Relayed() {
 		w.transmit(h, x, p.Addr)
 	}

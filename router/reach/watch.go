@@ -13,14 +13,18 @@ const (
 	// hearWithin is after how long without a sign a direct path in use is asked, and relayGap how often one through relays is.
 	hearWithin = time.Second
 	relayGap   = 500 * time.Millisecond
-	// askGap is how often a path is asked that does not answer.
-	askGap = 250 * time.Millisecond
+	// askGap is how often a path is asked that does not answer, and askOften if something comes by it nevertheless.
+	askGap, askOften = 250 * time.Millisecond, 140 * time.Millisecond
 	// raceAfter is after how long without an answer the search for another path begins, and deadAfter when the path is given up. If the
 	// answer is known to take long, it is after two or three times that.
 	raceAfter = 400 * time.Millisecond
 	deadAfter = time.Second
-	// compareGap is how often the other paths to a node in use are measured.
-	compareGap = 30 * time.Second
+	// compareGap is how often all paths to a node in use are measured: by compareRounds pings, so far apart, of which the fastest answer counts; and compareLast
+	// is how long the last one has for its answer.
+	compareGap    = 30 * time.Second
+	compareRounds = 5
+	compareApart  = 60 * time.Millisecond
+	compareLast   = 500 * time.Millisecond
 	// staleAfter is after how long without use a path is asked before it is believed again.
 	staleAfter = 20 * time.Second
 	// Retries of the direct way while there is only a way through relays, and of all while there is none, are so far apart.
@@ -38,16 +42,18 @@ func (m *Machine) attend(s *state, d time.Duration, now moment) {
 	if !fresh {
 		return
 	}
-	s.compared = now
+	s.compared, s.round = now, 0
+	doubted := !s.doubt.IsZero() // and nobody has waited for the answer
+	s.doubt = 0
 	switch {
 	case !s.proven && !s.roamed:
 		s.retryAt = 0
 		if s.exam == nil {
 			m.begin(s, false, now)
 		}
-	case now.Sub(s.heard) > staleAfter:
+	case doubted, now.Sub(s.heard) > staleAfter:
 		m.askPath(s, now)
-	case s.doubt.IsZero():
+	default:
 		s.heard = later(s.heard, now.Add(-hearWithin/2)) // it has had no reason to say anything
 	}
 	m.wake(s, now)
@@ -66,7 +72,7 @@ func (m *Machine) watch(s *state, now moment) moment {
 			return 0
 		}
 		if now.Before(s.retryAt) {
-			return s.retryAt
+			return sooner(s.retryAt, m.knock(s, now))
 		}
 		m.begin(s, false, now)
 		return now
@@ -79,10 +85,10 @@ func (m *Machine) watch(s *state, now moment) moment {
 		}
 		next = sooner(next, s.retryAt)
 	}
-	if now.Sub(s.compared) >= compareGap && s.exam == nil {
-		m.compare(s, now)
+	if s.exam != nil {
+		return next
 	}
-	return sooner(next, s.compared.Add(compareGap))
+	return sooner(next, m.compare(s, now))
 }
 
 // watchPath asks the path in use when that is due, and gives it up when it has not answered for too long.
@@ -107,10 +113,14 @@ func (m *Machine) watchPath(s *state, now moment) moment {
 		race = 0
 		m.beginAfter(s, s.doubt, now)
 	}
-	again := s.asked.Add(max(askGap, 3*rtt/2))
+	gap := askGap
+	if s.heard.After(s.doubt) { // something comes: that only the answers are lost is to be certain
+		gap = askOften
+	}
+	again := s.asked.Add(max(gap, 3*rtt/2))
 	if !now.Before(again) {
 		m.askPath(s, now)
-		again = s.asked.Add(askGap)
+		again = s.asked.Add(gap)
 	}
 	return sooner(sooner(dead, race), again)
 }
@@ -141,16 +151,16 @@ func (m *Machine) lose(s *state, now moment) {
 func (s *state) answering(lost Path, since moment) (best Path, ok bool) {
 	var rtt time.Duration
 	for _, c := range s.cands {
-		if p := Direct(c.addr); p != lost && c.answered.After(since) && (!ok || c.rtt < rtt) {
-			best, rtt, ok = p, c.rtt, true
+		if p := Direct(c.addr); p != lost && c.answered.After(since) && (!ok || c.rtt.duration() < rtt) {
+			best, rtt, ok = p, c.rtt.duration(), true
 		}
 	}
 	if ok {
 		return best, true
 	}
 	for _, r := range s.routes {
-		if r.path != lost && r.answered.After(since) && (!ok || r.rtt < rtt) {
-			best, rtt, ok = r.path, r.rtt, true
+		if r.path != lost && r.answered.After(since) && (!ok || r.rtt.duration() < rtt) {
+			best, rtt, ok = r.path, r.rtt.duration(), true
 		}
 	}
 	return best, ok
@@ -185,20 +195,85 @@ func (m *Machine) likely(s *state, lost Path, now moment) Path {
 	return s.n.guess()
 }
 
-// compare measures all paths to a node in use of the kind that is in use.
-func (m *Machine) compare(s *state, now moment) {
-	s.compared = now
+// compare measures all paths to a node in use of the kind that is in use, when that is due, and takes the fastest. It returns when to look again.
+func (m *Machine) compare(s *state, now moment) moment {
+	switch start := s.compared.Add(compareGap); {
+	case s.round == 0 && now.Before(start):
+		return start
+	case s.round == 0:
+		s.compared = now
+		for i := range s.cands {
+			s.cands[i].least = 0
+		}
+		for i := range s.routes {
+			s.routes[i].least = 0
+		}
+		if len(s.cands) == 1 && !s.path.Relayed() {
+			m.verify(s, verifyGap, now) // that something comes from there does not tell that anything arrives there
+			return now.Add(compareGap)
+		}
+	}
+	if at := s.compared.Add(time.Duration(s.round) * compareApart); s.round < compareRounds && now.Before(at) {
+		return at
+	}
+	if s.round < compareRounds {
+		m.measureAll(s, now)
+		s.round++
+		return s.compared.Add(time.Duration(s.round) * compareApart)
+	}
+	if end := s.compared.Add(compareRounds*compareApart + compareLast); now.Before(end) {
+		return end
+	}
+	s.round = 0
+	m.takeFastest(s, now)
+	return s.compared.Add(compareGap)
+}
+
+// measureAll pings by all paths of the kind that is in use.
+func (m *Machine) measureAll(s *state, now moment) {
+	if s.round == 0 && s.doubt.IsZero() {
+		m.askPath(s, now)
+	} else {
+		m.ask(s.n.id, s.path, edge{}, now)
+	}
 	if !s.path.Relayed() {
-		if len(s.cands) > 1 {
-			for i := range s.cands {
-				m.askDirect(s, &s.cands[i], now)
+		for i := range s.cands {
+			if c := &s.cands[i]; Direct(c.addr) != s.path {
+				m.askDirect(s, c, now)
 			}
-		} else if len(s.cands) == 1 {
-			m.askPath(s, now) // that something comes from there does not tell that anything arrives there
 		}
 		return
 	}
 	for _, p := range m.routesTo(s.n, nil, now) {
-		m.askRoute(s, p, now)
+		if p != s.path {
+			m.askRoute(s, p, now)
+		}
+	}
+}
+
+// takeFastest believes what was measured, and makes the fastest path the one in use if it is clearly faster.
+func (m *Machine) takeFastest(s *state, now moment) {
+	var best *measure
+	var by Path
+	look := func(x *measure, p Path) {
+		if x.least == 0 {
+			return
+		}
+		x.rtt = x.least
+		if p != s.path && (best == nil || x.rtt < best.rtt) {
+			best, by = x, p
+		}
+	}
+	if s.path.Relayed() {
+		for i := range s.routes {
+			look(&s.routes[i].measure, s.routes[i].path)
+		}
+	} else {
+		for i := range s.cands {
+			look(&s.cands[i].measure, Direct(s.cands[i].addr))
+		}
+	}
+	if best != nil && s.proven && s.faster(best, now) {
+		m.prefer(s, by, now)
 	}
 }
