@@ -34,6 +34,13 @@ func (b *budget) init(bits uint64) {
 	b.level = b.burst
 }
 
+// wait returns how long it takes until n bytes that are not urgent may be passed on, if nothing else is.
+func (b *budget) wait(n int) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return time.Duration(max(float64(n)-b.level, 0) / b.rate * float64(time.Second))
+}
+
 // take reports whether n bytes may be passed on, and books them. urgent is for control datagrams.
 func (b *budget) take(now time.Time, n int, urgent bool) bool {
 	if b.rate == 0 {

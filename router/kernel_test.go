@@ -49,9 +49,10 @@ type setup struct {
 	offload  offload
 	shards   int
 	suite    session.Suite
-	v6       bool // the underlay
-	portable bool // the TUN device is opened by water, without tso and uso
-	shared   bool // control datagrams come to the sockets of data
+	v6       bool   // the underlay
+	portable bool   // the TUN device is opened by water, without tso and uso
+	shared   bool   // control datagrams come to the sockets of data
+	limit    uint64 // of what is relayed
 }
 
 func (s setup) String() string {
@@ -128,7 +129,7 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 	}
 	c := router.Config{
 		Private: privateKey(i), TUN: router.Queues(n.device), Conns: router.Conns(n.conns),
-		ID: uint64(i), Boot: 100 + uint64(i), Keys: meshKeys(t, 0),
+		ID: uint64(i), Boot: 100 + uint64(i), Keys: meshKeys(t, 0), RelayLimit: s.limit,
 		Control: func(b []byte, from router.Addr, _ time.Time) {
 			select {
 			case n.gossip <- fmt.Sprintf("%v: %s", from, b):

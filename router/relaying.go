@@ -35,6 +35,9 @@ type relaying struct {
 	in  run // frames from one session, not accounted for yet
 	out run // frames that were handed to one neighbour
 
+	shelf shelf         // frames that wait for their turn
+	pause time.Duration // until it comes; 0: none waits
+
 	inside bool         // the message at hand came in a frame
 	head   relay.Header // of that frame
 	back   carriage     // the way back
@@ -74,47 +77,6 @@ func (s *shard) relayed(known *snapshot, key *session.Keypair, plain []byte, fro
 	s.rxTOS, c.inside = relay.Carry(h.TOS, outer), true
 	err = s.unwrapped(known, plain, now)
 	s.rxTOS, c.inside = outer, false
-	return err
-}
-
-// passOn hands a frame that is for another on to its next stop, for which it stays in place.
-func (s *shard) passOn(known *snapshot, frame []byte, now time.Time) error {
-	c := &s.carry
-	size := len(frame) + session.Overhead
-	to := known.byID[c.head.Next()]
-	switch {
-	case s.r.config.NoRelay:
-		s.stats.drop(DropRelayRefused)
-		return nil
-	case to == nil || to.relayed() != nil:
-		s.stats.drop(DropRelayRoute)
-		return nil
-	case !s.r.relayBudget.take(now, size, size <= relaySmall || c.head.Urgent):
-		s.stats.drop(DropRelayLimit)
-		return nil
-	}
-	c.head.Pass(frame, relay.Carry(c.head.TOS, s.rxTOS))
-	c.in.packets++
-	c.in.bytes += uint64(size)
-	if c.out.peer != to {
-		s.settleHanded(now)
-		c.out.peer, c.out.key = to, to.sess.Key(now)
-	}
-	if c.out.key != nil && !to.pending.busy.Load() {
-		if ok, err := s.makeRoom(len(frame)); !ok || err != nil {
-			return err
-		}
-		addr, _ := to.target()
-		if s.out.hand(c.out.key, to, frame, addr) {
-			c.out.packets++
-			c.out.bytes += uint64(size)
-			return nil
-		}
-	}
-	c.out.key = nil
-	err := s.wait(to, frame, now)
-	s.txRun = run{}
-	c.out.key = to.sess.Key(now)
 	return err
 }
 

@@ -91,6 +91,7 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		icmpLimit:   limiter{rate: 100, burst: 50},
 		tooBigLimit: limiter{rate: 1000, burst: 200},
 	}
+	s.carry.shelf.init(r.config.RelayLimit, len(r.config.TUN))
 	s.control = controller{r: r, stats: &s.stats}
 	slab := make([]byte, receiveBatch*receiveBuffer)
 	for i := range s.in {
@@ -140,6 +141,9 @@ func (s *shard) loop() error {
 			return err
 		}
 		timeout = idleWait
+		if p := s.carry.pause; p > 0 {
+			timeout = min(p, idleWait)
+		}
 		if more {
 			timeout = 0
 		}
@@ -164,6 +168,9 @@ func (s *shard) turn(got Events, now time.Time) (more bool, err error) {
 		if moreOut, err = s.transmit(now); err != nil {
 			return false, err
 		}
+	}
+	if err := s.unshelve(now); err != nil {
+		return false, err
 	}
 	if err := s.settleOwed(now); err != nil {
 		return false, err
