@@ -11,7 +11,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("reach.seed", 0, "run this seed of TestRandom only, and tell what happens")
-	seedsFlag = flag.Uint64("reach.seeds", 20, "how many seeds TestRandom runs, and in percent of those that there are the others")
+	seedsFlag = flag.Uint64("reach.seeds", 10, "how many seeds TestRandom runs, and in percent of those that there are the others")
 )
 
 // many returns how many of n seeds a test runs.
