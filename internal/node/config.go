@@ -127,6 +127,9 @@ func (c *Config) check() error {
 	if u.V6.IsValid() {
 		least = minMTU6
 	}
+	if a := c.Advertise.Unmap(); a.IsLoopback() || a.IsLinkLocalUnicast() {
+		return fmt.Errorf("--advertise %v is an address that no other host reaches; give one that they do, or leave it out", a)
+	}
 	if c.MTU != 0 && (c.MTU < least || c.MTU > maxMTU) {
 		return fmt.Errorf("--mtu %d is out of range; give 0 to derive it, or %d to %d", c.MTU, least, maxMTU)
 	}

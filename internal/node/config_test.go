@@ -4,6 +4,7 @@ package node
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -46,6 +47,8 @@ func TestConfigRefuses(t *testing.T) {
 		"peer port":   {func(c *Config) { c.Peers = []string{"n2:http"} }, `--peer "n2:http" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
 		"peer port 0": {func(c *Config) { c.Peers = []string{"n2:0"} }, `--peer "n2:0" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
 		"peer":        {func(c *Config) { c.Peers = []string{""} }, `--peer "" is no HOST or HOST:PORT; give a name or an address, such as 192.0.2.1:6783`},
+		"loopback":    {func(c *Config) { c.Advertise = netip.MustParseAddr("127.0.0.1") }, "--advertise 127.0.0.1 is an address that no other host reaches; give one that they do, or leave it out"},
+		"link-local":  {func(c *Config) { c.Advertise = netip.MustParseAddr("fe80::1") }, "--advertise fe80::1 is an address that no other host reaches; give one that they do, or leave it out"},
 		"mtu":         {func(c *Config) { c.MTU = 100 }, fmt.Sprintf("--mtu 100 is out of range; give 0 to derive it, or 576 to %d", router.MaxMTU)},
 		"mtu v6":      {func(c *Config) { c.MTU = 1000; c.Range = "fd00::/108" }, fmt.Sprintf("--mtu 1000 is out of range; give 0 to derive it, or 1280 to %d", router.MaxMTU)},
 		"reclaim": {
