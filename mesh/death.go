@@ -18,7 +18,7 @@ const (
 	deathAsks   = 2 // packets in vain, ProbeTimeout apart
 	deathDenial = 10 * time.Second
 	deathGossip = 2 * time.Second // what gossip may take to bring the denial, and half as long again
-	deathChecks = 8 // at the same time
+	deathChecks = 8               // at the same time
 )
 
 // noteDead is memberlist's word that a process does not answer, or has left.

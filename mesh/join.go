@@ -14,6 +14,7 @@ const (
 	maxWait    = 10 * time.Second
 	slowAfter  = 10 * time.Minute // without success, and the waits grow on
 	slowWait   = 5 * time.Minute
+	tellAgain  = time.Minute // between lines of the log on errors of one target
 	checkEvery = time.Second // how soon a target whose node is gone is tried again
 )
 

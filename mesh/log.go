@@ -31,7 +31,8 @@ var knownLines = []struct {
 	prefix, text string
 	level        zapcore.Level
 }{
-	{"Was able to connect to", "", zapcore.WarnLevel},
+	{"Was able to connect to", "", zapcore.DebugLevel}, // Node.Blocked says it in full
+	{"Failed to send", "", zapcore.DebugLevel},         // to addresses that are none; the node fails, which is told
 	{"Failed push/pull merge", "", zapcore.WarnLevel},
 	{"Push/Pull with", "", zapcore.DebugLevel},
 	{"Failed fallback TCP ping", "", zapcore.DebugLevel},

@@ -31,6 +31,7 @@ type target struct {
 	self   bool               // all its addresses are this node's
 	failed time.Time          // since when no try succeeded; zero: the last one did
 	slow   bool               // tried at the slow pace
+	told   time.Time          // when an error was last logged; zero: not since it was joined
 	cancel context.CancelFunc // ends its loop; nil: not running yet
 }
 

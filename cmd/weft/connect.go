@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -25,7 +26,7 @@ partition or a restart.
 The hosts are kept in the data directory, beside those of --peer; weft status
 shows how it stands with each.`,
 		Example: "  weft connect host-2 192.0.2.7 host-3:7000",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    someHosts,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			res, err := c.client().Connect(cmd.Context(), api.ConnectRequest{Hosts: args})
 			if err != nil {
@@ -59,7 +60,7 @@ forget do that.
 
 What --peer gives, the next launch with it connects to again.`,
 		Example:           "  weft disconnect host-2",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              someHosts,
 		ValidArgsFunction: c.completeTargets,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			res, err := c.client().Disconnect(cmd.Context(), api.DisconnectRequest{Hosts: args})
@@ -98,4 +99,12 @@ func (c *cli) completeTargets(cmd *cobra.Command, args []string, begun string) (
 		}
 	}
 	return hosts, cobra.ShellCompDirectiveNoFileComp
+}
+
+// someHosts wants at least one argument.
+func someHosts(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("weft %s needs a HOST or HOST:PORT, or several", cmd.Name())
+	}
+	return nil
 }

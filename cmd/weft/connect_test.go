@@ -21,8 +21,8 @@ func TestConnectAndDisconnect(t *testing.T) {
 		{"disconnect n9:6783", "n9:6783: disconnected\n", "", exitDone},
 		{"disconnect host-2:6783", "host-2:6783: disconnected; n9, which was found there, stays a member of the mesh\n", "", exitDone},
 		{"disconnect host-2:6783", "", "weft: this node was not told to connect to host-2:6783\n", exitFailed},
-		{"connect", "", "weft: requires at least 1 arg(s), only received 0\nweft: try: weft help\n", exitUsage},
-		{"disconnect", "", "weft: requires at least 1 arg(s), only received 0\nweft: try: weft help\n", exitUsage},
+		{"connect", "", "weft: weft connect needs a HOST or HOST:PORT, or several\nweft: try: weft help\n", exitUsage},
+		{"disconnect", "", "weft: weft disconnect needs a HOST or HOST:PORT, or several\nweft: try: weft help\n", exitUsage},
 	} {
 		if code, out, errs := run(t, dir, strings.Fields(c.args)...); code != c.code || out != c.out || errs != c.errs {
 			t.Errorf("weft %s: exit %d, %q, %q", c.args, code, out, errs)
