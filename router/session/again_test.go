@@ -3,6 +3,7 @@
 package session
 
 import (
+	"errors"
 	"testing"
 	"time"
 )
@@ -57,6 +58,26 @@ func TestAgainIsPutOff(t *testing.T) {
 		t.Fatalf("%d bytes", len(msg))
 	}
 	receive(t, d.b, msg, addrA, epoch.Add(againGap))
+}
+
+// Initiations that were delayed and arrive together are all answered: the answer to the last one is of use.
+func TestAgainDelayed(t *testing.T) {
+	d := newDuo(t, Weft, Weft)
+	first := initiation(t, d.ab, epoch)
+	second, ok := d.ab.Again(nil, 0, epoch.Add(againGap))
+	if !ok {
+		t.Fatal("not begun anew")
+	}
+	now := epoch.Add(time.Second)
+	r := receive(t, d.b, first, addrA, now)
+	early := append([]byte(nil), r.Reply...)
+	r = receive(t, d.b, second, addrA, now)
+	if _, err := d.a.Receive(nil, early, addrB, now); !errors.Is(err, ErrIndex) {
+		t.Errorf("the answer to the one that was replaced: %v", err)
+	}
+	if r := receive(t, d.a, r.Reply, addrB, now); !r.Established {
+		t.Error("no key")
+	}
 }
 
 // After RekeyTimeout there are as many again, and a peer that was removed begins nothing.

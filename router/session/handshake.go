@@ -84,10 +84,10 @@ func (p *Peer) respond(
 		return Result{}, ErrSuite
 	case !label.after(p.lastStamp):
 		return Result{}, ErrReplay
-	case !p.lastInitiated.IsZero() && within(now, p.lastInitiated, flood):
+	case !p.initiations.take(now, flood, floodBurst*flood):
 		return Result{}, ErrFlood
 	}
-	p.lastStamp, p.lastInitiated = label, now
+	p.lastStamp = label
 
 	m := p.machine
 	local, err := m.table.reserve(&m.rand, p)

@@ -226,17 +226,14 @@ func TestRefused(t *testing.T) {
 			_, err := d.b.Receive(nil, early, addrA, later.Add(time.Second))
 			return err
 		}},
-		{"two initiations at once", ErrFlood, func(t *testing.T, d *duo) error {
-			receive(t, d.b, initiation(t, d.ab, epoch), addrA, epoch)
-			d.ab.Reset()
-			_, err := d.b.Receive(nil, initiation(t, d.ab, epoch), addrA, epoch.Add(flood-1))
-			return err
+		{"more initiations at once than may be delayed", ErrFlood, func(t *testing.T, d *duo) error {
+			return initiations(t, d, floodBurst, epoch.Add(flood-1))
 		}},
-		{"two initiations in proper distance", nil, func(t *testing.T, d *duo) error {
-			receive(t, d.b, initiation(t, d.ab, epoch), addrA, epoch)
-			d.ab.Reset()
-			_, err := d.b.Receive(nil, initiation(t, d.ab, epoch), addrA, epoch.Add(flood))
-			return err
+		{"initiations that were delayed", nil, func(t *testing.T, d *duo) error {
+			return initiations(t, d, floodBurst-1, epoch)
+		}},
+		{"many initiations, and one in proper distance", nil, func(t *testing.T, d *duo) error {
+			return initiations(t, d, floodBurst, epoch.Add(flood))
 		}},
 		{"response twice", ErrIndex, func(t *testing.T, d *duo) error {
 			r := receive(t, d.b, initiation(t, d.ab, epoch), addrA, epoch)

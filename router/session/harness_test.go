@@ -82,6 +82,17 @@ func initiation(t rapid.TB, p *Peer, now time.Time) []byte {
 	return msg
 }
 
+// initiations has b receive n initiations of a's at epoch and one more at last; it returns the error of that one.
+func initiations(t rapid.TB, d *duo, n int, last time.Time) error {
+	t.Helper()
+	for range n {
+		receive(t, d.b, initiation(t, d.ab, epoch), addrA, epoch)
+		d.ab.Reset()
+	}
+	_, err := d.b.Receive(nil, initiation(t, d.ab, epoch), addrA, last)
+	return err
+}
+
 // receive feeds a handshake message that must be accepted.
 func receive(t rapid.TB, m *Machine, msg []byte, from netip.AddrPort, now time.Time) Result {
 	t.Helper()

@@ -29,7 +29,8 @@ const (
 	sourceBurst  = 5
 	sourceFull   = sourceBurst * sourceCost
 	maxSources   = 4096
-	flood        = time.Second / 50 // least time between two initiations of one peer
+	flood        = time.Second / 50 // time between initiations of one peer
+	floodBurst   = 4                // of which so many may come at once: what was sent in proper distance may arrive together
 	friendLife   = 10 * time.Minute // without an authentic handshake, a friend is forgotten
 	friendTidy   = time.Minute      // least time between two looks for those
 	sourcePrefix = 64               // of an IPv6 address: what one host can have without effort

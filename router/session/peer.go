@@ -46,9 +46,9 @@ type Peer struct {
 	lastMinute     bool // asked for a new key because only receiving
 	keepaliveAgain bool // data came while a keepalive was pending already
 
-	sentStamp     stamp     // of our last initiation
-	lastStamp     stamp     // of the peer's last valid initiation
-	lastInitiated time.Time // when that came
+	sentStamp   stamp  // of our last initiation
+	lastStamp   stamp  // of the peer's last valid initiation
+	initiations bucket // what the peer may still send of them
 
 	jar cookieJar
 
