@@ -4,6 +4,7 @@ package router_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -157,13 +158,32 @@ func TestRelayOverKernel(t *testing.T) {
 	}
 }
 
-// learn sends a datagram of which the fragments are too large, and waits until the sender's kernel has been told.
+// learn sends datagrams of which the fragments are too large, until the sender's kernel has been told and one arrives.
 func learn(t *testing.T, from, to *net.UDPConn) {
 	t.Helper()
-	if _, err := from.WriteTo(make([]byte, 4000), to.LocalAddr()); err != nil {
-		t.Fatal(err)
+	in := make([]byte, 65536)
+	for i := range 100 {
+		payload := bytes.Repeat([]byte{byte(i)}, 4000)
+		if _, err := from.WriteTo(payload, to.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+		if err := to.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			n, _, err := to.ReadFrom(in)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(in[:n], payload) {
+				return
+			}
+		}
 	}
-	time.Sleep(100 * time.Millisecond)
+	t.Fatalf("no fragments of %v arrive at %v", from.LocalAddr(), to.LocalAddr())
 }
 
 // A connection goes on while its way changes, in the middle of it, and both ways.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -163,6 +164,10 @@ func TestStrangers(t *testing.T) {
 		t.Helper()
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 		c, err := d.Dial("tcp", peer.TCP.String())
+		if errors.Is(err, syscall.ECONNRESET) {
+			t.Logf("hung up before the call returned: %v", err)
+			return
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
