@@ -260,14 +260,21 @@ func TestEveryOffloadOverKernel(t *testing.T) {
 				transfer(t, a, b, family, 1<<19)
 				transfer(t, b, a, family, 1<<19)
 			}
-			for _, n := range []*node{a, b} {
-				for r, count := range n.Stats().Drops {
-					if count != 0 && r != router.DropNoise {
-						t.Errorf("host %d: %d drops for %v", n.i, count, r)
-					}
-				}
-			}
+			nothingDropped(t, a, b)
 		})
+	}
+}
+
+// nothingDropped checks that the hosts have dropped nothing but what was nobody's, and answers to handshakes that began anew
+// while the way was looked for.
+func nothingDropped(t *testing.T, all ...*node) {
+	t.Helper()
+	for _, n := range all {
+		for r, count := range n.Stats().Drops {
+			if count != 0 && r != router.DropNoise && (r != router.DropIndex || count > session.AgainLimit) {
+				t.Errorf("host %d: %d drops for %v", n.i, count, r)
+			}
+		}
 	}
 }
 
@@ -459,13 +466,7 @@ func TestStreamsOverKernel(t *testing.T) {
 			transfer(t, a, b, family, size)
 			transfer(t, b, a, family, size)
 		}
-		for _, n := range []*node{a, b} {
-			for r, count := range n.Stats().Drops {
-				if count != 0 && r != router.DropNoise {
-					t.Errorf("host %d: %d drops for %v", n.i, count, r)
-				}
-			}
-		}
+		nothingDropped(t, a, b)
 		// A link that is narrower than was known fragments, and carries all.
 		a.ns.SetMTU("eth0", 1300)
 		b.ns.SetMTU("eth0", 1300)
