@@ -177,6 +177,12 @@ func (m *Mesh) noteTarget(t *target, them introduction, err error, wait time.Dur
 		t.NextTry = now.Add(pause)
 	}
 	news := t.State != before
+	told := err != nil && now.Sub(t.told) < tellAgain // errors that come by turns are told now and then
+	if err == nil {
+		t.told = time.Time{}
+	} else if news && !told {
+		t.told = now
+	}
 	slow = t.slow
 	state := t.State
 	m.mu.Unlock()
@@ -191,6 +197,7 @@ func (m *Mesh) noteTarget(t *target, them introduction, err error, wait time.Dur
 	case slow || !news:
 	case err == nil:
 		m.log.Info("join", append(f, zap.Stringer("node", them.id), zap.String("name", them.name))...)
+	case told:
 	default:
 		m.log.Info("join", f...)
 	}

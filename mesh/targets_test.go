@@ -203,3 +203,26 @@ func TestOldPartitionHeals(t *testing.T) {
 		})
 	}
 }
+
+// A target whose errors come by turns, as when the address resolution fails now and then, is told once a minute and not at each turn.
+func TestTargetThatFlips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 92)
+		a := c.node().start()
+		x := &target{Target: Target{Host: "gone:6783"}}
+		turns := []error{errNoRoute, ErrNotWeft}
+		for i := range 60 {
+			a.noteTarget(x, introduction{}, turns[i%2], time.Second)
+			time.Sleep(5 * time.Second)
+		}
+		lines := 0
+		for _, l := range c.log.FilterMessage("join").All() {
+			if l.ContextMap()["peer"] == "gone:6783" {
+				lines++
+			}
+		}
+		if lines != 5 {
+			t.Errorf("%d lines in 5 minutes", lines)
+		}
+	})
+}
