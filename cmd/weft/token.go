@@ -33,9 +33,13 @@ mesh that is to be started by --seed on several hosts at once.`,
 				return c.println(t.Reveal())
 			}
 			t, err := c.client().Token(cmd.Context())
-			switch {
-			case err != nil:
+			if err != nil {
 				return err
+			}
+			if t.Warning != "" {
+				_, _ = fmt.Fprintf(c.err, "weft: warning: %s\n", t.Warning)
+			}
+			switch {
 			case asJSON:
 				return c.printJSON(t)
 			case raw:

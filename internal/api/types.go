@@ -275,5 +275,6 @@ type Allocation struct {
 // Token is the answer of `weft token`.
 type Token struct {
 	Token   string `json:"token"`
-	Command string `json:"command"` // how the next host joins
+	Command string `json:"command"`           // how the next host joins
+	Warning string `json:"warning,omitempty"` // why it is of no use: the mesh has another one by now
 }

@@ -244,6 +244,12 @@ func TestAwayDuringAllOfIt(t *testing.T) {
 						strings.HasSuffix(w, "; launch again with the new token, which `weft token --raw` prints on n2"))
 			})
 		})
+		if tok, err := n3.service().Token(); err != nil || !strings.Contains(tok.Warning, "its token is refused since ") {
+			t.Errorf("n3 gives its token away without a word: %q, %v", tok.Warning, err)
+		}
+		if tok, err := n1.service().Token(); err != nil || tok.Warning != "" {
+			t.Errorf("n1 warns of its token: %q, %v", tok.Warning, err)
+		}
 		want := "the mesh does not accept this node's token any more; launch it with the new one, which `weft token --raw` prints on another node"
 		if _, err := n3.service().Rotate(t.Context(), api.RotateRequest{}, nil); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)

@@ -268,7 +268,10 @@ func (n *Node) Token() (api.Token, error) {
 		return api.Token{}, n.errNotReady()
 	}
 	t := n.rotor.snapshot().Tokens[0].Token.Reveal()
-	return api.Token{Token: t, Command: n.joinCommand(e, "WEFT_TOKEN="+t+" weft launch")}, nil
+	n.mu.Lock()
+	refused := n.warning["token"] // see rotor
+	n.mu.Unlock()
+	return api.Token{Token: t, Command: n.joinCommand(e, "WEFT_TOKEN="+t+" weft launch"), Warning: refused}, nil
 }
 
 // joinCommand completes a launch command with what joins this node's mesh.
