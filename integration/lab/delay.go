@@ -129,11 +129,25 @@ func openEnd(device int) (*os.File, error) {
 	return f, nil
 }
 
-// run carries frames from one end to the other until the wire is cut.
+// run carries frames from one end to the other until the wire is cut. No family waits for another.
 func (w *wire) run(from, to int) {
-	way := make(chan frame, inFlight)
+	var ways [lanes]chan frame
+	for i := range ways {
+		way := make(chan frame, inFlight)
+		ways[i] = way
+		w.workers.Go(func() {
+			for f := range way {
+				time.Sleep(time.Until(f.due))
+				_, _ = w.ends[to].Write(f.data) // frames may get lost
+			}
+		})
+	}
 	w.workers.Go(func() {
-		defer close(way)
+		defer func() {
+			for _, way := range ways {
+				close(way)
+			}
+		}()
 		buf := make([]byte, 128<<10)
 		for {
 			n, err := w.ends[from].Read(buf)
@@ -142,37 +156,42 @@ func (w *wire) run(from, to int) {
 			case err != nil:
 				return
 			case n > vnetHeader:
-				f := frame{due: time.Now().Add(w.of(buf[vnetHeader:n])), data: append([]byte(nil), buf[:n]...)}
+				by, delay := w.of(buf[vnetHeader:n])
+				f := frame{due: time.Now().Add(delay), data: append([]byte(nil), buf[:n]...)}
 				select {
-				case way <- f:
+				case ways[by] <- f:
 				default:
 				}
 			}
 		}
 	})
-	w.workers.Go(func() {
-		for f := range way {
-			time.Sleep(time.Until(f.due))
-			_, _ = w.ends[to].Write(f.data) // frames may get lost
-		}
-	})
 }
 
-// of returns the delay of a frame. What is neither v4 nor v6 goes at once.
-func (w *wire) of(ethernet []byte) time.Duration {
+// lane is what the delay of a frame depends on.
+type lane int
+
+const (
+	laneV4 lane = iota
+	laneV6
+	laneOther
+	lanes
+)
+
+// of returns the lane of a frame and its delay. What is neither v4 nor v6 goes at once.
+func (w *wire) of(ethernet []byte) (lane, time.Duration) {
 	const at = 12 // where the protocol is
 	if len(ethernet) < at+2 {
-		return 0
+		return laneOther, 0
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch binary.BigEndian.Uint16(ethernet[at:]) {
 	case unix.ETH_P_IP:
-		return w.delay.V4
+		return laneV4, w.delay.V4
 	case unix.ETH_P_IPV6:
-		return w.delay.V6
+		return laneV6, w.delay.V6
 	}
-	return 0
+	return laneOther, 0
 }
 
 // cut ends the wire.

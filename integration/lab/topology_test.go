@@ -437,9 +437,23 @@ func TestDelay(t *testing.T) {
 	if v4 := latency(c.Link().V4()); v4 > 20*time.Millisecond {
 		t.Errorf("a link without a delay takes %v", v4)
 	}
-	// Everything goes through as it was sent, also what the machine moves as one.
+	// What is fast overtakes what is slow.
+	const long = 200 * time.Millisecond
+	b.Link().Delay(Delay{V6: long})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	k, err := l.Talk(ctx, a.Namespace, b.Namespace, b.Link().V6())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v4 := latency(b.Link().V4()); v4 > long/2 {
+		t.Errorf("beside slow v6, v4 takes %v", v4)
+	}
+	if err := k.Stop(); err != nil {
+		t.Error(err)
+	}
+	b.Link().Delay(Delay{V4: 20 * time.Millisecond})
+	// Everything goes through as it was sent, also what the machine moves as one.
 	for _, addr := range []netip.Addr{b.Link().V4(), b.Link().V6()} {
 		if _, err := l.TransferSum(ctx, a.Namespace, b.Namespace, addr, 1<<20); err != nil {
 			t.Error(err)
