@@ -108,7 +108,7 @@ func (r *Router) SendControl(b []byte, to Addr) error {
 // Examine tells that a node did not answer by its present way, so that another one is looked for.
 func (r *Router) Examine(node uint64) { r.ways.examine(node, r.config.Now()) }
 
-// sendControl seals a body and sends it to a node, 0 if it is not known, by the given way.
+// sendControl seals a body and sends it to a node, 0 if it is not known, by the given way. It makes the tag of a body that has one.
 func (r *Router) sendControl(kind envelope.Kind, to uint64, by way, body []byte, now time.Time) error {
 	first := by.Addr
 	if by.N > 0 {
@@ -122,9 +122,12 @@ func (r *Router) sendControl(kind envelope.Kind, to uint64, by way, body []byte,
 	}
 	buf := r.sealed.Get().(*[envelope.MaxSize]byte)
 	defer r.sealed.Put(buf)
-	msg, err := r.keys.Load().Envelope.Seal(buf[:0], envelope.Header{
-		Kind: kind, Source: r.config.ID, Destination: to, N: by.N, Relays: by.Relays,
-	}, body, r.config.Rand)
+	h := envelope.Header{Kind: kind, Source: r.config.ID, Destination: to, N: by.N, Relays: by.Relays}
+	if kind != envelope.KindMesh {
+		pair, _ := r.pairWith(to)
+		pair.Put(&h, body)
+	}
+	msg, err := r.keys.Load().Envelope.Seal(buf[:0], h, body, r.config.Rand)
 	if err != nil {
 		return err
 	}
@@ -215,7 +218,12 @@ func (c *controller) relay(b []byte, now time.Time) {
 func (c *controller) take(h envelope.Header, body []byte, back way, now time.Time) {
 	r := c.r
 	c.stats.controlRx.Add(1)
-	r.ways.heard(h.Source, back, now)
+	made := r.madeBy(&h, body)
+	if made == byAnother {
+		c.stats.drop(DropControlForged)
+		return
+	}
+	r.ways.heard(h.Source, back, made == byNode, now)
 	switch h.Kind {
 	case envelope.KindMesh:
 		if r.config.Control == nil {
@@ -239,14 +247,16 @@ func (c *controller) take(h envelope.Header, body []byte, back way, now time.Tim
 			c.stats.drop(controlReason(err))
 			return
 		}
-		r.ways.ponged(h.Source, back, p, now)
+		r.ways.ponged(h.Source, back, p, made == byNode, now)
 	case envelope.KindPunch:
 		p, err := envelope.ParsePunch(body)
 		if err != nil {
 			c.stats.drop(controlReason(err))
 			return
 		}
-		r.ways.punched(h.Source, p, now)
+		if made == byNode {
+			r.ways.punched(h.Source, p, now)
+		}
 	}
 }
 

@@ -211,7 +211,7 @@ func TestReasons(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	if reasons.String() != "reason(44)" {
+	if reasons.String() != "reason(45)" {
 		t.Error(reasons.String())
 	}
 	for err, want := range map[error]Reason{

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/weftnet/weft/router/envelope"
 	"github.com/weftnet/weft/router/session"
 )
 
@@ -40,6 +41,7 @@ type peer struct {
 	pending   pending
 	path      path
 	course    course
+	pair      atomic.Pointer[envelope.Pair] // made when it is needed first; see pair.go
 
 	// Owned by the timer goroutine.
 	active bool

@@ -20,6 +20,8 @@ const (
 	strayGap  = 200 * time.Millisecond
 	wantedGap = 200 * time.Millisecond
 	hintGap   = time.Second
+	// doubtfulGap is how often at most it is told that a control datagram has come, by whichever way, of which it is not certain who has made it.
+	doubtfulGap = 100 * time.Millisecond
 	// renewAfter is after how long without an answer a handshake begins anew when its way turns out to work.
 	renewAfter = 250 * time.Millisecond
 )
@@ -342,9 +344,13 @@ func (x *reaching) direct(node uint64, _ time.Time) (netip.AddrPort, bool) {
 }
 
 // heard is that of reacher.
-func (x *reaching) heard(node uint64, back way, now time.Time) {
+func (x *reaching) heard(node uint64, back way, sure bool, now time.Time) {
 	p := x.r.current.Load().byID[node]
-	if p == nil || p.course.hint.Load().again(back, hintGap, now) {
+	if p == nil {
+		return
+	}
+	last := p.course.hint.Load()
+	if last.again(back, hintGap, now) || !sure && last != nil && now.Sub(last.at) < doubtfulGap {
 		return
 	}
 	p.course.hint.Store(&stray{back, now})
@@ -352,8 +358,14 @@ func (x *reaching) heard(node uint64, back way, now time.Time) {
 }
 
 // ponged is that of reacher.
-func (x *reaching) ponged(node uint64, back way, p envelope.Pong, now time.Time) {
-	x.do(now, func(m *reach.Machine) { m.Pong(node, reach.Path(back), p.Echo, p.Seen, now) })
+func (x *reaching) ponged(node uint64, back way, p envelope.Pong, sure bool, now time.Time) {
+	x.do(now, func(m *reach.Machine) {
+		if sure {
+			m.Pong(node, reach.Path(back), p.Echo, p.Seen, now)
+		} else {
+			m.Answered(node, reach.Path(back), p.Echo, now)
+		}
+	})
 }
 
 // punched is that of reacher.

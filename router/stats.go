@@ -26,6 +26,7 @@ const (
 	DropControlRelay                     // in: control datagram to be passed on, which we do not, or cannot as the next hop is not reached directly
 	DropControlLimit                     // in: control datagram to be passed on, beyond the limit
 	DropControlLost                      // in: control datagram that the kernel has dropped: sealed with a key that we do not have, or one too many
+	DropControlForged                    // in: ping, pong or punch that a member has sealed, but not the one that it names as its source
 	DropControlStorm                     // in: control datagram that was not opened, as there were too many, of its sender or of all
 	DropStray                            // in: came with control datagrams, and there were too many of those
 	DropSuite                            // in: suite unknown, or not that of its session
@@ -63,7 +64,7 @@ const (
 
 var reasonNames = [reasons]string{
 	"short", "long", "type", "control", "control-form", "control-key", "control-auth", "control-source", "control-destination",
-	"control-relay", "control-limit", "control-lost", "control-storm", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
+	"control-relay", "control-limit", "control-lost", "control-forged", "control-storm", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
 	"malformed", "source", "transit", "ecn", "tun-write", "receive", "relay-frame", "relay-refused", "relay-route", "relay-limit", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
 	"no-endpoint", "queue", "stale", "send", "full",
 }

@@ -20,18 +20,18 @@ type way struct {
 // reacher knows the ways to the nodes and finds new ones. The router tells it what it sees, and asks it when it sends. Its methods are called
 // by shards and others, concurrently, and do not block. Nodes that are no peers may be named to it.
 //
-// What it is told of was sealed by a holder of the token, who need not be the node that is named, and may have been recorded and sent again by anybody
-// from anywhere: only the answer to a ping of our own proves a way.
+// What it is told of was sealed by a holder of the token, who need not be the node that is named unless it is sure, and may have been recorded and sent again
+// by anybody from anywhere: only the answer to a ping of our own, by the node itself, proves a way.
 type reacher interface {
 	// use returns the way by which something is sent to a node now; false if there is none.
 	use(node uint64, now time.Time) (way, bool)
 	// direct returns the address at which a node is reached without relays, for what it is to pass on; false if it is not.
 	direct(node uint64, now time.Time) (netip.AddrPort, bool)
-	// heard tells that a control datagram of any kind has come from a node.
-	heard(node uint64, back way, now time.Time)
+	// heard tells that a control datagram of any kind has come from a node; sure tells that it was that node.
+	heard(node uint64, back way, sure bool, now time.Time)
 	// ponged tells of an answer to a ping, after heard.
-	ponged(node uint64, back way, p envelope.Pong, now time.Time)
-	// punched tells that a node asks for pings to its addresses, after heard. p.Candidates may be kept.
+	ponged(node uint64, back way, p envelope.Pong, sure bool, now time.Time)
+	// punched tells that a node, for sure, asks for pings to its addresses, after heard. p.Candidates may be kept.
 	punched(node uint64, p envelope.Punch, now time.Time)
 	// examine tells that somebody could not reach a node.
 	examine(node uint64, now time.Time)

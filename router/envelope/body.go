@@ -13,48 +13,54 @@ const MaxCandidates = 16
 const (
 	echoSize = 8
 	addrSize = 18 // 16 of the address, IPv4 mapped to IPv6, and 2 of the port
-	pongSize = echoSize + addrSize + 8
+	pingSize = echoSize + TagSize
+	pongSize = echoSize + addrSize + 8 + TagSize
 )
 
-// Ping is the body of KindPing: the echo ID, 8 bytes big endian.
+// Ping is the body of KindPing: the echo ID, 8 bytes big endian, and the tag.
 type Ping struct {
 	Echo uint64 // what the pong repeats
+	Tag  Tag
 }
 
 // Append appends the body to b.
-func (p Ping) Append(b []byte) []byte { return binary.BigEndian.AppendUint64(b, p.Echo) }
-
-// ParsePing decodes a body. It is valid iff it has 8 bytes; the error is ErrBody.
-func ParsePing(b []byte) (Ping, error) {
-	if len(b) != echoSize {
-		return Ping{}, ErrBody
-	}
-	return Ping{Echo: binary.BigEndian.Uint64(b)}, nil
+func (p Ping) Append(b []byte) []byte {
+	return append(binary.BigEndian.AppendUint64(b, p.Echo), p.Tag[:]...)
 }
 
-// Pong is the body of KindPong: the echo ID, the address, and the boot, in that order, big endian.
+// ParsePing decodes a body. It is valid iff it has 24 bytes; the error is ErrBody.
+func ParsePing(b []byte) (Ping, error) {
+	if len(b) != pingSize {
+		return Ping{}, ErrBody
+	}
+	return Ping{Echo: binary.BigEndian.Uint64(b), Tag: Tag(b[echoSize:])}, nil
+}
+
+// Pong is the body of KindPong: the echo ID, the address, the boot, and the tag, in that order, big endian.
 type Pong struct {
 	Echo uint64
 	// Seen is the address that the ping came from, without a zone; not valid, and zeros on the wire, if relays have brought it.
 	Seen netip.AddrPort
 	// Boot is the responder's number of this run of its process.
 	Boot uint64
+	Tag  Tag
 }
 
 // Append appends the body to b.
 func (p Pong) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, p.Echo)
 	b = appendAddr(b, p.Seen)
-	return binary.BigEndian.AppendUint64(b, p.Boot)
+	b = binary.BigEndian.AppendUint64(b, p.Boot)
+	return append(b, p.Tag[:]...)
 }
 
-// ParsePong decodes a body. It is valid iff it has 34 bytes, and address and port are both given or both zeros. The error is ErrBody. It does
+// ParsePong decodes a body. It is valid iff it has 50 bytes, and address and port are both given or both zeros. The error is ErrBody. It does
 // not allocate.
 func ParsePong(b []byte) (Pong, error) {
 	if len(b) != pongSize {
 		return Pong{}, ErrBody
 	}
-	p := Pong{Echo: binary.BigEndian.Uint64(b), Boot: binary.BigEndian.Uint64(b[echoSize+addrSize:])}
+	p := Pong{Echo: binary.BigEndian.Uint64(b), Boot: binary.BigEndian.Uint64(b[echoSize+addrSize:]), Tag: Tag(b[pongSize-TagSize:])}
 	var ok bool
 	if p.Seen, ok = parseAddr(b[echoSize:]); !ok && [addrSize]byte(b[echoSize:]) != [addrSize]byte{} {
 		return Pong{}, ErrBody
@@ -62,11 +68,12 @@ func ParsePong(b []byte) (Pong, error) {
 	return p, nil
 }
 
-// Punch is the body of KindPunch: the echo ID, then each address.
+// Punch is the body of KindPunch: the echo ID, then each address, then the tag.
 type Punch struct {
 	Echo uint64
 	// Candidates are addresses at which the sender may be reached, without zones, 1 to MaxCandidates.
 	Candidates []netip.AddrPort
+	Tag        Tag
 }
 
 // Append appends the body to b. Candidates that are not valid, or beyond MaxCandidates, are left out.
@@ -79,17 +86,17 @@ func (p Punch) Append(b []byte) []byte {
 			n++
 		}
 	}
-	return b
+	return append(b, p.Tag[:]...)
 }
 
 // ParsePunch decodes a body. It is valid iff it has from 1 to MaxCandidates addresses and nothing else, all of which are given. The error is
 // ErrBody.
 func ParsePunch(b []byte) (Punch, error) {
-	n := (len(b) - echoSize) / addrSize
-	if n < 1 || n > MaxCandidates || len(b) != echoSize+n*addrSize {
+	n := (len(b) - echoSize - TagSize) / addrSize
+	if n < 1 || n > MaxCandidates || len(b) != echoSize+n*addrSize+TagSize {
 		return Punch{}, ErrBody
 	}
-	p := Punch{Echo: binary.BigEndian.Uint64(b), Candidates: make([]netip.AddrPort, n)}
+	p := Punch{Echo: binary.BigEndian.Uint64(b), Candidates: make([]netip.AddrPort, n), Tag: Tag(b[len(b)-TagSize:])}
 	for i := range p.Candidates {
 		var ok bool
 		if p.Candidates[i], ok = parseAddr(b[echoSize+i*addrSize:]); !ok {

@@ -19,6 +19,9 @@
 // What the seal says: a holder of the token wrote this, with this header. It does not say which one: the source is for finding and for
 // blaming, not for trust. Nor does it say when: a datagram can be recorded and sent again, so bodies must bear that.
 //
+// What the routers send each other themselves, pings, pongs and punches, besides bears a [Tag], which does say which node wrote it: it is made with a secret of the two nodes
+// ([Pair]), and tells nothing to anybody else.
+//
 // A [Keyring] seals with one key and opens with several, which are told apart by ID: while a token is replaced, both work.
 //
 // Relays are named by the source. The node that finds itself as the next hop opens the datagram, so that none but members are served,

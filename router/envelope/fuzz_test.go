@@ -71,7 +71,7 @@ func FuzzOpen(f *testing.F) {
 // A body is refused, or is what Append makes of what was read.
 func FuzzBodies(f *testing.F) {
 	a := netip.MustParseAddrPort("10.0.3.1:6783")
-	f.Add(Ping{Echo: 1}.Append(nil))
+	f.Add(Ping{Echo: 1, Tag: Tag{2}}.Append(nil))
 	f.Add(Pong{Echo: 1, Seen: a, Boot: 2}.Append(nil))
 	f.Add(Pong{Echo: 1}.Append(nil))
 	f.Add(Punch{Echo: 1, Candidates: []netip.AddrPort{a, a}}.Append(nil))

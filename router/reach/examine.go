@@ -247,7 +247,7 @@ func (m *Machine) punched(s *state, candidates []netip.AddrPort, now moment) {
 	if s.punch == nil {
 		s.punch = &punch{}
 	}
-	if now.Sub(s.punch.start) < punchedGap {
+	if now.Sub(s.punch.start) < punchedGap || !m.punches.take(now) {
 		return
 	}
 	for _, a := range candidates[:min(len(candidates), MaxCandidates)] {

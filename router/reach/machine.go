@@ -20,8 +20,11 @@ const (
 
 	// answerWithin is how long an answer is waited for at most; what comes later says nothing.
 	answerWithin = 3 * time.Second
-	// maxPings bounds how many pings may be unanswered at a time; further ones are not sent.
+	// maxPings bounds how many pings may be unanswered at a time; further ones are not sent. All but those by which paths in use and links are watched have half of
+	// that: what others make us ask must not leave us without a way to anybody.
 	maxPings = 1 << 14
+	// Punches of others are followed punchRate times per second at most, after punchBurst at once: each may lead to some hundred pings.
+	punchRate, punchBurst = 20, 100
 	// Examinations of nodes that are not in use are examineRate per second at most, after examineBurst at once.
 	examineRate, examineBurst = 50, 200
 )
@@ -97,6 +100,7 @@ type Machine struct {
 	sent    []sentPing // in the order of time
 	out     []Action
 	examine bucket
+	punches bucket
 
 	links    links
 	observed observed
@@ -123,7 +127,7 @@ func New(c Config) (*Machine, error) {
 	m := &Machine{
 		self: c.Self, rand: c.Rand,
 		nodes: map[uint64]*node{}, back: map[uint64][]*node{}, bad: map[edge]verdict{}, passed: map[edge]moment{}, pings: map[uint64]ping{},
-		examine: bucket{rate: examineRate, burst: examineBurst},
+		examine: bucket{rate: examineRate, burst: examineBurst}, punches: bucket{rate: punchRate, burst: punchBurst},
 	}
 	m.observed.init()
 	return m, nil
@@ -295,6 +299,19 @@ func (m *Machine) Pong(id uint64, by Path, echo uint64, observed netip.AddrPort,
 	m.answered(s, p, now)
 }
 
+// Answered tells that a pong came of which it is not certain who has sent it: the node, which does not know us yet, or anybody else. It proves no path and
+// takes the place of none, but is a reason to ask again soon.
+func (m *Machine) Answered(id uint64, by Path, echo uint64, at time.Time) {
+	now := momentOf(at)
+	p, ok := m.pings[echo]
+	if !ok || p.id != id || p.path != by || now.Sub(p.at) > answerWithin {
+		return
+	}
+	if s := m.state(id); s != nil && !s.proven {
+		m.perhaps(s, by, now)
+	}
+}
+
 // Punched tells that a node asks for pings, now, to where it is.
 func (m *Machine) Punched(id uint64, candidates []netip.AddrPort, at time.Time) {
 	now := momentOf(at)
@@ -372,8 +389,10 @@ func (m *Machine) expire(now moment) {
 
 // ask sends a ping. hop is what it is to prove, if not the path.
 func (m *Machine) ask(id uint64, p Path, hop edge, now moment) {
-	if len(m.sent) >= maxPings {
-		return
+	if len(m.sent) >= maxPings/2 {
+		if n := m.nodes[id]; len(m.sent) >= maxPings || n == nil || n.state == nil || !n.state.proven || n.state.path != p {
+			return
+		}
 	}
 	echo := m.nextEcho()
 	m.pings[echo] = ping{id, p, now, hop}

@@ -27,6 +27,8 @@ const (
 	aliveFor = 12 * time.Second
 	// verifyGap is how long after an answer the path in use is believed to lead to the node, whatever speaks against it.
 	verifyGap = hearWithin / 2
+	// perhapsGap is how soon nodes are tried as links again, when one answers that does not know us yet.
+	perhapsGap = time.Second
 	// maxRoutes is how many routes to one node are kept in mind.
 	maxRoutes = 6
 )
@@ -402,6 +404,25 @@ func (m *Machine) pinged(s *state, by Path, now moment) {
 	c.heard = now
 	if now.Sub(c.asked) > reaskAfter && (!s.proven || now.Sub(c.answered) > provenFor || by != s.path && now.Sub(c.asked) > hearWithin) {
 		m.askDirect(s, c, now)
+	}
+}
+
+// perhaps is Answered, for a node to which no path is proven.
+func (m *Machine) perhaps(s *state, by Path, now moment) {
+	s.patience = 0
+	if l := &m.links; len(l.all) < MaxLinks && l.tryAt.After(now.Add(perhapsGap)) {
+		l.tryAt = now.Add(perhapsGap)
+	}
+	if by.Relayed() {
+		return
+	}
+	if c := s.cand(by.Addr); c != nil {
+		c.heard = now
+	}
+	if !s.roamed && !s.path.Relayed() && s.path != by {
+		if c := s.cand(s.path.Addr); c == nil || c.last().IsZero() {
+			m.use(s, by, false, now)
+		}
 	}
 }
 

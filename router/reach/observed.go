@@ -3,6 +3,7 @@
 package reach
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,9 +14,10 @@ const (
 	observedFor = 2 * time.Minute
 	// agreeWithin is how far apart in time two may have seen different ports for us to conclude that each of them has one of its own.
 	agreeWithin = 3 * linkGap
-	// maxObservers bounds those whose word is kept, and maxObserved the addresses.
-	maxObservers = 32
-	maxObserved  = 8
+	// maxObservers bounds what is kept, maxPerObserver that of the word of one, and maxObserved the addresses: those that the most have seen.
+	maxObservers   = 32
+	maxPerObserver = 4
+	maxObserved    = 8
 )
 
 // observed is where others have seen this node.
@@ -44,16 +46,8 @@ func (o *observed) note(by uint64, a netip.AddrPort, now moment) bool {
 	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	i := slices.IndexFunc(o.by, func(s sighting) bool { return s.by == by && s.addr.Addr() == a.Addr() })
 	switch {
-	case i < 0 && len(o.by) >= maxObservers:
-		oldest := 0
-		for j, s := range o.by {
-			if s.at.Before(o.by[oldest].at) {
-				oldest = j
-			}
-		}
-		o.by[oldest] = sighting{by, a, now}
 	case i < 0:
-		o.by = append(o.by, sighting{by, a, now})
+		o.put(sighting{by, a, now})
 	case o.by[i].addr != a:
 		// The NAT has forgotten the port, or was restarted: what others have seen before is of no use either.
 		old := o.by[i].addr
@@ -64,6 +58,31 @@ func (o *observed) note(by uint64, a netip.AddrPort, now moment) bool {
 		return false
 	}
 	return o.refresh()
+}
+
+// put keeps a sighting, in place of the oldest one of the same node or of all if there are too many.
+func (o *observed) put(x sighting) {
+	oldest, own, ofOwn := -1, -1, 0
+	for i, s := range o.by {
+		if oldest < 0 || s.at.Before(o.by[oldest].at) {
+			oldest = i
+		}
+		if s.by != x.by {
+			continue
+		}
+		ofOwn++
+		if own < 0 || s.at.Before(o.by[own].at) {
+			own = i
+		}
+	}
+	switch {
+	case ofOwn >= maxPerObserver:
+		o.by[own] = x
+	case len(o.by) >= maxObservers:
+		o.by[oldest] = x
+	default:
+		o.by = append(o.by, x)
+	}
 }
 
 // expire forgets what is too old. It returns whether the list has changed, and when to look again; zero: not.
@@ -97,12 +116,26 @@ func (o *observed) refresh() bool {
 	if sym { // ports that were made for one other node are of no use to the rest
 		all = slices.CompactFunc(all, func(a, b netip.AddrPort) bool { return a.Addr() == b.Addr() })
 	}
-	all = all[:min(len(all), maxObserved)]
+	if len(all) > maxObserved {
+		slices.SortStableFunc(all, func(a, b netip.AddrPort) int { return cmp.Compare(o.observers(b, sym), o.observers(a, sym)) })
+		all = all[:maxObserved]
+		slices.SortFunc(all, netip.AddrPort.Compare)
+	}
 	if sym == o.sym && slices.Equal(all, o.known) {
 		return false
 	}
 	o.known, o.sym = all, sym
 	return true
+}
+
+// observers returns how many have seen this host at a, whatever the port if that is another one for each of them.
+func (o *observed) observers(a netip.AddrPort, anyPort bool) (n int) {
+	for _, s := range o.by {
+		if s.addr == a || anyPort && s.addr.Addr() == a.Addr() {
+			n++
+		}
+	}
+	return n
 }
 
 // list returns the addresses, ascending, and whether each of those who have seen them has seen another port.

@@ -207,6 +207,28 @@ func TestObservedIsBounded(t *testing.T) {
 	}
 }
 
+// One node that says again and again that it has seen us somewhere else displaces nothing of what others have seen.
+func TestOneLyingObserver(t *testing.T) {
+	var o observed
+	o.init()
+	here := netip.MustParseAddrPort("203.0.113.7:6783")
+	for by := range 6 {
+		o.note(uint64(2+by), here, moment(1+by))
+	}
+	for i := range 1000 {
+		o.note(66, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1), moment(100+i))
+	}
+	for by := range uint64(3) {
+		for i := range 4 {
+			o.note(77+by, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(by), byte(i)}), 1), moment(2000+i))
+		}
+	}
+	list, _ := o.list()
+	if len(o.by) != 6+4*maxPerObserver || len(list) != maxObserved || !slices.Contains(list, here) || !slices.IsSortedFunc(list, netip.AddrPort.Compare) {
+		t.Errorf("%d sightings, %v", len(o.by), list)
+	}
+}
+
 // However many addresses a node is heard from, so many are kept, those of the record among them; and what was asked is bounded.
 func TestCandidatesAreBounded(t *testing.T) {
 	listed := make([]netip.AddrPort, 20)
@@ -248,6 +270,86 @@ func TestPongs(t *testing.T) {
 		if _, proven := b.m.Current(2); proven {
 			t.Errorf("a pong %s proves the path", name)
 		}
+	}
+}
+
+// A pong of which it is not certain who sent it proves nothing and replaces nothing; while there is no path it says where to ask again.
+func TestUncertainPongs(t *testing.T) {
+	near, far := addr(2), addr(102)
+	b := newBench(t, Node{ID: 2, Candidates: []netip.AddrPort{near, far}})
+	b.m.Used(2, b.now)
+	b.pass(time.Millisecond)
+	i := slices.IndexFunc(b.pings, func(a Action) bool { return a.Path == Direct(far) })
+	echo := b.pings[i].Echo
+	b.m.Answered(2, Direct(near), echo, b.now) // by another path
+	b.m.Answered(3, Direct(far), echo, b.now)  // of another node
+	if p, _ := b.m.Current(2); p != Direct(near) {
+		t.Errorf("the path is %v", p)
+	}
+	b.m.Answered(2, Direct(far), echo, b.now)
+	if p, proven := b.m.Current(2); p != Direct(far) || proven {
+		t.Errorf("the path is %v, proven %v", p, proven)
+	}
+	b.pings = nil
+	b.pass(20 * time.Second) // others answer as if they were it, all the time
+	for range 20 {
+		for _, a := range b.pings {
+			b.m.Answered(a.To, a.Path, a.Echo, b.now)
+		}
+		b.pings = nil
+		b.pass(time.Second)
+	}
+	if len(b.pings) == 0 {
+		t.Error("it is not asked any more")
+	}
+	if _, proven := b.m.Current(2); proven {
+		t.Error("the path is proven")
+	}
+	b.pings = nil
+	b.m.Used(2, b.now)
+	b.pass(3 * time.Second)
+	b.answer(Direct(near))
+	if p, proven := b.m.Current(2); p != Direct(near) || !proven {
+		t.Errorf("the path is %v, proven %v", p, proven)
+	}
+	b.pings = nil
+	b.m.Used(2, b.now)
+	b.pass(1500 * time.Millisecond) // it is asked, and does not answer; others do, elsewhere
+	for _, a := range b.pings {
+		b.m.Answered(2, a.Path, a.Echo, b.now)
+	}
+	b.m.Answered(2, Direct(far), echo, b.now)
+	if p, proven := b.m.Current(2); p != Direct(near) || !proven {
+		t.Errorf("the path is %v, proven %v", p, proven)
+	}
+}
+
+// What others make this host ask does not keep it from asking the paths that it uses.
+func TestPingsInReserve(t *testing.T) {
+	nodes := []Node{{ID: 2, Candidates: []netip.AddrPort{addr(2)}}}
+	const invented = 3000
+	for i := range invented {
+		nodes = append(nodes, Node{ID: uint64(1000 + i), Candidates: []netip.AddrPort{addr(3)}})
+	}
+	b := newBench(t, nodes...)
+	b.m.Used(2, b.now)
+	b.pass(time.Millisecond)
+	b.answer(Direct(addr(2)))
+	for i := range invented {
+		for j := range 8 {
+			b.m.Pinged(uint64(1000+i), Direct(netip.AddrPortFrom(addr(9).Addr(), uint16(1+j))), b.now)
+		}
+		b.m.Punched(uint64(1000+i), []netip.AddrPort{addr(8)}, b.now)
+	}
+	b.pass(0)
+	if n := len(b.m.sent); n < maxPings/2 || n > maxPings/2+100 {
+		t.Errorf("%d pings are under way", n)
+	}
+	b.pings = nil
+	b.m.Used(2, b.now)
+	b.pass(1200 * time.Millisecond)
+	if !slices.ContainsFunc(b.pings, func(a Action) bool { return a.To == 2 }) {
+		t.Error("the path in use is not asked")
 	}
 }
 
