@@ -46,17 +46,18 @@ type Node struct {
 	state   state
 	rotor   *rotor
 	// saveToken tells that the data directory has yet to get the token.
-	saveToken bool
-	syncing   sync.Mutex // one syncPeers at a time; guards the three below
-	lookAgain time.Time  // see watcher.look
-	records   *recordSaver
-	keyCheck  keyCheck
-	peers     []router.Peer // as the router has them, and those whose keys it would refuse
-	mtu       int           // of workloads and TUN device; set before the engines
-	changed   signal        // records or ring did
-	targeted  signal        // the hosts to join by did
-	quit      context.CancelCauseFunc
-	targeting sync.Mutex // one connect or disconnect at a time
+	saveToken  bool
+	syncing    sync.Mutex // one syncPeers at a time; guards the three below
+	lookAgain  time.Time  // see watcher.look
+	records    *recordSaver
+	keyCheck   keyCheck
+	keyHolders keyHolders    // under syncing
+	peers      []router.Peer // as the router has them, and those whose keys it would refuse
+	mtu        int           // of workloads and TUN device; set before the engines
+	changed    signal        // records or ring did
+	targeted   signal        // the hosts to join by did
+	quit       context.CancelCauseFunc
+	targeting  sync.Mutex // one connect or disconnect at a time
 
 	running atomic.Pointer[engines]
 

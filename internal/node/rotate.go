@@ -14,6 +14,7 @@ import (
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/rotation"
+	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam/ring"
 	"github.com/weftnet/weft/mesh"
 )
@@ -62,6 +63,27 @@ func (r *rotor) describe(e *engines, reg rotation.Register, p rotation.Progress)
 		Phase: p.Phase.String(), Confirmed: p.Confirmed, Total: p.Total, Begun: reg.Begun,
 		Waiting: names(p.Waiting), Away: names(p.Away), Newcomers: names(p.Strangers), LeftOut: names(p.LeftOut),
 	}
+}
+
+// errTokenElsewhere is the refusal of a node that lacks the token which others say that the mesh has.
+func errTokenElsewhere(holders []string) error {
+	return fmt.Errorf("%s say that the mesh has another token, which this node does not have; launch it with that one, or, if they mean harm, leave them out by --without", brief(holders))
+}
+
+// holders returns whether other nodes answer, and the names of those that say to have a token, without those who are left out: that somebody says so is
+// no proof.
+func (r *rotor) holders(e *engines, key token.ID, nodes []rotation.Node, without []uint64) (others bool, names []string) {
+	for _, m := range nodes {
+		if !m.Alive || m.ID == uint64(r.n.state.identity.ID) {
+			continue
+		}
+		others = true
+		if slices.Contains(m.Keys, key) && !slices.Contains(without, m.ID) {
+			names = append(names, r.n.nameOf(e.mesh)(ring.Owner(m.ID)))
+		}
+	}
+	slices.Sort(names)
+	return others, names
 }
 
 // rotationWatch tells whoever gave a command how far it is, whenever that changes.
@@ -122,16 +144,20 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 		p := rotation.ProgressOf(s.Register, nodes)
 		told := n.rotor.describe(e, s.Register, p)
 		_, has := s.New()
-		someone := slices.ContainsFunc(nodes, func(m rotation.Node) bool { return m.Alive && slices.Contains(m.Keys, s.Register.Key) })
+		others, holders := n.rotor.holders(e, s.Register.Key, nodes, without)
+		someone := len(holders) > 0
+		lost := !has && !someone && others
 		switch {
-		case p.Phase == rotation.Revoked && !has:
+		case p.Phase == rotation.Revoked && !has && someone:
+			return api.RotationResult{}, false, errTokenElsewhere(holders)
+		case p.Phase == rotation.Revoked && !has && !lost:
 			return api.RotationResult{}, false, errCutOff
-		case p.Phase == rotation.Revoked && !p.Complete():
+		case p.Phase == rotation.Revoked && has && !p.Complete():
 			w.look(told, nodes) // the last one has to be over everywhere
 			return api.RotationResult{}, false, nil
-		case (p.Phase == rotation.None || p.Phase == rotation.Revoked) && len(with) > 0 && !extended:
+		case (p.Phase == rotation.None || p.Phase == rotation.Revoked && has) && len(with) > 0 && !extended:
 			return api.RotationResult{}, false, errNothingToAddTo
-		case p.Phase == rotation.None, p.Phase == rotation.Revoked:
+		case p.Phase == rotation.None, p.Phase == rotation.Revoked && has:
 			extended = true
 			return api.RotationResult{}, false, n.rotor.begin(e, with, without, false)
 		case !has && !someone:
@@ -146,7 +172,7 @@ func (n *Node) Rotate(ctx context.Context, q api.RotateRequest, progress func(ap
 			return api.RotationResult{}, false, n.rotor.begin(e, with, without, true)
 		case !has:
 			lostSince = time.Time{}
-			w.say("a rotation is under way; waiting for another node to give its new token to this one", told)
+			w.say("a rotation is under way; waiting for "+brief(holders)+" to give its new token to this node (if it never comes, leave them out by --without)", told)
 			return api.RotationResult{}, false, nil
 		case !extended:
 			extended = true

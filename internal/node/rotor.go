@@ -36,6 +36,9 @@ const (
 	// giveInterval is how often it is looked who lacks the new token, and lateInterval how often once all who were there have it.
 	giveInterval = 500 * time.Millisecond
 	lateInterval = 2 * time.Second
+	// hearsayGap is how often a register is taken in that cannot be checked here, and hearsayLogged how often the log has one.
+	hearsayGap    = time.Second
+	hearsayLogged = time.Minute
 )
 
 // rotor is this node's part in the rotation of the token. The rules are those of package rotation; here they are made true: on disk
@@ -44,7 +47,10 @@ type rotor struct {
 	n *Node
 	e *engines // set before the mesh runs
 
+	hearsay time.Time // when a register was last taken in that cannot be checked here; Merge's own
+
 	changing sync.Mutex // held by whoever changes state, from the disk to the record
+	hearsaid time.Time  // when the log had one of these; under changing
 	mu       sync.Mutex
 	state    rotation.State // under mu
 	untaken  string         // why a token was not taken the last time, as the log has it; under mu
@@ -135,10 +141,16 @@ func (r *rotor) saveRegister(before, next rotation.State) error {
 
 // apply makes a state that is on disk true in the engines.
 func (r *rotor) apply(before, next rotation.State) {
-	if reg := next.Register; reg.Phase != before.Register.Phase || reg.Key != before.Register.Key {
+	reg := next.Register
+	switch news := reg.Phase != before.Register.Phase || reg.Key != before.Register.Key; {
+	case next.Certain() && (news || !before.Certain()):
 		r.n.log.Info("the rotation of the mesh's token", zap.Stringer("phase", reg.Phase), zap.Uint64("generation", reg.Generation),
 			zap.Stringer("by", mesh.NodeID(reg.By)))
 		r.note(reg)
+	case news && time.Since(r.hearsaid) >= hearsayLogged: // any member may have invented it
+		r.hearsaid = time.Now()
+		r.n.log.Info("another node says that the mesh's token is rotated; this one does not have the new token", zap.Stringer("phase", reg.Phase),
+			zap.Uint64("generation", reg.Generation), zap.Stringer("by", mesh.NodeID(reg.By)))
 	}
 	if r.e == nil || slices.Equal(before.Accepted(), next.Accepted()) {
 		return
@@ -186,6 +198,14 @@ func (r *rotor) Merge(b []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s := r.snapshot(); register.Beats(s.Register) {
+		if _, ok := s.Holds(register.Key); !ok {
+			if time.Since(r.hearsay) < hearsayGap {
+				return nil, nil // the comparison of states brings it again
+			}
+			r.hearsay = time.Now()
+		}
+	}
 	var news []byte
 	err = r.update(false, func(s rotation.State) (rotation.State, error) {
 		next, err := s.Merge(register)
@@ -204,7 +224,7 @@ func (r *rotor) Merge(b []byte) ([]byte, error) {
 func (r *rotor) tell() { r.e.mesh.Broadcast(stateRotation, r.Encode()) }
 
 // take takes in a new token that another node gives.
-func (r *rotor) take(msg []byte) {
+func (r *rotor) take(from mesh.NodeID, msg []byte) {
 	id := r.n.state.identity
 	k, register, err := rotation.Open(msg, uint64(id.ID), [32]byte(id.Private))
 	if err == nil {
@@ -212,14 +232,14 @@ func (r *rotor) take(msg []byte) {
 	}
 	text := ""
 	if err != nil && !errors.Is(err, rotation.ErrStale) {
-		text = err.Error()
+		text = from.String() + ": " + err.Error()
 	}
 	r.mu.Lock()
 	news := text != r.untaken
 	r.untaken = text
 	r.mu.Unlock()
 	if news && text != "" { // it is given again and again
-		r.n.log.Warn("a new token that was given to this node was not taken", zap.Error(err))
+		r.n.log.Warn("a new token that was given to this node was not taken", zap.Stringer("from", from), zap.Error(err))
 	}
 }
 

@@ -99,7 +99,8 @@ func (n *Node) syncPeers(e *engines) int {
 		local.Gateway4, local.Gateway6 = l.V4, l.V6
 	}
 	e.plane.SetLocal(local)
-	if err := n.records.save(nodes); err != nil {
+	honest, _ := n.keyHolders.only(nodes) // so that the first one is the first one again after a restart
+	if err := n.records.save(honest); err != nil {
 		n.setWarning("records", err.Error())
 	} else {
 		n.setWarning("records", "")
@@ -123,7 +124,9 @@ func (n *Node) connectPeers(e *engines) error {
 // setPeers gives the router the nodes and the WireGuard clients, if they have changed. The caller has n.syncing.
 func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) error {
 	var peers []router.Peer
-	warning := ""
+	nodes, warning := n.keyHolders.only(nodes)
+	n.setWarning("key-claimed", warning)
+	warning = ""
 	if n.whyRetired() == nil {
 		nodes = without(nodes, e.alloc.Retirements())
 		peers, warning = withClients(withPreshared(peersOf(nodes, holdings, n.mtu), nodes, n.rotor.snapshot()), e.clients.peers(n.ownPrefixes(holdings), n.mtu))

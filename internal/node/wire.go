@@ -122,7 +122,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 			case channelBench:
 				e.benches.take(from, payload)
 			case channelToken:
-				n.rotor.take(payload)
+				n.rotor.take(from, payload)
 			}
 		},
 	})

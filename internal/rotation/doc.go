@@ -22,6 +22,10 @@
 // the two sides of a partition one wins everywhere; then the later phase; then the greater version. So a phase never goes back.
 // The tokens of the rotation that lost stay accepted until the one that won is revoked: somebody may be sending under them.
 //
+// A register that a node cannot check, for want of its token, counts less than one that it can: any member may have invented it. It does not take the place of
+// a rotation that is under way and of which the node has the token, and the token of a rotation is taken whatever else such a register says. If it is
+// the one that wins, its token comes, and it counts from then on.
+//
 // # Who writes what
 //
 //   - Whoever has the new token may write the register, and nobody else can: it bears a MAC under a key of the new token. Who does not have

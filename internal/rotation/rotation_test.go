@@ -186,12 +186,11 @@ func TestRivals(t *testing.T) {
 		t.Errorf("the loser's register counts: %v", err)
 	}
 	got, err := one.Merge(two.Register)
-	if err != nil || !got.Register.Equal(two.Register) {
-		t.Fatalf("the winner's does not: %v", err)
+	if err != nil || !got.Equal(one) {
+		t.Fatalf("the winner's register counts without its token: %v", err)
 	}
-	accepted(t, got, a, old)
-	if got, err = got.Take(b, two.Register); err != nil {
-		t.Fatal(err)
+	if got, err = got.Take(b, two.Register); err != nil || !got.Register.Equal(two.Register) {
+		t.Fatalf("the winner's does not: %v", err)
 	}
 	accepted(t, got, a, old, b)
 	if k := got.Kept(); len(k.Next) != 1 || len(k.Old) != 1 {
@@ -201,6 +200,39 @@ func TestRivals(t *testing.T) {
 		t.Fatal(err)
 	}
 	accepted(t, got, b, a, old)
+}
+
+// TestInventedRegisters: a register that nobody can check, whatever it says, neither ends a rotation nor keeps its token from anybody.
+func TestInventedRegisters(t *testing.T) {
+	s, old, fresh, _ := begun(t)
+	invented := Register{Generation: s.Register.Generation + 100, Key: newKey(t).ID, Phase: Revoked, By: 3, Begun: epoch(), Changed: epoch(), MAC: [32]byte{1}}
+	if got, err := s.Merge(invented); err != nil || !got.Equal(s) {
+		t.Errorf("who has the token of the rotation follows another register: %+v, %v", got.Register, err)
+	}
+	switched, err := s.Advance(Switched, 1, epoch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fooled, err := State{Tokens: []Key{old}}.Merge(invented)
+	if err != nil || !fooled.Register.Equal(invented) {
+		t.Fatalf("%+v, %v", fooled.Register, err)
+	}
+	accepted(t, fooled, old)
+	if fooled, err = fooled.Merge(s.Register); err != nil || !fooled.Register.Equal(invented) {
+		t.Errorf("of two that it cannot check: %+v, %v", fooled.Register, err)
+	}
+	got, err := fooled.Take(fresh, s.Register)
+	if err != nil || !got.Register.Equal(s.Register) {
+		t.Fatalf("the token is not taken: %+v, %v", got.Register, err)
+	}
+	accepted(t, got, old, fresh)
+	if got, err = got.Merge(invented); err != nil || !got.Register.Equal(s.Register) {
+		t.Errorf("it follows the other register again: %+v, %v", got.Register, err)
+	}
+	if got, err = got.Merge(switched.Register); err != nil || !got.Register.Equal(switched.Register) {
+		t.Errorf("it does not go on: %+v, %v", got.Register, err)
+	}
+	accepted(t, got, fresh, old)
 }
 
 func TestAdopt(t *testing.T) {

@@ -68,6 +68,12 @@ func (s State) Holds(id token.ID) (Key, bool) {
 // New returns the token of the rotation that the register tells of, if this node has it.
 func (s State) New() (Key, bool) { return s.Holds(s.Register.Key) }
 
+// Certain tells that the register was written by one who has its token, as far as this node can tell: it has it, too.
+func (s State) Certain() bool {
+	k, ok := s.New()
+	return ok && s.Register.writtenWith(k)
+}
+
 // Accepted returns the names of what this node accepts, in the order of Tokens.
 func (s State) Accepted() []token.ID {
 	ids := make([]token.ID, 0, len(s.Tokens))
@@ -123,8 +129,11 @@ func (s State) Merge(r Register) (State, error) {
 	if r.Generation > s.Register.Generation+farAhead {
 		return s, ErrMalformed
 	}
-	if k, ok := s.Holds(r.Key); ok && !r.writtenWith(k) {
+	switch k, ok := s.Holds(r.Key); {
+	case ok && !r.writtenWith(k):
 		return s, ErrForged
+	case !ok && s.Certain() && s.Register.Phase != Revoked:
+		return s, nil // anybody can have written it; if it counts, its token comes with it
 	}
 	s.Register = r
 	return s.Settle(), nil
@@ -144,7 +153,7 @@ func (s State) Take(k Key, r Register) (State, error) {
 	}
 	same := r.Key == s.Register.Key && r.Generation == s.Register.Generation
 	switch {
-	case same && !s.Register.writtenWith(k), r.Beats(s.Register):
+	case !s.Certain(), r.Beats(s.Register):
 		s.Register = r
 	case !same:
 		s.Tokens = slices.DeleteFunc(slices.Clone(s.Tokens), func(o Key) bool { return o.ID == k.ID })
