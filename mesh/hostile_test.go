@@ -282,7 +282,7 @@ func TestOdditiesNameTheSender(t *testing.T) {
 			a := c.node().start()
 			time.Sleep(time.Second)
 			who := testIdentity(9).ID()
-			for range 100 {
+			for range 2400 {
 				send(a.Mesh, who, c.uni)
 				time.Sleep(time.Millisecond)
 			}
@@ -329,13 +329,54 @@ func TestNoAnswerElsewhere(t *testing.T) {
 	})
 }
 
+// Who answers is alive, whatever is said of its death, and be it in an incarnation beyond which there is none.
+func TestDeathInTheLastIncarnation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 96)
+		all := []*testNode{c.node().start(), c.node("n1").start(), c.node("n1").start()}
+		c.eventually(2*time.Second, "whole", whole(all...))
+		victim, begin := all[1], time.Now()
+		for i := range 1 {
+			kind := []byte{3, 5}[i%2] // suspect, dead
+			say := packed("Incarnation", 1<<32-1, "Node", memberName(victim.id, victim.boot), "From", "x")
+			for _, n := range all {
+				n.Deliver(append([]byte{byte(kindMember), kind}, say...), Addr{Node: invented(t, 1).ID()}, time.Now())
+			}
+			for range 2400 {
+				time.Sleep(100 * time.Millisecond)
+				for _, n := range all {
+					if !whole(n, victim)() {
+						k, _ := n.Node(victim.id)
+						t.Fatalf("%s says of %s after %v: %v", n.cfg.Name, victim.cfg.Name, time.Since(begin), k.Status)
+					}
+				}
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if !whole(all...)() {
+			t.Error("not whole in the end")
+		}
+		for _, n := range all {
+			n.Mesh.mu.Lock()
+			if n.deathChecks != 0 {
+				t.Errorf("%s still asks whether somebody is dead", n.cfg.Name)
+			}
+			n.Mesh.mu.Unlock()
+		}
+		if err := victim.Stop(t.Context(), false); err != nil { // and who is dead, is dead
+			t.Fatal(err)
+		}
+		c.eventually(30*time.Second, "the victim is gone", func() bool { k, _ := all[0].Node(victim.id); return k.Status != Alive })
+	})
+}
+
 // packed is a small map as MessagePack.
 func packed(kv ...any) []byte {
 	b := []byte{0x80 | byte(len(kv)/2)}
 	for _, v := range kv {
 		switch v := v.(type) {
 		case string:
-			b = append(append(b, 0xa0|byte(len(v))), v...)
+			b = append(append(b, 0xd9, byte(len(v))), v...)
 		case []byte:
 			b = append(append(b, 0xa0|byte(len(v))), v...)
 		case int:
@@ -347,12 +388,49 @@ func packed(kv ...any) []byte {
 	return b
 }
 
+// Incarnations beyond which nobody could object are refused, whatever form they have.
+func TestIncarnations(t *testing.T) {
+	name := func(n byte, value ...byte) []byte {
+		return append([]byte{n, 0x81, 0xab, 'I', 'n', 'c', 'a', 'r', 'n', 'a', 't', 'i', 'o', 'n'}, value...)
+	}
+	for text, c := range map[string]struct {
+		b    []byte
+		good bool
+	}{
+		"suspect":               {name(3, 0xce, 0x40, 0, 0, 0), true},
+		"suspect, too great":    {name(3, 0xce, 0x40, 0, 0, 1), false},
+		"dead, too great":       {name(5, 0xce, 0xff, 0xff, 0xff, 0xff), false},
+		"alive":                 {name(4, 0xce, 0x80, 0, 0, 0), true},
+		"alive, too great":      {name(4, 0xce, 0x80, 0, 0, 1), false},
+		"in one byte":           {name(5, 7), true},
+		"in eight bytes":        {name(5, 0xcf, 0, 0, 0, 0, 0, 0, 0, 7), true},
+		"eight bytes, great":    {name(5, 0xcf, 0, 0, 0, 1, 0, 0, 0, 7), false},
+		"negative":              {name(5, 0xff), false},
+		"signed":                {name(5, 0xd2, 0xff, 0xff, 0xff, 0xff), false},
+		"as text":               {name(5, 0xa1, '7'), false},
+		"cut short":             {name(5, 0xce, 0, 0, 0), false},
+		"without a value":       {name(5), false},
+		"nothing":               {[]byte{5}, false},
+		"an empty map":          {[]byte{5, 0x80}, true},
+		"a list":                {[]byte{5, 0x93, 0xce, 0xff, 0xff, 0xff, 0xff, 0xa1, 'x', 0xa1, 'y'}, false},
+		"a large map":           {append([]byte{5, 0xde, 0, 1}, name(5, 0xce, 0xff, 0xff, 0xff, 0xff)[2:]...), false},
+		"a long name":           {append([]byte{5, 0x81, 0xd9, 11}, name(5, 0xce, 0xff, 0xff, 0xff, 0xff)[3:]...), false},
+		"twice":                 {append(append([]byte{5, 0x82}, name(5, 7)[2:]...), name(5, 0xce, 0xff, 0xff, 0xff, 0xff)[2:]...), false},
+		"text beyond the end":   {[]byte{5, 0x81, 0xda, 0xff, 0xff, 'x'}, false},
+		"a ping with the field": {name(0, 0xce, 0xff, 0xff, 0xff, 0xff), true},
+	} {
+		if err := checkIncarnation(c.b); (err == nil) != c.good {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func withCRC(b []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{memberCRC}, crc32.ChecksumIEEE(b)), b...)
 }
 
 func TestInspect(t *testing.T) {
-	ping, alive, change := []byte{0, 1}, []byte{4, 2, 2}, []byte{8, 'x'}
+	ping, alive, change := []byte{0, 1}, []byte{4, 0x80}, []byte{8, 'x'}
 	for name, c := range map[string]struct {
 		in, rest []byte
 		changes  string
@@ -388,6 +466,7 @@ func TestInspect(t *testing.T) {
 // memberlist sees nothing but messages of types that are let through, however they are wrapped.
 func FuzzInspect(f *testing.F) {
 	f.Add([]byte{0, 1})
+	f.Add(append([]byte{5}, packed("Incarnation", 1<<32-1, "Node", "x", "From", "y")...))
 	f.Add(withCRC(compound([][]byte{{0, 1}, {8, 'x'}, {4, 2}})))
 	f.Add(compound([][]byte{{9, 1}, compound([][]byte{{0, 1}})}))
 	f.Fuzz(func(t *testing.T, b []byte) {

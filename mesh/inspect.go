@@ -66,6 +66,9 @@ func inspectOne(b []byte, change func([]byte)) ([]byte, error) {
 	case !letThrough(b[0]):
 		return nil, fmt.Errorf("a message of type %d in a packet: %w", b[0], errWire)
 	}
+	if err := checkIncarnation(b); err != nil {
+		return nil, err
+	}
 	return b, nil
 }
 
