@@ -46,6 +46,8 @@ func newBend(t testing.TB, s, middle setup, mtu int) *bend {
 			end.Address("eth0", netip.PrefixFrom(at[i], bits))
 			nm.Address(device, netip.PrefixFrom(gate[i], bits))
 		}
+		end.Know("eth0", nm.LinkAddress(device), gate[:]...)
+		nm.Know(device, end.LinkAddress("eth0"), at[:]...)
 		end.Do(func() {
 			for i, all := range []string{"192.0.0.0/16", "2001:db8::/32"} {
 				_, dst, err := net.ParseCIDR(all)

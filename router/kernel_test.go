@@ -126,6 +126,11 @@ func startNode(t testing.TB, ns *routertest.Namespace, i int, s setup) *node {
 		ns.SetMTU("weft0", localMTU)
 		// The prefixes make the device the way to all hosts.
 		ns.Address("weft0", netip.PrefixFrom(addr4(i, 1), 16), netip.PrefixFrom(addr6(i, 1), 64))
+		for host := 1; host <= via; host++ {
+			if host != i {
+				ns.Know("weft0", nil, addrs(host)...)
+			}
+		}
 	}
 	c := router.Config{
 		Private: privateKey(i), TUN: router.Queues(n.device), Conns: router.Conns(n.conns),
@@ -261,7 +266,20 @@ func TestEveryOffloadOverKernel(t *testing.T) {
 				transfer(t, b, a, family, 1<<19)
 			}
 			nothingDropped(t, a, b)
+			nothingLearnt(t, a, b)
 		})
+	}
+}
+
+// nothingLearnt checks that the hosts need nothing of the neighbour table of the machine.
+func nothingLearnt(t *testing.T, all ...*node) {
+	t.Helper()
+	for _, n := range all {
+		for _, device := range []string{"weft0", "eth0"} {
+			if addrs := n.ns.Learnt(device); len(addrs) > 0 {
+				t.Errorf("host %d: neighbours of %s that the test has not made: %v", n.i, device, addrs)
+			}
+		}
 	}
 }
 

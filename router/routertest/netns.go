@@ -3,6 +3,7 @@
 package routertest
 
 import (
+	"net"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -76,15 +77,24 @@ func onThread(tb testing.TB, f func()) {
 }
 
 // Link joins two namespaces by a veth pair called eth0 on either side, with one IPv4 and one IPv6
-// address each: .1 and .2 of 192.0.2.0/24, and ::1 and ::2 of 2001:db8::/64.
+// address each: .1 and .2 of 192.0.2.0/24, and ::1 and ::2 of 2001:db8::/64. They know each other's link addresses.
 func Link(a, b *Namespace, mtu int) {
 	a.tb.Helper()
 	Pair(a, "eth0", b, "eth0", mtu)
-	for i, n := range []*Namespace{a, b} {
-		host := byte(i + 1)
-		n.Address("eth0",
-			netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, host}), 24),
-			netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: host}), 64))
+	all := []*Namespace{a, b}
+	addrs := func(host int) [2]netip.Addr {
+		return [2]netip.Addr{
+			netip.AddrFrom4([4]byte{192, 0, 2, byte(host)}),
+			netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(host)}),
+		}
+	}
+	for i, n := range all {
+		at := addrs(i + 1)
+		n.Address("eth0", netip.PrefixFrom(at[0], 24), netip.PrefixFrom(at[1], 64))
+	}
+	for i, n := range all {
+		at := addrs(2 - i)
+		n.Know("eth0", all[1-i].LinkAddress("eth0"), at[0], at[1])
 	}
 }
 
@@ -145,6 +155,67 @@ func (n *Namespace) awaitAddresses(link netlink.Link) {
 			n.tb.Fatalf("addresses of %s are not usable: %v", link.Attrs().Name, addrs)
 		}
 	}
+}
+
+// Know gives a device permanent entries for the addresses of others, at that link address; nil where the device has none. Without them the kernel
+// makes entries as packets are sent, in a table that all namespaces of the machine share and that has room for 1024: while it is full,
+// sending fails with EINVAL (IPv6), or what is sent is lost without a word (IPv4).
+func (n *Namespace) Know(device string, at net.HardwareAddr, addrs ...netip.Addr) {
+	n.tb.Helper()
+	n.Do(func() {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			n.tb.Fatalf("%s: %v", device, err)
+		}
+		for _, a := range addrs {
+			family := netlink.FAMILY_V4
+			if a.Is6() {
+				family = netlink.FAMILY_V6
+			}
+			if err := netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, Type: unix.RTN_UNICAST, IP: a.AsSlice(), HardwareAddr: at,
+			}); err != nil {
+				n.tb.Fatalf("neighbour %v of %s: %v", a, device, err)
+			}
+		}
+	})
+}
+
+// Learnt returns the neighbours of a device whose entries the kernel has made itself.
+func (n *Namespace) Learnt(device string) (addrs []netip.Addr) {
+	n.tb.Helper()
+	n.Do(func() {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			n.tb.Fatalf("%s: %v", device, err)
+		}
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			list, err := netlink.NeighList(link.Attrs().Index, family)
+			if err != nil {
+				n.tb.Fatalf("neighbours of %s: %v", device, err)
+			}
+			for _, x := range list {
+				a, ok := netip.AddrFromSlice(x.IP)
+				if ok && x.State != netlink.NUD_PERMANENT && !a.IsMulticast() && !a.IsLinkLocalUnicast() {
+					addrs = append(addrs, a)
+				}
+			}
+		}
+	})
+	return addrs
+}
+
+// LinkAddress returns the link address of a device.
+func (n *Namespace) LinkAddress(device string) (at net.HardwareAddr) {
+	n.tb.Helper()
+	n.Do(func() {
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			n.tb.Fatalf("%s: %v", device, err)
+		}
+		at = link.Attrs().HardwareAddr
+	})
+	return at
 }
 
 // SetMTU changes the MTU of a device.
