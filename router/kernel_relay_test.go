@@ -48,6 +48,8 @@ func newBend(t testing.TB, s, middle setup, mtu int) *bend {
 		}
 		end.Know("eth0", nm.LinkAddress(device), gate[:]...)
 		nm.Know(device, end.LinkAddress("eth0"), at[:]...)
+		end.AwaitCarrier("eth0")
+		nm.AwaitCarrier(device)
 		end.Do(func() {
 			for i, all := range []string{"192.0.0.0/16", "2001:db8::/32"} {
 				_, dst, err := net.ParseCIDR(all)

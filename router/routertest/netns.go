@@ -3,10 +3,11 @@
 package routertest
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
-	"slices"
 	"testing"
 	"time"
 
@@ -95,6 +96,7 @@ func Link(a, b *Namespace, mtu int) {
 	for i, n := range all {
 		at := addrs(2 - i)
 		n.Know("eth0", all[1-i].LinkAddress("eth0"), at[0], at[1])
+		n.AwaitCarrier("eth0")
 	}
 }
 
@@ -135,24 +137,47 @@ func (n *Namespace) Address(device string, addrs ...netip.Prefix) {
 		if err := netlink.LinkSetUp(link); err != nil {
 			n.tb.Fatalf("%s: %v", device, err)
 		}
-		n.awaitAddresses(link)
+		n.awaitAddresses(device, addrs)
 	})
 }
 
-// awaitAddresses waits for what the kernel does with IPv6 addresses when a device comes up: until then it takes no packets for them. It
-// is called in the namespace.
-func (n *Namespace) awaitAddresses(link netlink.Link) {
+// awaitAddresses waits for what the kernel does with IPv6 addresses after a device has come up, in its own time: until then it takes no packets
+// for them. It is called in the namespace.
+func (n *Namespace) awaitAddresses(device string, addrs []netip.Prefix) {
 	n.tb.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		addrs, err := netlink.AddrList(link, unix.AF_INET6)
-		if err != nil {
-			n.tb.Fatalf("addresses of %s: %v", link.Attrs().Name, err)
-		}
-		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return !a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+	for _, a := range addrs {
+		n.await(fmt.Sprintf("address %v of %s to be usable", a, device), func() (bool, error) {
+			routes, err := netlink.RouteGet(a.Addr().AsSlice())
+			if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+				return false, nil
+			}
+			return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL, err
+		})
+	}
+}
+
+// AwaitCarrier waits until the kernel has taken notice that both ends of a link are up: until then it drops what is sent there, and says nothing.
+func (n *Namespace) AwaitCarrier(device string) {
+	n.tb.Helper()
+	n.Do(func() {
+		n.await("carrier of "+device, func() (bool, error) {
+			link, err := netlink.LinkByName(device)
+			return err == nil && link.Attrs().OperState == netlink.OperUp, err
+		})
+	})
+}
+
+// await waits until ok, for as long as a machine may be busy.
+func (n *Namespace) await(what string, ok func() (bool, error)) {
+	n.tb.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		switch done, err := ok(); {
+		case err != nil:
+			n.tb.Fatalf("waiting for %s: %v", what, err)
+		case done:
 			return
-		}
-		if time.Now().After(deadline) {
-			n.tb.Fatalf("addresses of %s are not usable: %v", link.Attrs().Name, addrs)
+		case time.Now().After(deadline):
+			n.tb.Fatalf("waiting for %s: it did not come within 30 s", what)
 		}
 	}
 }
