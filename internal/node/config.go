@@ -181,3 +181,18 @@ func canonicalTarget(s string, port uint16) (string, error) {
 	}
 	return t, nil
 }
+
+// checkAdvertise refuses an address to advertise that is in the mesh's range: what goes to this node would lead to itself.
+func (c *Config) checkAdvertise(u universe) error {
+	if !c.Advertise.IsValid() || u.Range == "" {
+		return nil
+	}
+	r, err := ipam.ParseUniverse(u.Range)
+	if err != nil {
+		return fmt.Errorf("the mesh's range %s: %w", u.Range, err)
+	}
+	if a := c.Advertise.Unmap(); r.V4.Contains(a) || r.V6.Contains(a) {
+		return fmt.Errorf("--advertise %v is inside the mesh's own range %s, which is reached by the mesh only; give an address of the network between the hosts, or leave it out", a, u.Range)
+	}
+	return nil
+}

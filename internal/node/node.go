@@ -122,6 +122,9 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	if n.state.universe, err = cfg.chooseUniverse(n.state); err != nil {
 		return err
 	}
+	if err := cfg.checkAdvertise(n.state.universe); err != nil {
+		return err
+	}
 	port, err := sys.listen(cfg.Port, cfg.Shards, cfg.Offloads, n.log.Named("underlay"))
 	if err != nil {
 		return err
@@ -222,6 +225,9 @@ func (n *Node) findMesh(ctx context.Context) (universe, error) {
 	}
 	if n.cfg.RangeGiven && n.cfg.Range != u.Range {
 		return universe{}, fmt.Errorf("--range %s differs from the mesh's, which has %s; leave the flag out", n.cfg.Range, u.Range)
+	}
+	if err := n.cfg.checkAdvertise(u); err != nil {
+		return universe{}, err
 	}
 	return u, n.cfg.checkReserve(u, "the", "leave the flag out")
 }

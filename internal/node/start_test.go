@@ -4,6 +4,7 @@ package node
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,9 @@ func TestRefusedStartsLeaveNothing(t *testing.T) {
 		c.start(n1, nil)
 		c.ready(n1)
 		other := newToken(t)
+		inRange := netip.MustParseAddr("10.32.0.1")
+		advertised := "--advertise 10.32.0.1 is inside the mesh's own range " + testRange + ", which is reached by the mesh only; " +
+			"give an address of the network between the hosts, or leave it out"
 		for name, r := range map[string]struct {
 			change func(*Config)
 			peers  []string
@@ -44,6 +48,16 @@ func TestRefusedStartsLeaveNothing(t *testing.T) {
 				func(cfg *Config) { cfg.Range, cfg.RangeGiven = "10.64.0.0/16", true },
 				[]string{"n1"},
 				"--range 10.64.0.0/16 differs from the mesh's, which has " + testRange + "; leave the flag out",
+			},
+			"advertises an address of the mesh it joins": {
+				func(cfg *Config) { cfg.Advertise = inRange },
+				[]string{"n1"},
+				advertised,
+			},
+			"advertises an address of the mesh it founds": {
+				func(cfg *Config) { cfg.Advertise = inRange },
+				nil,
+				advertised,
 			},
 		} {
 			c.start(n2, r.change, r.peers...)
