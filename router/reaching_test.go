@@ -208,7 +208,7 @@ func TestNodeIsReachedDirectly(t *testing.T) {
 	inEachMesh(t, 2, func(t *testing.T, m *mesh) {
 		establish(m.hosts[1], m.hosts[2])
 		p := m.way(1, 2)
-		if p.Path != router.PathUDP || p.Via != nil || p.RTT <= 0 || p.Why == "" || p.Endpoint != at(2) {
+		if p.Path != router.PathUDP || p.Via != nil || p.RTT <= 0 || p.Why == "" || p.Endpoint != at(2) || p.PathSince.IsZero() {
 			t.Errorf("%+v", p)
 		}
 		if told := m.told(1, 2); len(told) > 0 {

@@ -13,7 +13,7 @@ type Explanation struct {
 	Path   Path
 	Proven bool          // a pong came back over it
 	RTT    time.Duration // how long pongs take over it; 0: not known
-	Since  time.Time     // that it is the path; zero: ever since
+	Since  time.Time     // that it is the path; zero: nothing is known but where it may be
 	Why    string        // for people
 }
 

@@ -69,7 +69,7 @@ type state struct {
 	patience uint8 // seconds from the last examination in vain to the next
 
 	path  Path
-	since moment // that it is the path
+	since moment // that it is the path; zero: a guess that nothing has come of
 	heard moment // last pong over it, or anything else that is authentic
 	asked moment // last ping over it
 	doubt moment // first ping over it that is not answered; zero: none
@@ -301,6 +301,8 @@ func (m *Machine) use(s *state, p Path, proven bool, now moment) {
 	from, neighbour := s.path, s.direct()
 	if from != p {
 		s.since, s.doubt, s.asked = now, 0, 0
+	} else if s.since.IsZero() {
+		s.since = now // the first one: that it is a path was a guess until now
 	}
 	s.path, s.proven, s.roamed = p, proven, false
 	if proven {
