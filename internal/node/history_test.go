@@ -179,7 +179,8 @@ func TestFollowedEventsEndWithTheNode(t *testing.T) {
 func TestWatcher(t *testing.T) {
 	h := &history{told: map[mesh.NodeID]told{}, dirty: map[mesh.NodeID]bool{}}
 	start := time.Date(2026, 11, 21, 14, 0, 0, 0, time.UTC)
-	w := watcher{h: h, started: start, seen: map[mesh.NodeID]bool{}}
+	gone := map[mesh.NodeID]bool{}
+	w := watcher{h: h, started: start, seen: map[mesh.NodeID]bool{}, gone: func(id mesh.NodeID) bool { return gone[id] }}
 	node := func(id mesh.NodeID, s mesh.Status, boot uint64, since time.Duration) mesh.Node {
 		return mesh.Node{
 			Record: mesh.Record{ID: id, Name: fmt.Sprint("n", uint64(id)), Boot: boot}, Status: s, Since: start.Add(since),
@@ -228,13 +229,19 @@ func TestWatcher(t *testing.T) {
 			t.Errorf("%s: again at %v", step.what, again)
 		}
 	}
+	// A node that was declared gone is not back.
+	gone[3] = true
+	news, _ := w.look([]mesh.Node{node(3, mesh.Alive, 2, time.Hour)}, start.Add(time.Hour))
+	if len(news) != 1 || news[0].Text != "n3 answers, but was declared gone" || news[0].Cause != "it runs nothing until weft reset there" {
+		t.Errorf("%+v", news)
+	}
 	// A partition of a large mesh is one event.
 	var alive, dead []mesh.Node
 	for id := range mesh.NodeID(200) {
 		alive, dead = append(alive, node(id+10, mesh.Alive, 1, 0)), append(dead, node(id+10, mesh.Failed, 1, time.Duration(id)))
 	}
 	w.look(alive, start)
-	news, _ := w.look(dead, start.Add(time.Minute))
+	news, _ = w.look(dead, start.Add(time.Minute))
 	if len(news) != 1 || news[0].Kind != events.Fail || news[0].Text != "200 nodes do not answer: n10, n11, n12, n13, n14, n15, n16, n17, and 192 more" || news[0].Cause != "" {
 		t.Errorf("%+v", news)
 	}
@@ -345,7 +352,7 @@ func TestEndsAreNamed(t *testing.T) {
 // Looking at a thousand nodes of whom there is nothing new costs next to nothing, as it is done whenever gossip says something.
 func BenchmarkWatcher(b *testing.B) {
 	h := &history{told: map[mesh.NodeID]told{}, dirty: map[mesh.NodeID]bool{}}
-	w := watcher{h: h, started: time.Now(), seen: map[mesh.NodeID]bool{}}
+	w := watcher{h: h, started: time.Now(), seen: map[mesh.NodeID]bool{}, gone: func(mesh.NodeID) bool { return false }}
 	var nodes []mesh.Node
 	for id := range mesh.NodeID(1000) {
 		nodes = append(nodes, mesh.Node{Record: mesh.Record{ID: id + 1, Name: "n"}, Status: mesh.Alive})

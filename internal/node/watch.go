@@ -25,7 +25,8 @@ const (
 type watcher struct {
 	h       *history
 	started time.Time
-	seen    map[mesh.NodeID]bool // alive since
+	seen    map[mesh.NodeID]bool   // alive since
+	gone    func(mesh.NodeID) bool // it was declared gone
 }
 
 // look compares the nodes with what was said of them last, and returns the news, and when it should look again although
@@ -51,6 +52,9 @@ func (w *watcher) look(nodes []mesh.Node, now time.Time) (news []events.Event, a
 			}
 		}
 		e, change := w.judge(*m, before, now)
+		if e.Kind == events.Join && w.gone(m.ID) {
+			e.Text, e.Cause = shownName(*m)+" answers, but was declared gone", "it runs nothing until weft reset there"
+		}
 		if !change {
 			continue
 		}

@@ -83,6 +83,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		}
 	}
 	e := &engines{universe: u, moved: newSignal(), paths: newPathNews(), watch: watcher{h: n.history, started: n.started, seen: map[mesh.NodeID]bool{}}}
+	e.watch.gone = func(id mesh.NodeID) bool { return retirees(e.alloc.Retirements())[id] }
 	e.benches = &benches{n: n, e: e, net: n.sys.overlay()}
 	e.adopting.Store(len(n.cfg.Seed) > 0)
 	link, err := n.awaitNetwork(ctx)
