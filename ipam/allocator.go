@@ -112,7 +112,7 @@ type Allocator struct {
 	stalled    time.Time  // since when there is an undecided proposal, of anybody's
 	stalledAt  ring.Votes // which
 	survey     *survey
-	strange    map[ring.Owner]bool // peers whose last message made no sense
+	oddities   oddities
 	violated   map[ring.Conflict]bool
 	split      map[ring.Split]bool
 	lost       uint64            // slots that were taken away though they were effective here
@@ -146,7 +146,6 @@ func New(cfg Config) (*Allocator, error) {
 		denials:    make(map[ring.Owner]denial),
 		parted:     make(map[ring.Owner]bool),
 		closed:     make(map[ring.Owner]uint64),
-		strange:    make(map[ring.Owner]bool),
 		violated:   make(map[ring.Conflict]bool),
 		split:      make(map[ring.Split]bool),
 		absent:     make(map[ring.Owner]missed),

@@ -63,17 +63,11 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 	a.Wake()
 }
 
-// odd reports whether err, about a message of a node, is the first one since a good message from that node.
+// odd reports whether err, about a message of a node, is to be logged.
 func (a *Allocator) odd(from ring.Owner, err error) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err == nil {
-		delete(a.strange, from)
-		return false
-	}
-	first := !a.strange[from]
-	a.strange[from] = true
-	return first
+	return err != nil && a.oddities.pass(from, a.cfg.Now())
 }
 
 // learn merges a ring of the right size that came along with a message.

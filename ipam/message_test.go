@@ -134,7 +134,7 @@ func TestBadMessagesAreLoggedOncePerNode(t *testing.T) {
 	}
 	l.HandleMessage(2, (&message{kind: kindNews, ring: ring.New(testSize)}).encode())
 	l.HandleMessage(2, []byte("junk"))
-	if logs.Len() != 3 {
+	if logs.Len() != 2 { // taking turns does not make a node heard more often
 		t.Errorf("%d lines: %v", logs.Len(), logs.All())
 	}
 }

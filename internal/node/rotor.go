@@ -39,6 +39,8 @@ const (
 	// hearsayGap is how often a register is taken in that cannot be checked here, and hearsayLogged how often the log has one.
 	hearsayGap    = time.Second
 	hearsayLogged = time.Minute
+	// untakenLogged is how often the log says at most that a token that was given to this node was not taken.
+	untakenLogged = 10 * time.Second
 )
 
 // rotor is this node's part in the rotation of the token. The rules are those of package rotation; here they are made true: on disk
@@ -54,6 +56,8 @@ type rotor struct {
 	mu       sync.Mutex
 	state    rotation.State // under mu
 	untaken  string         // why a token was not taken the last time, as the log has it; under mu
+
+	untakenAt time.Time // when the log had it; under mu
 }
 
 // newRotor reads what is known of rotations; ts are the tokens found.
@@ -235,10 +239,12 @@ func (r *rotor) take(from mesh.NodeID, msg []byte) {
 		text = from.String() + ": " + err.Error()
 	}
 	r.mu.Lock()
-	news := text != r.untaken
-	r.untaken = text
+	news := text != "" && text != r.untaken && time.Since(r.untakenAt) >= untakenLogged
+	if news {
+		r.untaken, r.untakenAt = text, time.Now()
+	}
 	r.mu.Unlock()
-	if news && text != "" { // it is given again and again
+	if news { // it is given again and again
 		r.n.log.Warn("a new token that was given to this node was not taken", zap.Stringer("from", from), zap.Error(err))
 	}
 }
