@@ -33,9 +33,12 @@ const (
 type bench struct {
 	*show.Show
 	options
-	ctx    context.Context
-	hosts  [hosts]*lab.Host
-	third  *lab.Host // of the measurement fair
+	ctx   context.Context
+	hosts [hosts]*lab.Host
+	third *lab.Host // of the measurement fair
+	// What is built besides where the kernel carries packets by hand.
+	lab    *lab.Lab
+	lan    *lab.Segment
 	answer io.Writer // of -json
 	mesh   *mesh     // Weft's nodes and workloads
 	notes  []string  // what the reader must know
@@ -51,6 +54,7 @@ func (b *bench) run() {
 			b.hosts[i] = l.Host(fmt.Sprintf("host%d", i+1), lan)
 		}
 		b.third = l.Host("host3", lan)
+		b.lab, b.lan = l, lan
 		all, err = b.contenders()
 		return fmt.Sprintf("%d contenders", len(all)), err
 	})
@@ -136,6 +140,7 @@ func (b *bench) tcp(c *contender) error {
 	}
 	c.samples.add(oneStream, one.rate)
 	c.samples.add(manyStreams, many.rate)
+	c.samples.add(oneStreamCPU, one.machine/one.gbit)
 	if len(c.pids()) > 0 {
 		c.samples.add(cpuPerGbit, (one.cpu+many.cpu)/(one.gbit+many.gbit))
 	}

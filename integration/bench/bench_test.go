@@ -72,10 +72,14 @@ func TestBusy(t *testing.T) {
 	if err != nil || before != (processors{idle: 840, all: 1000}) {
 		t.Errorf("%+v, %v", before, err)
 	}
-	for after, want := range map[processors]float64{{940, 1100}: 0, {890, 1100}: 0.5, {840, 1100}: 1, before: 0} {
+	for after, want := range map[processors]float64{{idle: 940, all: 1100}: 0, {idle: 890, all: 1100}: 0.5, {idle: 840, all: 1100}: 1, before: 0} {
 		if got := after.used(before); got != want {
 			t.Errorf("%+v: %v, want %v", after, got, want)
 		}
+	}
+	later, err := parseProcessors("cpu  300 0 100 900 40 5 5 50 7 0\n")
+	if got := later.seconds(before); err != nil || got != 2.5 || before.seconds(later) != 0 {
+		t.Errorf("%v seconds, %v", got, err)
 	}
 	for _, bad := range []string{"", "intr 1 2 3 4 5 6 7 8 9", "cpu 1 2 3", "cpu 1 2 3 x 5 6 7 8"} {
 		if p, err := parseProcessors(bad); err == nil {

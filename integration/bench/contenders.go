@@ -16,6 +16,7 @@ import (
 )
 
 const (
+	linkMTU   = 1500
 	vxlanMTU  = 1450
 	vxlanPort = 4789
 
@@ -24,6 +25,10 @@ const (
 	wgName    = "wireguard-go" // what the others are compared with
 
 	nebulaName = "nebula"
+
+	// The kernel paths' measure: what they are compared with.
+	routedVeth  = "routed-veth"
+	routedVXLAN = "routed-vxlan"
 )
 
 // contender is one way from one host to the other.
@@ -61,7 +66,7 @@ func (c *contender) summary() string {
 
 // names are all who can take part.
 func names() []string {
-	return append([]string{plainName, vxlanName, wgName, nebulaName}, weftNames()...)
+	return append([]string{plainName, vxlanName, routedVeth, routedVXLAN, wgName, nebulaName}, weftNames()...)
 }
 
 // contenders sets up those that are asked for.
@@ -70,7 +75,7 @@ func (b *bench) contenders() ([]*contender, error) {
 	for _, set := range []struct {
 		name string
 		up   func() (*contender, error)
-	}{{plainName, b.plain}, {vxlanName, b.vxlan}, {wgName, b.wireguard}, {nebulaName, b.nebula}} {
+	}{{plainName, b.plain}, {vxlanName, b.vxlan}, {routedVeth, b.routedVeth}, {routedVXLAN, b.routedVXLAN}, {wgName, b.wireguard}, {nebulaName, b.nebula}} {
 		if !b.competes(set.name) {
 			continue
 		}

@@ -17,7 +17,7 @@ const (
 )
 
 // processors is what they have done since the machine runs, in ticks of all of them.
-type processors struct{ idle, all float64 }
+type processors struct{ idle, stolen, all float64 }
 
 // parseProcessors reads the text of /proc/stat (proc(5)). Waiting for a disk is idle, too.
 func parseProcessors(stat string) (p processors, err error) {
@@ -32,8 +32,11 @@ func parseProcessors(stat string) (p processors, err error) {
 			return p, fmt.Errorf("no times of the processors in %q", line)
 		}
 		p.all += v
-		if i == 3 || i == 4 {
+		switch i {
+		case 3, 4:
 			p.idle += v
+		case 7:
+			p.stolen = v
 		}
 	}
 	return p, nil
@@ -47,23 +50,30 @@ func (p processors) used(before processors) float64 {
 	return min(max(1-(p.idle-before.idle)/(p.all-before.all), 0), 1)
 }
 
+// seconds returns how much time of all processors was used since an earlier look. What a hypervisor took from them is not in it.
+func (p processors) seconds(before processors) float64 {
+	return max(p.all-before.all-(p.idle-before.idle)-(p.stolen-before.stolen), 0) / tick
+}
+
+// readProcessors reads what they have done so far.
+func readProcessors() (processors, error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return processors{}, err
+	}
+	return parseProcessors(string(stat))
+}
+
 // look watches the processors for some time.
 func look(ctx context.Context, length time.Duration) (used float64, err error) {
-	read := func() (processors, error) {
-		stat, err := os.ReadFile("/proc/stat")
-		if err != nil {
-			return processors{}, err
-		}
-		return parseProcessors(string(stat))
-	}
-	before, err := read()
+	before, err := readProcessors()
 	if err != nil {
 		return 0, err
 	}
 	if err := sleep(ctx, length); err != nil {
 		return 0, err
 	}
-	after, err := read()
+	after, err := readProcessors()
 	return after.used(before), err
 }
 

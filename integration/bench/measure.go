@@ -76,9 +76,10 @@ var errSilent = errors.New("nothing arrived")
 
 // flow is what one stream measurement saw.
 type flow struct {
-	gbit float64 // received
-	rate float64 // Gb/s
-	cpu  float64 // seconds of the forwarding processes in the same time
+	gbit    float64 // received
+	rate    float64 // Gb/s
+	cpu     float64 // seconds of the forwarding processes in the same time
+	machine float64 // seconds of all processors, whoever used them
 }
 
 // streaming is TCP connections over which as much is sent as they take.
@@ -138,12 +139,21 @@ func stream(ctx context.Context, c *contender, n int, length time.Duration) (flo
 	if err != nil {
 		return flow{}, err
 	}
+	whole, err := readProcessors()
+	if err != nil {
+		return flow{}, err
+	}
 	start, before := time.Now(), s.received.Load()
 	if err := sleep(ctx, length); err != nil {
 		return flow{}, err
 	}
 	f := flow{gbit: float64(s.received.Load()-before) * 8 / 1e9}
 	f.rate = f.gbit / time.Since(start).Seconds()
+	end, err := readProcessors()
+	if err != nil {
+		return flow{}, err
+	}
+	f.machine = end.seconds(whole)
 	after, err := cpuSeconds(c.pids())
 	f.cpu = after - cpu
 	if err == nil && f.gbit == 0 {

@@ -40,6 +40,9 @@ const (
 	oneStream   = "one_stream_gbps"
 	manyStreams = "four_streams_gbps"
 	cpuPerGbit  = "cpu_seconds_per_gbit"
+
+	oneStreamCPU = "one_stream_machine_cpu_seconds_per_gbit"
+
 	udpShort    = "udp_64_kpps"
 	udpShortOut = "udp_64_lost_percent"
 	udpLong     = "udp_1300_kpps"
@@ -71,6 +74,7 @@ func metrics() []metric {
 		{tcpKind, oneStream, "1 stream, Gb/s", 2, true},
 		{tcpKind, manyStreams, "4 streams, Gb/s", 2, true},
 		{tcpKind, cpuPerGbit, "CPU s/Gbit", 3, false},
+		{tcpKind, oneStreamCPU, "1 stream, all CPU s/Gbit", 3, false},
 		{udpKind, udpShort, "64 B, kpps", 0, true},
 		{udpKind, udpShortOut, "64 B lost, %", 0, false},
 		{udpKind, udpLong, "1300 B, kpps", 0, true},
