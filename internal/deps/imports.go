@@ -16,6 +16,7 @@ func pureAllows() map[string][]string {
 	return map[string][]string{
 		"ipam/ring":       {},
 		"router/envelope": {"golang.org/x/crypto"},
+		"router/fastpath": {},
 		"router/packet":   {},
 		"router/pathmtu":  {},
 		"router/reach":    {},
@@ -109,7 +110,7 @@ func (c *checker) checkOwnImport(f *file, i imported) {
 		c.report(i.pos, "engine", "%s belongs to the engine %s and imports %s: engines import their own packages only", f.pkg, engine, i.path)
 	case support(i.path) && !f.test && !support(f.pkg):
 		c.report(i.pos, "support", "%s imports %s, which is for tests", f.pkg, i.path)
-	case engine != "" && i.path != f.pkg && under(f.pkg, i.path) && !f.test && !support(f.pkg):
+	case engine != "" && i.path != f.pkg && under(f.pkg, i.path) && !pure(i.path) && !f.test && !support(f.pkg):
 		c.report(i.pos, "upwards", "%s imports %s, which lies above it", f.pkg, i.path)
 	case under(f.pkg, "integration") && !under(i.path, "integration"):
 		c.report(i.pos, "black-box", "%s imports %s: integration tests know the built binaries only", f.pkg, i.path)
