@@ -13,7 +13,8 @@ import (
 	"github.com/weftnet/weft/router/envelope"
 )
 
-// Control datagrams (package envelope): gossip, which goes to Config.Control, and the pings by which ways are found. They come to the
+// Control datagrams (package envelope): gossip, which goes to Config.Control, the pings by which ways are found, and the
+// answers to probes of kernel paths, which go to Config.OnProof. They come to the
 // control socket, whose goroutine handles them, or to a shard.
 
 // ControlType is the first byte of control datagrams. No message of a session begins with it.
@@ -102,6 +103,25 @@ func (r *Router) SendControl(b []byte, to Addr) error {
 	if err := r.sendControl(envelope.KindMesh, to.Node, by, b, now); err != nil {
 		return fmt.Errorf("sending a gossip packet to %v: %w", to, err)
 	}
+	return nil
+}
+
+// SendProof answers a probe that has come from a node by a kernel path: it tells the node the echo, by whichever way the router has to it, sealed. An error says
+// why the answer could not leave; none does not mean that it arrived. It does not block.
+func (r *Router) SendProof(node, echo uint64) error {
+	now := r.config.Now()
+	by, ok := way{}, false
+	if node != 0 && node != r.config.ID {
+		by, ok = r.ways.use(node, now)
+	}
+	err := ErrNoWay
+	if ok {
+		err = r.sendControl(envelope.KindProof, node, by, envelope.Proof{Echo: echo}.Append(nil), now)
+	}
+	if err != nil {
+		return fmt.Errorf("answering a probe of node %016x: %w", node, err)
+	}
+	r.controlStats.proofsTx.Add(1)
 	return nil
 }
 
@@ -257,6 +277,18 @@ func (c *controller) take(h envelope.Header, body []byte, back way, now time.Tim
 		if made == byNode {
 			r.ways.punched(h.Source, p, now)
 		}
+	case envelope.KindProof:
+		p, err := envelope.ParseProof(body)
+		if err != nil {
+			c.stats.drop(controlReason(err))
+			return
+		}
+		if r.config.OnProof == nil {
+			c.stats.drop(DropControl)
+			return
+		}
+		c.stats.proofsRx.Add(1)
+		r.config.OnProof(h.Source, p.Echo, now)
 	}
 }
 

@@ -45,7 +45,7 @@
 // # Control datagrams
 //
 // What is not in a session is a control datagram (package envelope, control.go): the gossip of the mesh, which the router carries but
-// does not read, and pings. They are sealed with a key of the mesh, may go through other nodes, and are passed on for others: only
+// does not read, pings, and the answers to probes that came by kernel paths (Config.OnProof). They are sealed with a key of the mesh, may go through other nodes, and are passed on for others: only
 // for members, only to who is reached directly, and no more than Config.RelayLimit allows.
 //
 // They have a socket of their own (Config.ControlConn) and a goroutine that reads it (apart.go), as far as the kernel can tell datagrams

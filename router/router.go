@@ -59,6 +59,9 @@ type Config struct {
 	// Control gets the gossip of the mesh. It is called by several goroutines, concurrently, and must not block; b is valid only
 	// during the call. nil drops it.
 	Control func(b []byte, from Addr, at time.Time)
+	// OnProof is told that a node has answered the probe with that echo, by SendProof there. That it was this node is as certain as the echo is
+	// secret: any holder of the token can name another. It is called by several goroutines, concurrently, and must not block. nil drops it.
+	OnProof func(node, echo uint64, at time.Time)
 	// NoRelay makes this host pass nothing on for other nodes.
 	NoRelay bool
 	// RelayLimit is how much it passes on, in bits per second; 0: as much as it can.

@@ -17,7 +17,7 @@ const (
 	DropShort              Reason = iota // in: too short for its type
 	DropLong                             // in: longer than any datagram of ours
 	DropType                             // in: of an unknown type
-	DropControl                          // in: gossip, and nobody here to take it
+	DropControl                          // in: gossip or an answer to a probe, and nobody here to take it
 	DropControlForm                      // in: control datagram that is malformed
 	DropControlKey                       // in: control datagram that was sealed with a key that we do not have
 	DropControlAuth                      // in: control datagram that does not authenticate
@@ -94,6 +94,8 @@ type Stats struct {
 	ControlRx, ControlTx, ControlRelayed uint64
 	// Handshake messages that were accepted.
 	Handshakes uint64
+	// Answers to probes of kernel paths that were received, and those that were sent; they count as control datagrams, too.
+	ProofsRx, ProofsTx uint64
 	// Probes of path MTUs that left, and those that were acknowledged.
 	ProbesTx, ProbesAcked uint64
 	// Drops has an entry for every Reason.
@@ -106,6 +108,7 @@ type counters struct {
 	controlRx, controlTx atomic.Uint64
 	controlRelayed       atomic.Uint64
 	handshakes           atomic.Uint64
+	proofsRx, proofsTx   atomic.Uint64
 	probesTx             atomic.Uint64
 	probesAcked          atomic.Uint64
 	drops                [reasons]atomic.Uint64
@@ -135,6 +138,8 @@ func (r *Router) Stats() Stats {
 		s.ControlTx += c.controlTx.Load()
 		s.ControlRelayed += c.controlRelayed.Load()
 		s.Handshakes += c.handshakes.Load()
+		s.ProofsRx += c.proofsRx.Load()
+		s.ProofsTx += c.proofsTx.Load()
 		s.ProbesTx += c.probesTx.Load()
 		s.ProbesAcked += c.probesAcked.Load()
 		for i := range c.drops {

@@ -108,6 +108,7 @@ func packetCounts(s router.Stats) map[string]uint64 {
 	m := map[string]uint64{
 		"rx_packets": s.RxPackets, "rx_bytes": s.RxBytes, "tx_packets": s.TxPackets, "tx_bytes": s.TxBytes,
 		"gossip_rx": s.ControlRx, "gossip_tx": s.ControlTx, "handshakes": s.Handshakes,
+		"proofs_rx": s.ProofsRx, "proofs_tx": s.ProofsTx,
 		"probes_tx": s.ProbesTx, "probes_acked": s.ProbesAcked,
 		"relayed_packets": s.Relayed.Packets, "relayed_bytes": s.Relayed.Bytes, "relayed_control": s.ControlRelayed,
 	}

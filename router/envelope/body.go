@@ -36,6 +36,22 @@ func ParsePing(b []byte) (Ping, error) {
 	return Ping{Echo: binary.BigEndian.Uint64(b), Tag: Tag(b[echoSize:])}, nil
 }
 
+// Proof is the body of KindProof: the echo of the probe that is answered, 8 bytes big endian.
+type Proof struct {
+	Echo uint64
+}
+
+// Append appends the body to b.
+func (p Proof) Append(b []byte) []byte { return binary.BigEndian.AppendUint64(b, p.Echo) }
+
+// ParseProof decodes a body. It is valid iff it has 8 bytes; the error is ErrBody.
+func ParseProof(b []byte) (Proof, error) {
+	if len(b) != echoSize {
+		return Proof{}, ErrBody
+	}
+	return Proof{Echo: binary.BigEndian.Uint64(b)}, nil
+}
+
 // Pong is the body of KindPong: the echo ID, the address, the boot, and the tag, in that order, big endian.
 type Pong struct {
 	Echo uint64

@@ -23,6 +23,7 @@ func TestBodies(t *testing.T) {
 		want string
 	}{
 		{"ping", Ping{Echo: 1<<63 | 7}.Append(nil), "8000000000000007" + noTag},
+		{"proof", Proof{Echo: 1<<63 | 7}.Append(nil), "8000000000000007"},
 		{"pong", Pong{Echo: 1, Seen: v4, Boot: 2}.Append(nil), "0000000000000001" + "00000000000000000000ffff0a0003011a7f" + "0000000000000002" + noTag},
 		{"pong, mapped", Pong{Seen: mapped}.Append(nil), "0000000000000000" + "00000000000000000000ffff0a0003011a7f" + "0000000000000000" + noTag},
 		{"pong, relayed", Pong{Echo: 1}.Append(nil), "0000000000000001" + "000000000000000000000000000000000000" + "0000000000000000" + noTag},
@@ -33,6 +34,9 @@ func TestBodies(t *testing.T) {
 		}
 	}
 	if p, err := ParsePing(Ping{Echo: 7}.Append(nil)); err != nil || p.Echo != 7 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if p, err := ParseProof(Proof{Echo: 7}.Append(nil)); err != nil || p.Echo != 7 {
 		t.Errorf("%+v, %v", p, err)
 	}
 	for _, want := range []Pong{{Echo: 1, Seen: v4, Boot: 2}, {Echo: 1, Seen: v6}, {Echo: 1, Tag: Tag{1, 15: 2}}} {
@@ -60,6 +64,9 @@ func TestBodiesRefused(t *testing.T) {
 	}{
 		{"short ping", func() error { _, err := ParsePing(make([]byte, 23)); return err }},
 		{"long ping", func() error { _, err := ParsePing(make([]byte, 25)); return err }},
+		{"no proof", func() error { _, err := ParseProof(nil); return err }},
+		{"short proof", func() error { _, err := ParseProof(make([]byte, 7)); return err }},
+		{"long proof", func() error { _, err := ParseProof(make([]byte, 9)); return err }},
 		{"short pong", func() error { _, err := ParsePong(pong[:49]); return err }},
 		{"long pong", func() error { _, err := ParsePong(append(pong, 0)); return err }},
 		{"pong without a port", func() error { _, err := ParsePong(set(pong, 24, 0, 0)); return err }},

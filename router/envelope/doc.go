@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package envelope is the form of control datagrams: what nodes send each other outside of sessions, which is gossip, and the pings by
-// which routers find ways to each other.
+// Package envelope is the form of control datagrams: what nodes send each other outside of sessions, which is gossip, the pings by
+// which routers find ways to each other, and the answers to probes of kernel paths.
 //
 //	byte 0       16 (Type): no message of a session begins with it
 //	byte 1       version (four bits, 1), kind (four bits)

@@ -79,6 +79,9 @@ func FuzzBodies(f *testing.F) {
 		if p, err := ParsePing(b); err == nil && !bytes.Equal(p.Append(nil), b) {
 			t.Fatalf("ping %+v of %x", p, b)
 		}
+		if p, err := ParseProof(b); err == nil && !bytes.Equal(p.Append(nil), b) {
+			t.Fatalf("proof %+v of %x", p, b)
+		}
 		if p, err := ParsePong(b); err == nil && !bytes.Equal(p.Append(nil), b) {
 			t.Fatalf("pong %+v of %x", p, b)
 		}

@@ -42,6 +42,7 @@ const (
 	KindPing  Kind = 2 // asks for a pong by the way that it came
 	KindPong  Kind = 3 // answers a ping
 	KindPunch Kind = 4 // asks for pings to the sender's addresses now
+	KindProof Kind = 5 // answers a probe that came by a kernel path
 )
 
 // What can be wrong with a datagram or a body. Each is returned as it is and costs no allocation.
@@ -93,7 +94,7 @@ func (h *Header) size() int { return fixedSize + int(h.N)*relaySize }
 
 // check returns ErrVersion or ErrRoute for a header that no datagram may have.
 func (h *Header) check() error {
-	if h.Kind < KindMesh || h.Kind > KindPunch {
+	if h.Kind < KindMesh || h.Kind > KindProof {
 		return ErrVersion
 	}
 	if h.N > MaxRelays || h.At > h.N || h.Source == 0 || h.Source == h.Destination || h.N > 0 && h.Destination == 0 {
