@@ -226,6 +226,16 @@ func (l *Link) Device() string { return l.device }
 // Segment returns the switch that the link is plugged into.
 func (l *Link) Segment() *Segment { return l.segment }
 
+// MAC returns the hardware address of the device in the host's or router's namespace.
+func (l *Link) MAC() net.HardwareAddr {
+	l.ns.lab.tb.Helper()
+	dev, err := l.ns.nl.LinkByName(l.device)
+	if err != nil {
+		l.ns.lab.tb.Fatalf("lab: %s of %s: %v", l.device, l.ns.name, err)
+	}
+	return dev.Attrs().HardwareAddr
+}
+
 // V4 returns the v4 address on the link; invalid if it has none.
 func (l *Link) V4() netip.Addr { return l.v4 }
 

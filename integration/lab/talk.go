@@ -20,6 +20,7 @@ import (
 // Its methods are safe for concurrent use.
 type Talk struct {
 	name     string
+	size     int // of a datagram's payload
 	udp, far *net.UDPConn
 	tcp, tcf net.Conn // both ends of the connection
 	quit     chan struct{}
@@ -50,7 +51,12 @@ const (
 
 // Talk begins a conversation from one namespace to an address in the other one. It ends with [Talk.Stop], or with the lab.
 func (l *Lab) Talk(ctx context.Context, from, to *Namespace, addr netip.Addr) (*Talk, error) {
-	k := &Talk{name: fmt.Sprintf("talk of %s with %s by %v", from.name, to.name, addr), quit: make(chan struct{})}
+	return l.TalkOf(ctx, from, to, addr, talkBytes)
+}
+
+// TalkOf is [Lab.Talk] with datagrams of size bytes without their headers, from 8 to 65,000: they may be as long as packets get on the way, or longer.
+func (l *Lab) TalkOf(ctx context.Context, from, to *Namespace, addr netip.Addr, size int) (*Talk, error) {
+	k := &Talk{name: fmt.Sprintf("talk of %s with %s by %v", from.name, to.name, addr), size: size, quit: make(chan struct{})}
 	err := k.connect(ctx, from, to, addr)
 	if err == nil {
 		err = l.add(func() { l.talks = append(l.talks, k) })
@@ -105,7 +111,7 @@ func (k *Talk) sendDatagrams() {
 		k.sent = append(k.sent, datagram{at: time.Now()})
 		k.mu.Unlock()
 		// What cannot be sent gets no answer, and is accounted for.
-		_, _ = k.udp.Write(binary.BigEndian.AppendUint64(make([]byte, 0, talkBytes), uint64(number))[:talkBytes])
+		_, _ = k.udp.Write(binary.BigEndian.AppendUint64(make([]byte, 0, k.size), uint64(number))[:k.size])
 		select {
 		case <-k.quit:
 			return
@@ -116,7 +122,7 @@ func (k *Talk) sendDatagrams() {
 
 // count notes something of a datagram by what is in it.
 func (k *Talk) count(b []byte, note func(*datagram)) {
-	if len(b) != talkBytes {
+	if len(b) != k.size {
 		return
 	}
 	k.mu.Lock()
@@ -127,7 +133,7 @@ func (k *Talk) count(b []byte, note func(*datagram)) {
 }
 
 func (k *Talk) echoDatagrams() {
-	buf := make([]byte, 2048)
+	buf := make([]byte, k.size+1)
 	for {
 		n, from, err := k.far.ReadFromUDPAddrPort(buf)
 		if errors.Is(err, net.ErrClosed) {
@@ -141,7 +147,7 @@ func (k *Talk) echoDatagrams() {
 }
 
 func (k *Talk) hearDatagrams() {
-	buf := make([]byte, 2048)
+	buf := make([]byte, k.size+1)
 	for {
 		n, err := k.udp.Read(buf) // may tell of an ICMP error
 		if errors.Is(err, net.ErrClosed) {
