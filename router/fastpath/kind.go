@@ -50,3 +50,14 @@ type Hop struct {
 	MTU    int  // of the device, in bytes
 	OnLink bool // not through a gateway
 }
+
+// Mark is the firewall mark of probes of a kernel path, by which the kernel finds the table of its routes; 0 for UDP.
+func (k Kind) Mark() uint32 {
+	switch k {
+	case Direct:
+		return 0x57650001
+	case VXLAN:
+		return 0x57650002
+	}
+	return 0
+}
