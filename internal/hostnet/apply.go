@@ -71,8 +71,9 @@ func (h *Host) Apply(d Desired, prior Changes) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	got, warnings := filters{d.Device, d.Universe, d.Masquerade}.apply(h.ns)
+	got, warnings := h.setTable(d.filters(), d.Plain)
 	res.Warnings = append(res.Warnings, warnings...)
+	res.Repaired, h.repaired = h.repaired, nil
 	state := &applied{mtu: d.MTU, universe: d.Universe, gateways: byFamily(d.Addrs), strict: !got.fib}
 	if device.Attrs().MTU != d.MTU { // first: below 1280 there is no IPv6
 		if err := c.LinkSetMTU(device, d.MTU); err != nil {
@@ -84,8 +85,13 @@ func (h *Host) Apply(d Desired, prior Changes) (Result, error) {
 		if err != nil {
 			return err
 		}
-		res.Changes = s.changes
 		res.Warnings = append(res.Warnings, s.apply()...)
+		res.Changes = s.changes
+		if h.table == nil || !h.table.kept {
+			if res.Changes, err = s.changes.tighten(d.Loose); err != nil {
+				return err
+			}
+		}
 		warning := deviceSettings(d)
 		state.v6 = hasV6(d.Universe) && warning == ""
 		if warning != "" {

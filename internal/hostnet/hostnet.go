@@ -60,6 +60,10 @@ type Desired struct {
 	Universe   []netip.Prefix // at most one of each family, masked
 	Masquerade bool           // hide workloads behind the host's own addresses when they talk to the outside
 	Workloads  []Workload     // all workloads
+	Plain      Plaintext      // what may go by kernel paths
+	// Loose are links of the host by which kernel paths go without a tunnel: their reverse path filter must not be strict. What
+	// was changed for others before is given back, unless Plain keeps what an earlier run has left.
+	Loose []string
 }
 
 // Changes is what Weft altered on the host that does not bear its mark. The caller keeps it, across restarts, until
@@ -82,6 +86,7 @@ type Result struct {
 	Warnings []string // what does not work on this host, and what to do, one line each
 	Changes  Changes  // prior, and what this Apply changed
 	Missing  []string // IDs of workloads without an interface on the host: gone, or to be attached again
+	Repaired []string // what somebody else had changed in the nftables table since the last Apply, one line each
 }
 
 // A Host is the network of this host. Its methods may be called from any goroutine; they exclude each other.
@@ -89,8 +94,10 @@ type Host struct {
 	log *zap.Logger
 	ns  namespace
 
-	mu   sync.Mutex
-	last *applied // nil before the first Apply
+	mu       sync.Mutex
+	last     *applied // nil before the first Apply
+	table    *table   // nil before the first Apply, and when it could not be made
+	repaired []string // since the last Apply
 }
 
 // applied is what Attach needs to know of the last Apply.
@@ -132,7 +139,22 @@ func (d Desired) normal() (Desired, error) {
 			return d, err
 		}
 	}
-	return d, nil
+	for _, name := range d.Loose {
+		if err := named(name); err != nil {
+			return d, err
+		}
+	}
+	var err error
+	d.Plain, err = d.Plain.normal(d.Universe)
+	return d, err
+}
+
+// filters returns what the table is to do.
+func (d Desired) filters() filters {
+	return filters{
+		device: d.Device, universe: d.Universe, masquerade: d.Masquerade, addrs: byFamily(d.Addrs),
+		port: d.Plain.VXLANPort, devices: d.Plain.Devices,
+	}
 }
 
 func onePerFamily[T any](list []T, addr func(T) netip.Addr) error {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 
 	"github.com/google/nftables"
+	netlinkconn "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -61,10 +62,15 @@ func (n namespace) id() (netns.ID, error) {
 
 // nftables returns a connection that needs no closing.
 func (n namespace) nftables() (*nftables.Conn, error) {
+	// A table with many elements is one write, and the kernel answers each of its messages.
+	const buffer = 8 << 20
+	room := nftables.WithSockOptions(func(c *netlinkconn.Conn) error {
+		return errors.Join(c.SetWriteBuffer(buffer), c.SetReadBuffer(buffer))
+	})
 	if n == here {
-		return nftables.New()
+		return nftables.New(room)
 	}
-	return nftables.New(nftables.WithNetNSFd(int(n)))
+	return nftables.New(room, nftables.WithNetNSFd(int(n)))
 }
 
 // open returns a connection for links, addresses and routes, usable from every thread.

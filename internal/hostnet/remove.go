@@ -55,7 +55,7 @@ func (h *Host) Remove(c Changes) (removed []string, err error) {
 		removed = append(removed, restored...)
 		return err
 	}))
-	h.last = nil
+	h.last, h.table = nil, nil
 	return removed, errors.Join(errs...)
 }
 

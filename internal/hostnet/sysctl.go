@@ -44,7 +44,7 @@ type settings struct {
 }
 
 // plan finds out what is to be set: forwarding, and, as a router ignores router advertisements, their acceptance where they
-// are accepted now (Linux, ip-sysctl: accept_ra).
+// are accepted now (Linux, ip-sysctl: accept_ra); and links whose reverse path filter is too strict.
 func plan(d Desired, prior Changes) (settings, error) {
 	s := settings{changes: prior.clone()}
 	was, err := readSysctl(forward4)
@@ -62,6 +62,9 @@ func plan(d Desired, prior Changes) (settings, error) {
 			with[redirects] = v
 		}
 		s.add(Sysctl{Key: forward4, Was: was, Set: "1", With: with})
+	}
+	if err := s.loose(d.Loose); err != nil {
+		return s, err
 	}
 	if !hasV6(d.Universe) {
 		return s, nil

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"encoding/binary"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// filters is what the table is to do.
+//
+//	prerouting   before connection tracking: a workload sends from its own addresses only, and what comes from
+//	             the universe comes by Weft's devices only, or by the kernel path of the peer that has the source
+//	leak         a packet to the universe leaves by Weft's devices, by a kernel path to the peer that has the destination,
+//	             or not at all, whatever became of its routes; and nobody beyond the device is told of a shorter way, which
+//	             the kernel suspects where it forwards a packet back into the device, as it does for WireGuard clients
+//	postrouting  address translation
+//
+// and if there are kernel paths:
+//
+//	input        a tunnel brings only what its sender has, by the inner source
+//	transit      what comes by a kernel path goes to this host, its workloads or the router
+//	disguised    what was translated to an address of this host is no tunnel of its
+//	output       tunnels are not tracked
+//
+// The leak rule sees packets after routing, so it hurts who really has a part of the universe elsewhere: a network that
+// was added to the host later, say, a container bridge. Such a network could be reached in part only even without the rule, as
+// Weft's routes to single workloads win; [Overlap] finds it when the daemon starts.
+type filters struct {
+	device     string
+	universe   []netip.Prefix
+	masquerade bool
+	addrs      map[bool]netip.Addr // the host's overlay address, by whether it is v6
+	port       uint16              // UDP, of VXLAN; 0: no kernel paths
+	devices    []string            // of VXLAN
+}
+
+// rules is a table as it should be.
+type rules struct {
+	sets     []setKind
+	chains   []*chain
+	elements contents
+}
+
+// chain is a part of it.
+type chain struct {
+	name     string
+	kind     nftables.ChainType // "" for one that others lead to
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	rules    []rule
+}
+
+type rule struct {
+	comment string
+	exprs   []expr.Any
+}
+
+func (r *rules) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority) *chain {
+	c := &chain{name: name, kind: kind, hook: hook, priority: priority}
+	r.chains = append(r.chains, c)
+	return c
+}
+
+// add adds a rule; parts are expressions or lists of them, in order. What was matched is counted before the last of them.
+func (c *chain) add(comment string, parts ...any) {
+	r := rule{comment: comment}
+	for i, p := range parts {
+		if i == len(parts)-1 {
+			r.exprs = append(r.exprs, &expr.Counter{})
+		}
+		switch p := p.(type) {
+		case []expr.Any:
+			r.exprs = append(r.exprs, p...)
+		case expr.Any:
+			r.exprs = append(r.exprs, p)
+		}
+	}
+	c.rules = append(c.rules, r)
+}
+
+// table returns the table that the kernel can do. The elements are those of kernel paths.
+func (f filters) table(use features, elements contents) rules {
+	r := rules{elements: contents{}}
+	if use.plain {
+		r.sets = plainSets()
+		maps.Copy(r.elements, elements)
+	}
+	f.arriving(&r, use)
+	f.leaving(&r, use)
+	if use.nat {
+		f.translation(&r, use)
+	}
+	if use.plain {
+		f.tunnels(&r)
+		f.transit(&r)
+	}
+	return r
+}
+
+// arriving adds the checks of sources.
+func (f filters) arriving(r *rules, use features) {
+	pre := r.chain("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	if use.plain {
+		pre.add("tunnels are not tracked", prefixed(expr.MetaKeyIIFNAME, expr.CmpOpNeq), udpTo(f.port), toThisHost(), &expr.Notrack{})
+	}
+	for _, dev := range []string{f.device, "lo"} {
+		pre.add("", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), accept())
+	}
+	if use.plain {
+		tunnelled := r.chain("tunnelled", "", nil, nil)
+		for _, dev := range f.devices {
+			pre.add("", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), verdict(expr.VerdictGoto, tunnelled.name))
+		}
+		for _, v6 := range []bool{false, true} {
+			tunnelled.add("", inSet(v6).lookup(), accept())
+		}
+		tunnelled.add("forged: source is no peer's", drop())
+	}
+	if use.fib {
+		f.fromWorkloads(r, use)
+		pre.add("", workloads(expr.MetaKeyIIFNAME), verdict(expr.VerdictGoto, "workload"))
+	} else {
+		pre.add("", workloads(expr.MetaKeyIIFNAME), accept())
+	}
+	for _, p := range f.universe {
+		if use.plain {
+			pre.add("", match(p, source, expr.CmpOpEq), segmentSet(p.Addr().Is6()).lookup(), accept())
+		}
+		pre.add("forged: source is in the overlay", match(p, source, expr.CmpOpEq), drop())
+	}
+}
+
+// fromWorkloads adds the check of what workloads send.
+func (f filters) fromWorkloads(r *rules, use features) {
+	workload, link := r.chain("workload", "", nil, nil), r.chain("link", "", nil, nil)
+	for _, p := range []string{"fe80::/10", "::/128"} {
+		workload.add("", match(netip.MustParsePrefix(p), source, expr.CmpOpEq), verdict(expr.VerdictJump, link.name))
+	}
+	workload.add("source is not this workload's", noWayBack(), drop())
+	if use.plain {
+		for _, v6 := range []bool{false, true} {
+			workload.add("workloads have no tunnels", peerSet(v6).lookup(), drop())
+		}
+	}
+
+	types := setKind{name: "discovery", key: nftables.TypeICMP6Type}
+	r.sets = append(r.sets, types)
+	r.elements[types.name] = map[element]bool{}
+	for _, t := range linkTypes() {
+		r.elements[types.name][element{key: string([]byte{t})}] = true
+	}
+	link.add("neighbour discovery",
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_ICMPV6}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Lookup{SourceRegister: register, SetName: types.name},
+		accept())
+	link.add("not for workloads", drop())
+}
+
+// linkTypes are the ICMPv6 messages that a host sends from its link-local address, or without any, to find neighbours and to
+// join their groups (RFC 4861 and 3810). Router advertisements and redirects are not among them: a workload is no router.
+func linkTypes() []byte {
+	return []byte{
+		131, // multicast listener report
+		132, // multicast listener done
+		133, // router solicitation
+		135, // neighbour solicitation
+		136, // neighbour advertisement
+		143, // multicast listener report, version 2
+	}
+}
+
+// leaving adds the leak rule.
+func (f filters) leaving(r *rules, use features) {
+	leak := r.chain("leak", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityFilter)
+	// Redirects of ICMPv6 need a link-local address, which the device does not have.
+	leak.add("no shorter way", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, f.device), redirect(false), drop())
+	f.ours(leak, expr.MetaKeyOIFNAME)
+	for _, p := range f.universe {
+		if use.plain {
+			leak.add("no shorter way", match(p, destination, expr.CmpOpEq), redirect(p.Addr().Is6()), drop())
+			leak.add("", match(p, destination, expr.CmpOpEq), outSet(p.Addr().Is6()).lookup(), accept())
+		}
+		leak.add("never in plaintext", match(p, destination, expr.CmpOpEq), drop())
+	}
+	if use.plain {
+		for _, dev := range f.devices {
+			leak.add("not for the overlay", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, dev), drop())
+		}
+	}
+}
+
+// ours accepts packets whose device is the TUN device, the loopback or a workload's.
+func (f filters) ours(c *chain, key expr.MetaKey) {
+	for _, dev := range []string{f.device, "lo"} {
+		c.add("", name(key, expr.CmpOpEq, dev), accept())
+	}
+	c.add("", workloads(key), accept())
+}
+
+// translation adds what hides addresses of workloads from the outside, and those of others from the overlay. Into the overlay it is
+// no masquerading where the host's address is known: the kernel drops a masqueraded connection when it leaves by another
+// device, as it does whenever the path to a peer changes.
+func (f filters) translation(r *rules, use features) {
+	nat := r.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	nat.add("", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, "lo"), accept())
+	nat.add("", workloads(expr.MetaKeyOIFNAME), name(expr.MetaKeyOIFNAME, expr.CmpOpNeq, f.device), accept())
+	for _, p := range f.universe {
+		var asHost any = &expr.Masq{FullyRandom: true}
+		if a, ok := f.addrs[p.Addr().Is6()]; ok {
+			asHost = sourceNAT(a)
+		}
+		nat.add("into the overlay: as this host", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, f.device), match(p, source, expr.CmpOpNeq), asHost)
+		if use.plain {
+			nat.add("into the overlay: as this host", match(p, destination, expr.CmpOpEq), match(p, source, expr.CmpOpNeq), asHost)
+		}
+		if f.masquerade {
+			nat.add("to the outside", name(expr.MetaKeyOIFNAME, expr.CmpOpNeq, f.device),
+				match(p, source, expr.CmpOpEq), match(p, destination, expr.CmpOpNeq), &expr.Masq{FullyRandom: true})
+		}
+	}
+}
+
+func sourceNAT(a netip.Addr) []expr.Any {
+	family := uint32(unix.NFPROTO_IPV4)
+	if a.Is6() {
+		family = unix.NFPROTO_IPV6
+	}
+	return []expr.Any{
+		&expr.Immediate{Register: register, Data: a.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: family, RegAddrMin: register, RegAddrMax: register, FullyRandom: true},
+	}
+}
+
+// tunnels adds the checks of VXLAN itself: what arrives, whatever its VNI, is from a peer and bears an inner source of that peer;
+// and nobody whose address is translated to one of this host can send it. Nothing else of a packet needs a look: the kernel takes
+// an inner packet for what its ethertype says.
+//
+// The transport header is followed by that of UDP and of VXLAN, 8 bytes each, the inner ethernet header with its ethertype at
+// 28, and the inner packet at 30 (RFC 7348, 5).
+func (f filters) tunnels(r *rules) {
+	const ethertype, inner = 28, 30
+	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	vxlan := r.chain("vxlan", "", nil, nil)
+	input.add("", udpTo(f.port), verdict(expr.VerdictGoto, vxlan.name))
+	// Connection tracking puts fragments together before all else, of both families, as long as a rule like this one uses it: a
+	// source could be hidden from the rules in a fragment otherwise.
+	vxlan.add("whole datagrams only", &expr.Ct{Key: expr.CtKeySTATE, Register: register})
+	for _, outer6 := range []bool{false, true} {
+		for _, inner6 := range []bool{false, true} {
+			kind, at := []byte{0x08, 0x00}, source.v4
+			if inner6 {
+				kind, at = []byte{0x86, 0xdd}, source.v6
+			}
+			set := tunnelSet(outer6, inner6)
+			vxlan.add("", familyOf(outer6),
+				&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: ethertype, Len: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: kind},
+				source.load(outer6, word(0)),
+				&expr.Payload{DestRegister: word(addrSize(outer6)), Base: expr.PayloadBaseTransportHeader, Offset: inner + at, Len: addrSize(inner6)},
+				&expr.Lookup{SourceRegister: register, SetName: set.name},
+				accept())
+		}
+	}
+	vxlan.add("forged: not a tunnel of this peer", drop())
+
+	disguised := r.chain("disguised", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityConntrackHelper)
+	output := r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
+	for _, v6 := range []bool{false, true} {
+		disguised.add("tunnel of somebody else", peerSet(v6).lookup(), translated(), drop())
+		output.add("tunnels are not tracked", peerSet(v6).lookup(), &expr.Notrack{})
+	}
+}
+
+// translated matches packets of connections whose source is not what it was.
+func translated() []expr.Any {
+	const sourceNAT = 1 << 4 // IPS_SRC_NAT
+	bits := binary.NativeEndian.AppendUint32(nil, sourceNAT)
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: register},
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 4, Mask: bits, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: make([]byte, 4)},
+	}
+}
+
+// transit adds what keeps this host from being the peers' way to elsewhere. Replies to what somebody sent into the overlay by this
+// host go back to them.
+func (f filters) transit(r *rules) {
+	transit := r.chain("transit", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+		f.ours(transit, key)
+	}
+	transit.add("",
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{1}}, // IP_CT_DIR_REPLY
+		accept())
+	for _, dev := range f.devices {
+		transit.add("not for the outside", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), drop())
+	}
+	for _, p := range f.universe {
+		transit.add("not for the outside", match(p, source, expr.CmpOpEq), drop())
+	}
+}
+
+// same says whether two lead to the same table, but for the elements.
+func (f filters) same(o filters) bool {
+	return f.device == o.device && f.masquerade == o.masquerade && f.port == o.port && slices.Equal(f.universe, o.universe) &&
+		slices.Equal(f.devices, o.devices) && maps.Equal(f.addrs, o.addrs)
+}

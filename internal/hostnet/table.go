@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+	"go.uber.org/zap"
+)
+
+// table is the nftables table as this package has left it.
+type table struct {
+	filters filters
+	use     features
+	rules   rules
+	kept    bool  // nobody has said yet what goes by kernel paths: the elements are what an earlier run has left
+	refused error // why there are no kernel paths
+
+	// told is how the kernel describes the table if it does so in other words than it was told, nil if in the same.
+	told []string
+}
+
+// is says whether what was read of the kernel is this table, the elements aside.
+func (t *table) is(have *found) bool {
+	if have == nil {
+		return false
+	}
+	if t.told != nil {
+		return slices.Equal(t.told, have.lines)
+	}
+	return slices.Equal(t.rules.lines(), have.lines)
+}
+
+// setTable makes the table what f and p say, with the most that the kernel can do. An intact one is left alone, whoever has made
+// it; one with other elements gets the difference; any other is replaced, with its elements, in one transaction.
+func (h *Host) setTable(f filters, p Plaintext) (got features, warnings []string) {
+	c, err := h.ns.nftables()
+	if err == nil {
+		_, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
+	}
+	if err != nil {
+		h.table = nil
+		return features{}, append(f.lacking(features{}), fmt.Sprintf(
+			"nftables does not work here: %v; use a kernel with nf_tables, or packets of workloads are not checked when they leave", err))
+	}
+	have, err := readTable(h.ns)
+	if err != nil { // something in it is none of ours
+		h.log.Debug("the nftables table cannot be read", zap.Error(err))
+	}
+	h.inspect(have)
+	if err := h.putBest(f, p, have); err != nil {
+		h.table = nil
+		return features{}, append(f.lacking(features{}), fmt.Sprintf(
+			"nftables refuses Weft's rules: %v; packets of workloads are not checked when they leave", err))
+	}
+	return h.table.use, append(f.lacking(h.table.use), blockers(c)...)
+}
+
+// inspect notes what somebody has changed.
+func (h *Host) inspect(have *found) {
+	if h.table == nil {
+		return
+	}
+	if d := h.table.damage(have); len(d) > 0 {
+		h.log.Warn("nftables were changed by somebody", zap.Strings("repaired", d))
+		h.repaired = append(h.repaired, d...)
+	}
+}
+
+// putBest puts the table into place with the first features that the kernel accepts.
+func (h *Host) putBest(f filters, p Plaintext, have *found) error {
+	kept := p.Keep
+	elements := p.elements()
+	switch {
+	case p.Keep && h.table != nil && !h.table.kept:
+		kept = false
+		f.port, f.devices = h.table.filters.port, h.table.filters.devices
+		elements = h.table.rules.elements
+	case p.Keep:
+		elements = have.plain()
+	}
+	var refused, err error
+	for _, use := range f.candidates() {
+		if h.table != nil && h.table.filters.port == f.port && h.table.refused != nil && use.plain {
+			refused = h.table.refused // it will not have changed
+			continue
+		}
+		t := &table{filters: f, use: use, rules: f.table(use, elements), kept: kept}
+		if h.table != nil && slices.Equal(t.rules.lines(), h.table.rules.lines()) {
+			t.told = h.table.told
+		}
+		if err = t.put(h, have); err == nil {
+			t.refused = refused
+			h.table = t
+			return nil
+		}
+		if use.plain {
+			refused = unsupported(err)
+		}
+	}
+	return err
+}
+
+// put makes what is there the table.
+func (t *table) put(h *Host, have *found) error {
+	if t.is(have) {
+		del, add := difference(have.elements, t.rules.elements)
+		if len(del)+len(add) == 0 {
+			return nil
+		}
+		return h.ns.change(del, add)
+	}
+	if err := t.rules.send(h.ns, tableName); err != nil {
+		return err
+	}
+	t.told = nil
+	now, err := readTable(h.ns)
+	if err != nil {
+		return err
+	}
+	if !t.is(now) && now != nil {
+		t.told = now.lines
+	}
+	return nil
+}
+
+// setPlain sends the difference to what went by kernel paths so far. If the kernel does not have what it should have, the whole is
+// put right.
+func (h *Host) setPlain(p Plaintext) error {
+	f := h.table.filters
+	f.port, f.devices = p.VXLANPort, p.Devices
+	if f.same(h.table.filters) {
+		if h.table.refused != nil {
+			return h.table.refused
+		}
+		want := f.table(h.table.use, p.elements())
+		del, add := difference(h.table.rules.elements, want.elements)
+		if len(del)+len(add) == 0 || h.ns.change(del, add) == nil {
+			h.table.rules, h.table.kept = want, false
+			return nil
+		}
+	}
+	have, err := readTable(h.ns)
+	if err != nil {
+		h.log.Debug("the nftables table cannot be read", zap.Error(err))
+	}
+	h.inspect(have)
+	if err := h.putBest(f, p, have); err != nil {
+		return fmt.Errorf("changing what may go by kernel paths: %w", err)
+	}
+	return h.table.refused
+}
+
+// damage says what somebody has changed of the table, and that it will be put right.
+func (t *table) damage(have *found) (lines []string) {
+	const whose = "nftables table inet " + tableName
+	switch {
+	case have == nil:
+		return []string{whose + " was removed by somebody; made again"}
+	case !t.is(have):
+		return []string{whose + " was changed by somebody; made again"}
+	}
+	del, add := difference(have.elements, t.rules.elements)
+	for _, set := range slices.Sorted(maps.Keys(have.elements)) {
+		if lost, strange := len(add[set]), len(del[set]); lost+strange > 0 {
+			lines = append(lines, fmt.Sprintf("set %s of %s was changed by somebody: %d elements lost, %d added; put right", set, whose, lost, strange))
+		}
+	}
+	return lines
+}
+
+// difference returns what is to be deleted from and added to sets.
+func difference[T any](have map[string]map[element]T, want contents) (del, add contents) {
+	del, add = contents{}, contents{}
+	for set, elements := range have {
+		for e := range elements {
+			if !want[set][e] {
+				del.add(set, e)
+			}
+		}
+	}
+	for set, elements := range want {
+		for e := range elements {
+			if _, ok := have[set][e]; !ok {
+				add.add(set, e)
+			}
+		}
+	}
+	return del, add
+}
