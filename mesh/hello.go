@@ -97,6 +97,7 @@ type wireIntroduction struct {
 	Seed      []byte `cbor:"8,keyasint,omitempty"`
 	Advertise []byte `cbor:"9,keyasint,omitempty"`
 	Reserve   string `cbor:"10,keyasint,omitempty"`
+	Plain     bool   `cbor:"11,keyasint,omitempty"`
 }
 
 func (me introduction) hello() Hello {
@@ -107,7 +108,7 @@ func (me introduction) hello() Hello {
 func (me introduction) encode(label string, transcript [sha256.Size]byte) ([]byte, error) {
 	w := wireIntroduction{
 		Purpose: uint8(me.purpose), Verdict: uint8(me.verdict), ID: uint64(me.id), Boot: me.boot, Name: me.name,
-		Ranges: me.universe.Ranges, Seed: me.universe.Seed, Reserve: me.universe.Reserve,
+		Ranges: me.universe.Ranges, Seed: me.universe.Seed, Reserve: me.universe.Reserve, Plain: me.universe.Plain,
 	}
 	if me.universe.Known() {
 		w.Universe = me.universe.ID[:]
@@ -142,7 +143,7 @@ func decodeIntroduction(b []byte, label string, transcript [sha256.Size]byte) (i
 	i := introduction{
 		purpose: purpose(w.Purpose), verdict: verdict(w.Verdict), id: NodeID(w.ID), boot: w.Boot, name: w.Name,
 	}
-	u, err := decodeUniverse(w.Universe, w.Ranges, w.Seed, w.Reserve)
+	u, err := decodeUniverse(w)
 	if err != nil {
 		return introduction{}, err
 	}
@@ -162,12 +163,12 @@ func decodeIntroduction(b []byte, label string, transcript [sha256.Size]byte) (i
 }
 
 // decodeUniverse checks the fields of a universe as they travel.
-func decodeUniverse(id []byte, ranges string, seed []byte, reserve string) (UniverseInfo, error) {
-	u := UniverseInfo{Ranges: ranges, Seed: seed, Reserve: reserve}
-	if len(id) != 0 && len(id) != len(u.ID) {
-		return UniverseInfo{}, fmt.Errorf("a universe id of %d bytes: %w", len(id), errWire)
+func decodeUniverse(w wireIntroduction) (UniverseInfo, error) {
+	u := UniverseInfo{Ranges: w.Ranges, Seed: w.Seed, Reserve: w.Reserve, Plain: w.Plain}
+	if len(w.Universe) != 0 && len(w.Universe) != len(u.ID) {
+		return UniverseInfo{}, fmt.Errorf("a universe id of %d bytes: %w", len(w.Universe), errWire)
 	}
-	copy(u.ID[:], id)
+	copy(u.ID[:], w.Universe)
 	if err := u.check(); err != nil {
 		return UniverseInfo{}, err
 	}

@@ -90,13 +90,14 @@ func helloAndStream(t *testing.T) {
 	a, b := testIntroduction(1), testIntroduction(2)
 	a.universe.Seed = bytes.Repeat([]byte{7}, maxSeed) // longer than a record of the stream
 	a.universe.Ranges, a.universe.Reserve = strings.Repeat("r", maxRanges), strings.Repeat("R", maxReserve)
+	a.universe.Plain = true
 	a.name = strings.Repeat("n", maxName)
 	d, c, ra, rb := shake(t, [32]byte{1}, [32]byte{1}, a, b)
 	if d.err != nil || c.err != nil {
 		t.Fatal(d.err, c.err)
 	}
 	if d.them.id != b.id || d.them.advertise != b.advertise || c.them.id != a.id || !bytes.Equal(c.them.universe.Seed, a.universe.Seed) ||
-		c.them.name != a.name || c.them.boot != a.boot || c.them.universe.Ranges != a.universe.Ranges || c.them.universe.Reserve != a.universe.Reserve {
+		c.them.name != a.name || c.them.boot != a.boot || c.them.universe.Ranges != a.universe.Ranges || c.them.universe.Reserve != a.universe.Reserve || !c.them.universe.Plain || d.them.universe.Plain {
 		t.Errorf("dialler learnt %+v, acceptor %+v", d.them, c.them)
 	}
 	for _, heard := range [][]byte{ra.in.Bytes(), ra.out.Bytes()} {
@@ -410,6 +411,10 @@ func TestUniverseInfoString(t *testing.T) {
 	}
 	u.Reserve = "10.33.0.0/24"
 	if got, want := u.String(), "mesh 01010203000000000000000000000000 (range 10.32.0.0/12, reserve 10.33.0.0/24)"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	u.Plain = true
+	if got, want := u.String(), "mesh 01010203000000000000000000000000 (range 10.32.0.0/12, reserve 10.33.0.0/24, encryption off)"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

@@ -64,8 +64,9 @@ type Record struct {
 	MTU            uint16           // inner MTU; 0: not known yet, else at least 576
 	Build          string           // at most 128 bytes
 	Universe       [16]byte
-	Keys           []uint32 // names of the tokens that the node accepts, at most 8; the first is the one that it sends under
-	Links          []NodeID // nodes that this one reaches directly and that relay for it, at most 8, ascending
+	Keys           []uint32     // names of the tokens that the node accepts, at most 8; the first is the one that it sends under
+	Links          []NodeID     // nodes that this one reaches directly and that relay for it, at most 8, ascending
+	Hosts          []netip.Addr // the host's own addresses on the overlay, at most one of each family, v4 first
 }
 
 // Bounds of a record.
@@ -79,6 +80,7 @@ const (
 	maxBuild     = 128
 	maxLinks     = 8
 	maxTokens    = 8
+	maxHosts     = 2
 	minMTU       = 576
 	maxRecord    = 8 << 10 // encoded bytes
 )
@@ -100,6 +102,7 @@ type wireRecord struct {
 	Universe  []byte   `cbor:"13,keyasint,omitempty"`
 	Links     []uint64 `cbor:"14,keyasint,omitempty"`
 	Keys      []uint32 `cbor:"15,keyasint,omitempty"`
+	Hosts     [][]byte `cbor:"16,keyasint,omitempty"`
 }
 
 // MarshalBinary returns the record as the mesh sends it and as it may be kept
@@ -132,6 +135,9 @@ func (r Record) MarshalBinary() ([]byte, error) {
 		}
 		w.Subnets = append(w.Subnets, b)
 	}
+	for _, a := range r.Hosts {
+		w.Hosts = append(w.Hosts, a.AsSlice())
+	}
 	b, err := cbor.Marshal(w)
 	if err != nil {
 		return nil, fmt.Errorf("encode the record of node %v: %w", r.ID, err)
@@ -161,8 +167,16 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 	}
 	copy(n.PublicKey[:], w.PublicKey)
 	copy(n.Universe[:], w.Universe)
-	if len(w.Endpoints) > maxEndpoints || len(w.Subnets) > maxSubnets || len(w.Links) > maxLinks {
-		return fmt.Errorf("decode a node record: node %v lists %d endpoints, %d subnets and %d links", n.ID, len(w.Endpoints), len(w.Subnets), len(w.Links))
+	if len(w.Endpoints) > maxEndpoints || len(w.Subnets) > maxSubnets || len(w.Links) > maxLinks || len(w.Hosts) > maxHosts {
+		return fmt.Errorf("decode a node record: node %v lists %d endpoints, %d subnets, %d links and %d host addresses",
+			n.ID, len(w.Endpoints), len(w.Subnets), len(w.Links), len(w.Hosts))
+	}
+	for _, b := range w.Hosts {
+		a, ok := netip.AddrFromSlice(b)
+		if !ok {
+			return fmt.Errorf("decode a host address of node %v: %d bytes: %w", n.ID, len(b), errWire)
+		}
+		n.Hosts = append(n.Hosts, a)
 	}
 	for _, l := range w.Links {
 		n.Links = append(n.Links, NodeID(l))
@@ -217,6 +231,9 @@ func (r *Record) check() error {
 	case r.MTU != 0 && r.MTU < minMTU:
 		return bad("has an MTU of %d, at least %d is needed", r.MTU, minMTU)
 	}
+	if !hostAddrs(r.Hosts) {
+		return bad("has the impossible host addresses %v, at most one of each family is carried", r.Hosts)
+	}
 	for _, e := range r.Endpoints {
 		if !sendable(e) {
 			return bad("has the impossible endpoint %v", e)
@@ -247,8 +264,19 @@ func (r Record) clone() Record {
 	r.Features = slices.Clone(r.Features)
 	r.Links = slices.Clone(r.Links)
 	r.Keys = slices.Clone(r.Keys)
+	r.Hosts = slices.Clone(r.Hosts)
 	r.TrustedSubnets = slices.Clone(r.TrustedSubnets)
 	return r
+}
+
+// hostAddrs tells whether these can be one host's addresses on the overlay: unicast, at most one of each family, v4 first.
+func hostAddrs(list []netip.Addr) bool {
+	for i, a := range list {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || i > 0 && (list[0].Is6() || a.Is4()) {
+			return false
+		}
+	}
+	return len(list) <= maxHosts
 }
 
 // sendable tells whether a packet can be addressed to a.

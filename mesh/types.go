@@ -51,12 +51,15 @@ type UniverseInfo struct {
 
 	// Reserve is the part that is kept for static use, for people and for joiners, at most 3 KiB; empty: none.
 	Reserve string
+
+	// Plain tells that the mesh was founded without encryption: hosts trust whatever network is between them.
+	Plain bool
 }
 
 // Known tells whether the universe is known (its ID is not zero).
 func (u UniverseInfo) Known() bool { return u.ID != [16]byte{} }
 
-// String returns "mesh <id in hex> (range <ranges>)", or "... (range <ranges>, reserve <reserve>)".
+// String returns "mesh <id in hex> (range <ranges>)", or "... (range <ranges>, reserve <reserve>, encryption off)".
 func (u UniverseInfo) String() string {
 	if !u.Known() {
 		return "no mesh yet"
@@ -64,6 +67,9 @@ func (u UniverseInfo) String() string {
 	ranges := u.Ranges
 	if u.Reserve != "" {
 		ranges += ", reserve " + u.Reserve
+	}
+	if u.Plain {
+		ranges += ", encryption off"
 	}
 	return fmt.Sprintf("mesh %s (range %s)", hex.EncodeToString(u.ID[:]), ranges)
 }
