@@ -25,7 +25,8 @@ func (c *cli) launch() *cobra.Command {
 	cfg := node.Config{Version: version}
 	var (
 		advertise, tokenFile, level, format string
-		tun, relayLimit                     string
+		tun, relayLimit, encryption         string
+		paths                               []string
 		noMasquerade, foreground            bool
 
 		noOffload, noTSO, noUSO, noGSO, noGRO bool
@@ -93,6 +94,15 @@ token rotate.`,
 			if cfg.TUN, err = node.ParseTUN(tun); err != nil {
 				return usagef("%v", err)
 			}
+			if cfg.Kernel.Paths, err = node.ParsePaths(paths); err != nil {
+				return usagef("%v", err)
+			}
+			if cfg.Kernel.Encryption, err = node.ParseEncryption(encryption); err != nil {
+				return usagef("%v", err)
+			}
+			if cmd.Flags().Changed("vxlan-vni") && cfg.Kernel.VNI == 0 {
+				return usagef("--vxlan-vni 0 is out of range; give 1 to 16777215")
+			}
 			switch {
 			case cfg.Quarantine < 0:
 				return usagef("--quarantine %v is negative; give a time, or 0 for none", cfg.Quarantine)
@@ -126,6 +136,10 @@ token rotate.`,
 	f.BoolVar(&noMasquerade, "no-masquerade", false, "leave the source address of workloads' traffic to the outside as it is")
 	f.BoolVar(&cfg.NoBench, "no-bench", false, "let no other node measure the way here (weft bench)")
 	f.BoolVar(&cfg.NoRelay, "no-relay", false, "pass on nothing between other nodes that do not reach each other")
+	f.StringSliceVar(&cfg.Kernel.Trusted, "trusted-subnets", nil, "`CIDR,...` of networks between hosts that are trusted with plaintext: to nodes there that trust this one's address, too, packets go by the kernel, not encrypted")
+	f.StringSliceVar(&paths, "paths", []string{"direct", "vxlan", "udp"}, "ways to other nodes that may be used: direct and vxlan, by the kernel in plaintext where both sides trust the network, and udp, encrypted")
+	f.StringVar(&encryption, "encryption", "", "on or off, for the node that founds a mesh or those of --seed: off trusts every network between hosts; others take over what the mesh has, and refuse to join if another is given (default: on)")
+	f.Uint32Var(&cfg.Kernel.VNI, "vxlan-vni", node.DefaultVNI, "number of the mesh's VXLAN network, the same on all nodes; its UDP port is --port + 1")
 	f.StringVar(&relayLimit, "relay-limit", "1gbit", "pass on at most `RATE` between other nodes, such as 200mbit or 1gbit; 0: no limit")
 	f.DurationVar(&cfg.ReclaimAfter, "reclaim-after", 0, "declare nodes gone for good that have not answered for so long, also if they are only cut off or stopped (weft stop), as weft forget does: they have to be reset (10s or more; 0: never)")
 	f.DurationVar(&cfg.Quarantine, "quarantine", node.DefaultQuarantine, "how long a freed address rests before another workload may get it (24h at most; 0: not at all)")

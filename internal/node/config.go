@@ -75,6 +75,7 @@ type Config struct {
 	RelayLimit uint64
 	// ReclaimAfter is how long another node must not have answered before it is declared gone without being told; 0: never.
 	ReclaimAfter time.Duration
+	Kernel       KernelConfig
 	// Quarantine is how long a freed address rests; 0: DefaultQuarantine, negative: not at all.
 	Quarantine time.Duration
 
@@ -141,6 +142,9 @@ func (c *Config) check() error {
 	}
 	if c.Quarantine > maxQuarantine {
 		return fmt.Errorf("--quarantine %v keeps freed addresses for too long; give %v at most", c.Quarantine, maxQuarantine)
+	}
+	if err := c.Kernel.check(); err != nil {
+		return err
 	}
 	if len(c.Seed) == 0 {
 		return nil

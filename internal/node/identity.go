@@ -45,11 +45,12 @@ type universe struct {
 	Range   string `json:"range"`
 	Seed    []byte `json:"seed"`
 	Reserve string `json:"reserve,omitempty"` // canonical
+	Plain   bool   `json:"plain,omitempty"`   // founded with --encryption=off
 }
 
 // universeOf reads what a peer said of its mesh.
 func universeOf(info mesh.UniverseInfo) (universe, error) {
-	u := universe{Range: info.Ranges, Seed: info.Seed, Reserve: info.Reserve}
+	u := universe{Range: info.Ranges, Seed: info.Seed, Reserve: info.Reserve, Plain: info.Plain}
 	got, err := u.info()
 	if err != nil {
 		return universe{}, err
@@ -116,7 +117,7 @@ func (u universe) info() (mesh.UniverseInfo, error) {
 	if err != nil {
 		return mesh.UniverseInfo{}, err
 	}
-	return mesh.UniverseInfo{ID: r.ID(s, reserve), Ranges: u.Range, Seed: u.Seed, Reserve: u.Reserve}, nil
+	return mesh.UniverseInfo{ID: u.id(r.ID(s, reserve)), Ranges: u.Range, Seed: u.Seed, Reserve: u.Reserve, Plain: u.Plain}, nil
 }
 
 func (u universe) isZero() bool { return u.Range == "" }
@@ -261,7 +262,7 @@ func (c *Config) chooseUniverse(s state) (universe, error) {
 		if err != nil {
 			return universe{}, fmt.Errorf("--reserve: %w", err)
 		}
-		mine.Reserve = r.String()
+		mine.Reserve, mine.Plain = r.String(), c.Kernel.Encryption == EncryptionOff
 		return mine, nil
 	}
 	if c.RangeGiven && c.Range != s.universe.Range {
@@ -280,7 +281,7 @@ func (c *Config) chooseUniverse(s state) (universe, error) {
 	if s.identity.Seed != "" && s.identity.Seed != c.Name {
 		return universe{}, fmt.Errorf("this node has the share that --seed gave to the name %s; launch it with --name %s, or run weft reset", s.identity.Seed, s.identity.Seed)
 	}
-	return s.universe, nil
+	return s.universe, c.Kernel.checkEncryption(s.universe, "this node's", "leave the flag out, or run weft reset to join another mesh")
 }
 
 func founder(id mesh.NodeID) ipam.Seed { return ipam.Seed{Owners: []ring.Owner{ring.Owner(id)}} }

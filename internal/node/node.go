@@ -229,7 +229,14 @@ func (n *Node) findMesh(ctx context.Context) (universe, error) {
 	if err := n.cfg.checkAdvertise(u); err != nil {
 		return universe{}, err
 	}
-	return u, n.cfg.checkReserve(u, "the", "leave the flag out")
+	if err := n.cfg.checkReserve(u, "the", "leave the flag out"); err != nil {
+		return universe{}, err
+	}
+	if err := n.cfg.Kernel.checkEncryption(u, "the", "leave the flag out, or join another mesh"); err != nil {
+		return universe{}, err
+	}
+	n.warnPlain(u)
+	return u, nil
 }
 
 // run brings the node up, keeps it going, and ends it in order: the peers are
