@@ -109,20 +109,32 @@ func (r *Router) SendControl(b []byte, to Addr) error {
 // SendProof answers a probe that has come from a node by a kernel path: it tells the node the echo, by whichever way the router has to it, sealed. An error says
 // why the answer could not leave; none does not mean that it arrived. It does not block.
 func (r *Router) SendProof(node, echo uint64) error {
-	now := r.config.Now()
-	by, ok := way{}, false
-	if node != 0 && node != r.config.ID {
-		by, ok = r.ways.use(node, now)
-	}
-	err := ErrNoWay
-	if ok {
-		err = r.sendControl(envelope.KindProof, node, by, envelope.Proof{Echo: echo}.Append(nil), now)
-	}
-	if err != nil {
+	if err := r.sendEcho(envelope.KindProof, node, echo); err != nil {
 		return fmt.Errorf("answering a probe of node %016x: %w", node, err)
 	}
 	r.controlStats.proofsTx.Add(1)
 	return nil
+}
+
+// SendAsk asks a node, as SendProof answers it, for the answer that a probe would have got: none tells that nobody there answers probes, by whichever path
+// they come.
+func (r *Router) SendAsk(node, echo uint64) error {
+	if err := r.sendEcho(envelope.KindAsk, node, echo); err != nil {
+		return fmt.Errorf("asking node %016x: %w", node, err)
+	}
+	return nil
+}
+
+func (r *Router) sendEcho(kind envelope.Kind, node, echo uint64) error {
+	now := r.config.Now()
+	if node == 0 || node == r.config.ID {
+		return ErrNoWay
+	}
+	by, ok := r.ways.use(node, now)
+	if !ok {
+		return ErrNoWay
+	}
+	return r.sendControl(kind, node, by, envelope.Proof{Echo: echo}.Append(nil), now)
 }
 
 // Examine tells that a node did not answer by its present way, so that another one is looked for.
@@ -277,18 +289,24 @@ func (c *controller) take(h envelope.Header, body []byte, back way, now time.Tim
 		if made == byNode {
 			r.ways.punched(h.Source, p, now)
 		}
-	case envelope.KindProof:
+	case envelope.KindProof, envelope.KindAsk:
 		p, err := envelope.ParseProof(body)
 		if err != nil {
 			c.stats.drop(controlReason(err))
 			return
 		}
-		if r.config.OnProof == nil {
+		tell := r.config.OnProof
+		if h.Kind == envelope.KindAsk {
+			tell = r.config.OnAsk
+		}
+		if tell == nil {
 			c.stats.drop(DropControl)
 			return
 		}
-		c.stats.proofsRx.Add(1)
-		r.config.OnProof(h.Source, p.Echo, now)
+		if h.Kind == envelope.KindProof {
+			c.stats.proofsRx.Add(1)
+		}
+		tell(h.Source, p.Echo, now)
 	}
 }
 

@@ -66,3 +66,37 @@ func TestProofs(t *testing.T) {
 		t.Errorf("without a key: %v, and %d are said to have left", err, b.Stats().ProofsTx)
 	}
 }
+
+// What is asked without a kernel path comes to whoever answers probes, and the answer is as that to a probe.
+func TestAsks(t *testing.T) {
+	var told []string
+	x := newMembers(t, 2, func(c *Config) {
+		id := c.ID
+		c.OnProof = func(node, echo uint64, _ time.Time) { told = append(told, fmt.Sprintf("%d: %x of %d", id, echo, node)) }
+		c.OnAsk = func(node, echo uint64, _ time.Time) { told = append(told, fmt.Sprintf("%d is asked for %x by %d", id, echo, node)) }
+	})
+	a, b := x.all[1], x.all[2]
+	x.join(1, 2)
+	x.now = x.now.Add(time.Second)
+	if err := a.SendAsk(2, 0xabc); err != nil {
+		t.Fatal(err)
+	}
+	x.run()
+	if err := b.SendProof(1, 0xabc); err != nil {
+		t.Fatal(err)
+	}
+	x.run()
+	a.want(t, "told", told, "2 is asked for abc by 1", "1: abc of 2")
+	if r := a.Stats(); r.ProofsRx != 1 || b.Stats().ProofsRx != 0 {
+		t.Errorf("counted %+v", r)
+	}
+	if err := a.SendAsk(9, 1); err == nil || err.Error() != "asking node 0000000000000009: no way to it is known" {
+		t.Error(err)
+	}
+	b.config.OnAsk = nil
+	if err := a.SendAsk(2, 1); err != nil {
+		t.Fatal(err)
+	}
+	x.run()
+	b.wantDrops(t, map[Reason]uint64{DropControl: 1})
+}

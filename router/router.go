@@ -62,6 +62,8 @@ type Config struct {
 	// OnProof is told that a node has answered the probe with that echo, by SendProof there. That it was this node is as certain as the echo is
 	// secret: any holder of the token can name another. It is called by several goroutines, concurrently, and must not block. nil drops it.
 	OnProof func(node, echo uint64, at time.Time)
+	// OnAsk is told that a node asks for the echo, by SendAsk there; who answers probes answers it, too. Otherwise it is as OnProof.
+	OnAsk func(node, echo uint64, at time.Time)
 	// NoRelay makes this host pass nothing on for other nodes.
 	NoRelay bool
 	// RelayLimit is how much it passes on, in bits per second; 0: as much as it can.

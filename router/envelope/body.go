@@ -36,7 +36,7 @@ func ParsePing(b []byte) (Ping, error) {
 	return Ping{Echo: binary.BigEndian.Uint64(b), Tag: Tag(b[echoSize:])}, nil
 }
 
-// Proof is the body of KindProof: the echo of the probe that is answered, 8 bytes big endian.
+// Proof is the body of KindProof: the echo of the probe that is answered, and of KindAsk: the echo that is to be answered. 8 bytes big endian.
 type Proof struct {
 	Echo uint64
 }

@@ -73,7 +73,7 @@ func TestForm(t *testing.T) {
 func drawHeader(t *rapid.T) Header {
 	ids := rapid.SliceOfNDistinct(rapid.Uint64Min(1), 2+MaxRelays, 2+MaxRelays, rapid.ID).Draw(t, "ids")
 	h := Header{
-		Kind: rapid.SampledFrom([]Kind{KindMesh, KindPing, KindPong, KindPunch, KindProof}).Draw(t, "kind"),
+		Kind: rapid.SampledFrom([]Kind{KindMesh, KindPing, KindPong, KindPunch, KindProof, KindAsk}).Draw(t, "kind"),
 		N:    rapid.Uint8Range(0, MaxRelays).Draw(t, "relays"), Source: ids[0], Destination: ids[1],
 	}
 	h.At = rapid.Uint8Range(0, h.N).Draw(t, "at")

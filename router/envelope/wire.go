@@ -42,7 +42,8 @@ const (
 	KindPing  Kind = 2 // asks for a pong by the way that it came
 	KindPong  Kind = 3 // answers a ping
 	KindPunch Kind = 4 // asks for pings to the sender's addresses now
-	KindProof Kind = 5 // answers a probe that came by a kernel path
+	KindProof Kind = 5 // answers a probe that came by a kernel path, or a KindAsk
+	KindAsk   Kind = 6 // asks, without a kernel path, for a KindProof: whether there is anybody who answers probes
 )
 
 // What can be wrong with a datagram or a body. Each is returned as it is and costs no allocation.
@@ -94,7 +95,7 @@ func (h *Header) size() int { return fixedSize + int(h.N)*relaySize }
 
 // check returns ErrVersion or ErrRoute for a header that no datagram may have.
 func (h *Header) check() error {
-	if h.Kind < KindMesh || h.Kind > KindProof {
+	if h.Kind < KindMesh || h.Kind > KindAsk {
 		return ErrVersion
 	}
 	if h.N > MaxRelays || h.At > h.N || h.Source == 0 || h.Source == h.Destination || h.N > 0 && h.Destination == 0 {

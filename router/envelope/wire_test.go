@@ -61,7 +61,7 @@ func TestHeader(t *testing.T) {
 		{"another type", set(direct, 0, 4), ErrVersion},
 		{"another version", set(direct, 1, 0x21), ErrVersion},
 		{"kind 0", set(direct, 1, 0x10), ErrVersion},
-		{"kind 6", set(direct, 1, 0x16), ErrVersion},
+		{"kind 7", set(direct, 1, 0x17), ErrVersion},
 		{"five relays", set(append(two, make([]byte, 100)...), 2, 5), ErrRoute},
 		{"255 relays", set(two, 2, 255), ErrRoute},
 		{"next hop behind the destination", set(two, 3, 3), ErrRoute},
