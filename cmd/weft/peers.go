@@ -23,9 +23,10 @@ func (c *cli) peers() *cobra.Command {
 have left and own nothing or because they were declared gone and do not answer,
 are listed with --all only.
 
-PATH says how packets reach a node: udp is directly, relay through the nodes
-named, sealed so that they cannot be read there, none not at all. WHY says why it
-is not directly.`,
+PATH says how packets reach a node: direct and vxlan by the kernel, in plaintext,
+where both sides trust the network between them; udp encrypted and directly,
+relay through the nodes named, sealed so that they cannot be read there, none not
+at all. WHY says why it is not another one; --json tells of all of them.`,
 	}
 	all := cmd.Flags().Bool("all", false, "list nodes that are done with, too")
 	return reading(c, cmd, func(ctx context.Context, cl *api.Client) ([]api.Peer, error) {
@@ -70,7 +71,7 @@ func summary(peers []api.Peer) string {
 		paths[p.Path]++
 	}
 	return fmt.Sprintf("%d nodes: %s; paths: %s", len(peers),
-		counts(states, "alive", "failed", "stopped", "left", string(api.Retired)), counts(paths, "udp", "relay", "none"))
+		counts(states, "alive", "failed", "stopped", "left", string(api.Retired)), counts(paths, "direct", "vxlan", "udp", "relay", "none"))
 }
 
 // counts lists those of keys that occur, with how often.
@@ -92,10 +93,14 @@ func path(p api.Peer) string {
 	return p.Path + " via " + strings.Join(p.Via, ", ")
 }
 
-// why says why a peer is not reached as one would wish; that it is reached directly needs no reason.
+// why says why a peer is not reached as one would wish; that it is reached directly needs no reason where nothing else is possible.
 func why(p api.Peer) string {
-	if p.Path == "udp" {
-		return ""
+	switch p.Path {
+	case "direct", "vxlan", "udp":
+		if p.Kernel == nil {
+			return ""
+		}
+		return p.Kernel.Why
 	}
 	return p.Reason
 }

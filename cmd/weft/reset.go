@@ -26,7 +26,7 @@ to get the node's addresses back.`,
 			if st, err := c.client().Status(cmd.Context()); err == nil && !cmd.Flags().Changed("data-dir") {
 				dataDir = st.DataDir
 			}
-			if err := c.stopDaemon(cmd.Context()); err != nil && !errors.Is(err, api.ErrNotRunning) {
+			if _, err := c.stopDaemon(cmd.Context(), api.StopRequest{}); err != nil && !errors.Is(err, api.ErrNotRunning) {
 				return err
 			}
 			data, err := absolute(dataDir)

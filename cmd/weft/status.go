@@ -31,10 +31,6 @@ func showStatus(w io.Writer, s api.Status) error {
 	if s.WaitsFor != "" {
 		state += ": " + s.WaitsFor
 	}
-	encryption := "off"
-	if s.Encrypted {
-		encryption = "on"
-	}
 	device := s.Device + ", not there yet"
 	if s.MTU > 0 {
 		offloads := "none"
@@ -51,7 +47,7 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"port:", fmt.Sprintf("%d (UDP and TCP)", s.Port)},
 		{"range:", withReserve(s.Universe, s.Reserve)},
 		{"mesh:", s.MeshID},
-		{"encryption:", encryption},
+		{"encryption:", encryption(s)},
 		{"address:", addrs(s.Addresses)},
 		{"device:", device},
 		{"nodes:", fmt.Sprintf("%d alive of %d", s.Nodes.Alive, s.Nodes.Total)},
@@ -60,6 +56,7 @@ func showStatus(w io.Writer, s api.Status) error {
 		{"socket:", s.Socket},
 	}
 	rows = append(rows, reachRows(s)...)
+	rows = append(rows, kernelRows(s)...)
 	if s.Rotation != nil {
 		rows = append(rows, []string{"token:", rotationState(*s.Rotation)})
 	}

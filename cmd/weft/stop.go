@@ -18,35 +18,47 @@ import (
 const stopTimeout = 15 * time.Second
 
 func (c *cli) stop() *cobra.Command {
-	return &cobra.Command{
+	var r api.StopRequest
+	cmd := &cobra.Command{
 		Use:   "stop",
 		Short: "End the daemon; the workloads keep what they have",
 		Long: `Stop ends the daemon as SIGTERM does: the peers are told at once, and the
 workloads keep their interfaces, addresses and routes, so that the next launch
-goes on where this one ended. Stopping what does not run is no error.`,
+goes on where this one ended. Stopping what does not run is no error.
+
+Paths to other nodes by the kernel (direct, vxlan) end with the daemon, unless
+--keep-traffic leaves them as they are: packets go on by them in plaintext, with
+nobody to notice when one leads nowhere any more.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := c.stopDaemon(cmd.Context())
-			if errors.Is(err, api.ErrNotRunning) {
+			res, err := c.stopDaemon(cmd.Context(), r)
+			switch {
+			case errors.Is(err, api.ErrNotRunning):
 				return nil
+			case err != nil || !r.KeepTraffic:
+				return err
+			case len(res.Kept) == 0:
+				return c.println("no kernel path was in use: nothing goes on but between the workloads of this host")
 			}
-			return err
+			return c.println("packets go on by kernel paths, in plaintext, to " + some(res.Kept))
 		},
 	}
+	cmd.Flags().BoolVar(&r.KeepTraffic, "keep-traffic", false, "leave the kernel paths that are in use as they are")
+	return cmd
 }
 
 // stopDaemon ends the daemon and returns when its process has ended.
-func (c *cli) stopDaemon(ctx context.Context) error {
+func (c *cli) stopDaemon(ctx context.Context, r api.StopRequest) (res api.StopResult, err error) {
 	cl := c.client()
 	p, err := watch(ctx, cl)
 	if err != nil {
-		return err
+		return res, err
 	}
 	defer p.close()
-	if err := cl.Stop(ctx); err != nil {
-		return err
+	if res, err = cl.Stop(ctx, r); err != nil {
+		return res, err
 	}
-	return p.awaitEnd(ctx, cl)
+	return res, p.awaitEnd(ctx, cl)
 }
 
 // process is a daemon's process.

@@ -75,7 +75,7 @@ func TestBenchEndsWithItsDaemon(t *testing.T) {
 	c := api.NewClient(apitest.Serve(t, d))
 	_, err := c.Bench(t.Context(), api.BenchRequest{Node: "n2"}, func(p api.BenchProgress) {
 		if p.Step == p.Steps {
-			d.Stop()
+			d.Stop(api.StopRequest{})
 		}
 	})
 	if err == nil || err.Error() != context.Canceled.Error() {

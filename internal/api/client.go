@@ -92,11 +92,6 @@ func (c *Client) Leave(ctx context.Context, r LeaveRequest, progress func(LeaveP
 	return follow[LeaveProgress, LeaveResult](ctx, c, "leave", r, progress)
 }
 
-// Stop ends the daemon; the workloads keep what they have.
-func (c *Client) Stop(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "stop", struct{}{}, nil)
-}
-
 // PID returns the daemon's process as this namespace of processes knows it, which
 // the kernel tells; 0 if it is in another one.
 func (c *Client) PID(ctx context.Context) (int, error) {

@@ -132,10 +132,8 @@ func (s *Server) handler() http.Handler {
 	post(mux, "gc", func(_ context.Context, r GCRequest) (GCResult, error) { return s.svc.GC(r) })
 	serveWireGuard(mux, s.svc)
 	serveTargets(mux, s.svc)
-	post(mux, "stop", func(context.Context, struct{}) (struct{}, error) {
-		s.svc.Stop()
-		return struct{}{}, nil
-	})
+	post(mux, "path", s.svc.Path)
+	post(mux, "stop", func(_ context.Context, r StopRequest) (StopResult, error) { return s.svc.Stop(r), nil })
 	stream(mux, "bench", s.svc.Bench)
 	stream(mux, "events", s.svc.Events)
 	return mux

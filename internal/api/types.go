@@ -42,11 +42,12 @@ type Service interface {
 	// ends that.
 	Events(ctx context.Context, r EventsRequest, tell func(EventsProgress)) (EventsResult, error)
 	// Stop makes the daemon end as by SIGTERM, after the answer is sent.
-	Stop()
+	Stop(r StopRequest) StopResult
 	WireGuard
 	Reclaim
 	Rotating
 	Targets
+	Paths
 }
 
 // Phase is how far a daemon has come.
@@ -85,7 +86,7 @@ type Status struct {
 	TUN       string        `json:"tun,omitempty"` // kind of the device: "native", "portable"
 	Shards    int           `json:"shards"`
 	Offloads  []string      `json:"offloads"` // in use: "tso", "uso", "gso", "gro"
-	Encrypted bool          `json:"encrypted"`
+	Encrypted bool          `json:"encrypted"` // false: the mesh was founded without
 
 	Nodes     NodeCount         `json:"nodes"`
 	Workloads int               `json:"workloads"`
@@ -95,6 +96,7 @@ type Status struct {
 	Warnings  []string          `json:"warnings,omitempty"`
 	Packets   map[string]uint64 `json:"packets,omitempty"`  // counters of the data path
 	Rotation  *Rotation         `json:"rotation,omitempty"` // nil: none is under way
+	Kernel    *KernelPaths      `json:"kernel_paths,omitempty"` // nil: no network is trusted
 }
 
 // NAT tells what is between the node and the others.
@@ -152,7 +154,7 @@ type Peer struct {
 	NodeID        string         `json:"node_id"`
 	State         string         `json:"state"` // alive, failed, stopped, left, retired: declared gone
 	Since         time.Time      `json:"since"`
-	Path          string         `json:"path"`          // udp, relay, none; empty: it is no peer of the data path
+	Path          string         `json:"path"`          // direct, vxlan, udp, relay, none; empty: it is no peer of the data path
 	Via           []string       `json:"via,omitempty"` // names of the relays, the nearest one first
 	RTT           int64          `json:"rtt_us"`        // of the path, in microseconds; 0: not measured
 	PathSince     *time.Time     `json:"path_since,omitempty"`
@@ -177,6 +179,12 @@ type Peer struct {
 	// size has, and none was lost since: paths are probed while they are used.
 	PathMTU          int  `json:"path_mtu,omitempty"`
 	PathMTUConfirmed bool `json:"path_mtu_confirmed"`
+
+	// SealedPath is that of the router, udp, relay or none, also where Path is another one; empty where Kernel is nil.
+	SealedPath string `json:"sealed_path,omitempty"`
+	// Kernel tells about the paths by the kernel; nil: this node trusts no network. Where Path is direct or vxlan, Reason, RTT, Endpoint and what
+	// is counted are those of the router's path, on which there is little.
+	Kernel *KernelPath `json:"kernel,omitempty"`
 }
 
 // Workload is an attached network namespace, a row of `weft ps` and the answer

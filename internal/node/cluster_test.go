@@ -38,6 +38,7 @@ func newCluster(t *testing.T, machines int) *cluster {
 	c := &cluster{t: t, net: memnet.New(1), token: newToken(t)}
 	c.net.Delay(time.Millisecond, 5*time.Millisecond)
 	root := t.TempDir()
+	between := &segment{machines: map[uint64]*machine{}, blocked: map[crossing]bool{}, probed: map[crossing]int{}}
 	for i := range machines {
 		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
 		name := fmt.Sprint("n", i+1)
@@ -46,6 +47,7 @@ func newCluster(t *testing.T, machines int) *cluster {
 			spaces: map[string]netns.ID{"/proc/self/ns/net": "net:[1]"},
 			host:   &fakeHost{t: t, up: map[string]hostnet.Workload{}},
 		}
+		m.segment, m.ways = between, &fakeKernel{t: t, host: m.host, addr: addr}
 		c.net.Name(name, addr)
 		c.machines = append(c.machines, m)
 	}

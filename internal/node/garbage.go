@@ -52,7 +52,7 @@ func (ws *workloads) collect(dryRun bool) ([]api.Garbage, error) {
 	var all []hostnet.Workload
 	for _, w := range ws.list() {
 		lease, _ := ws.alloc.Lookup(w.ID)
-		all = append(all, kernel(w, lease))
+		all = append(all, onHost(w, lease))
 	}
 	missing, err := ws.host.Missing(all)
 	if err != nil {
@@ -123,7 +123,7 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 	var ids []string
 	for _, w := range gone {
 		lease, _ := ws.alloc.Lookup(w.ID)
-		if err := ws.host.Detach(kernel(w, lease)); err != nil {
+		if err := ws.host.Detach(onHost(w, lease)); err != nil {
 			failed[w.ID] = err
 			continue
 		}

@@ -37,6 +37,8 @@ type fakeHost struct {
 	desired hostnet.Desired
 	fail    error            // what Attach does next
 	stuck   map[string]error // what Detach does, by workload
+	traffic map[netip.Prefix]uint64
+	lacks   error // for kernel paths
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
@@ -119,6 +121,8 @@ type fakePlane struct {
 	stats   []router.PeerStats // made up
 	reached reach              // made up
 	config  planeConfig
+	name    string
+	segment *segment
 }
 
 func (p *fakePlane) Run(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -213,6 +217,10 @@ type machine struct {
 	interfaces []netip.Addr // what it has instead of its address
 	rewired    signal       // the interfaces changed; nil: they never do
 	carrier    *fakePlane
+	ways       *fakeKernel
+	segment    *segment
+	probing    *fakeProbes // nil: nobody answers
+	unprobed   error       // what opening the sockets of probes ends in
 
 	kill context.CancelFunc
 	done chan error
@@ -264,12 +272,15 @@ func (m *machine) plane(_ socket, c planeConfig) (dataplane, error) {
 	if m.broken != nil {
 		return nil, m.broken
 	}
-	p := &fakePlane{config: c, router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: secretOf(c.keys.Envelope.Primary)},
+	p := &fakePlane{config: c, name: m.name, segment: m.segment, router: m.net.Router(memnet.Member{Node: uint64(c.id), Port: DefaultPort, Secret: secretOf(c.keys.Envelope.Primary)},
 		func(b []byte, from memnet.Addr, at time.Time) { c.control(b, router.Addr(from), at) })}
 	p.SetKeys(c.keys)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.carrier = p
+	m.segment.mu.Lock()
+	m.segment.machines[uint64(c.id)] = m
+	m.segment.mu.Unlock()
 	return p, nil
 }
 

@@ -192,13 +192,14 @@ func (n *Node) isMember(e *engines) bool {
 
 // undo takes a first start off the host.
 func (n *Node) undo(e *engines) error {
+	_, kerr := e.kernel.kernel.Remove()
 	_, err := e.workloads.host.Remove(e.workloads.changed())
 	for _, path := range token.Files(n.cfg.DataDir) {
 		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			err = errors.Join(err, rerr)
 		}
 	}
-	return errors.Join(err, n.sys.removeDevice())
+	return errors.Join(kerr, err, n.sys.removeDevice())
 }
 
 // findMesh asks the hosts of --peer which mesh they are of, for as long as none
@@ -262,6 +263,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	err := n.bringUp(coming, e)
 	if err == nil {
 		g.Go(func() error { n.repair(working, e.workloads); return nil })
+		g.Go(func() error { return e.kernel.run(working) })
 		g.Go(func() error { e.benches.Run(coming); return nil })
 		<-coming.Done()
 	}
@@ -270,7 +272,8 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	n.setPhase(api.Stopping, "")
 	n.noteEnd(ctx, failed, err)
 	n.sys.notify(daemon.SdNotifyStopping)
-	if failed.Err() == nil {
+	inOrder := failed.Err() == nil
+	if inOrder {
 		tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
 		left := n.isLeaving() || err != nil && n.state.first && !n.isMember(e)
 		if terr := e.mesh.Stop(tell, left); terr != nil {
@@ -280,6 +283,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	}
 	stop()
 	gerr := g.Wait()
+	e.kernel.end(inOrder)
 	n.log.Info("weft ends", zap.Duration("uptime", time.Since(n.started)))
 	if gerr != nil && (err == nil || errors.Is(err, gerr)) {
 		return gerr

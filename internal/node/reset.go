@@ -18,6 +18,7 @@ import (
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
+	"github.com/weftnet/weft/router/fastpath/kernel"
 )
 
 // Reset removes all that Weft made on this host, with the state in dataDir and
@@ -42,7 +43,11 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 			}
 		}
 	}
-	removed, err = hostnet.New(zap.NewNop()).Remove(changes)
+	if removed, err = kernel.New(kernel.Config{Log: zap.NewNop()}).Remove(); err != nil {
+		return removed, err
+	}
+	also, err := hostnet.New(zap.NewNop()).Remove(changes)
+	removed = append(removed, also...)
 	if err != nil {
 		return removed, err
 	}

@@ -226,7 +226,7 @@ func TestForgottenNodeReturns(t *testing.T) {
 			t.Fatal(err)
 		}
 		n3.host.mu.Lock()
-		n3.host.up[b.ID] = kernel(workload{ID: b.ID}, ipam.Lease{}) // as if the last one had been killed in the middle
+		n3.host.up[b.ID] = onHost(workload{ID: b.ID}, ipam.Lease{}) // as if the last one had been killed in the middle
 		n3.host.mu.Unlock()
 		n1.net.Dark(true)
 		n2.net.Dark(true)

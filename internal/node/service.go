@@ -20,6 +20,7 @@ import (
 	"github.com/weftnet/weft/ipam"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/fastpath"
 	"github.com/weftnet/weft/router/session"
 )
 
@@ -64,7 +65,7 @@ func (n *Node) Status() api.Status {
 		Version: n.cfg.Version, Name: n.cfg.Name, NodeID: n.state.identity.ID.String(), PID: os.Getpid(),
 		Uptime: time.Since(n.started), Port: n.cfg.Port, DataDir: n.cfg.DataDir,
 		Socket: filepath.Join(n.cfg.RunDir, api.SocketName), Device: Device,
-		Shards: n.cfg.Shards, Encrypted: true, Nodes: api.NodeCount{Total: 1, Alive: 1},
+		Shards: n.cfg.Shards, Encrypted: !n.state.universe.Plain, Nodes: api.NodeCount{Total: 1, Alive: 1},
 	}
 	n.mu.Lock()
 	s.Phase, s.WaitsFor = n.phase, n.waitsFor
@@ -101,6 +102,8 @@ func (n *Node) Status() api.Status {
 	s.Packets = packetCounts(stats)
 	s.Reach, s.Relaying = n.reachStatus(e, nodes, e.plane.PeerStats()), n.relaying(stats)
 	s.Rotation = n.rotor.status(e)
+	s.Kernel = n.kernelStatus(e, nodes, e.plane.PeerStats())
+	s.Warnings = append(s.Warnings, e.kernel.unreachable()...)
 	return s
 }
 
@@ -172,7 +175,7 @@ func (n *Node) Peers() []api.Peer {
 	retired := retirees(e.alloc.Retirements())
 	peers := []api.Peer{}
 	nodes := e.mesh.Nodes()
-	names := shownNames(nodes)
+	names, byKernel := shownNames(nodes), e.kernel.describe(nodes)
 	for _, m := range nodes {
 		if m.Status == mesh.Self {
 			continue
@@ -197,6 +200,12 @@ func (n *Node) Peers() []api.Peer {
 			}
 			if !s.Handshake.IsZero() {
 				p.LastHandshake = &s.Handshake
+			}
+		}
+		if x, ok := byKernel[m.ID]; ok {
+			p.Kernel = &x
+			if p.SealedPath = p.Path; x.Path != fastpath.UDP.String() {
+				p.Path = x.Path
 			}
 		}
 		peers = append(peers, p)
@@ -318,9 +327,6 @@ func (n *Node) Detach(_ context.Context, r api.DetachRequest) (api.DetachResult,
 	}
 	return e.workloads.detach(r)
 }
-
-// Stop implements [api.Service].
-func (n *Node) Stop() { n.quit(errStopped) }
 
 func compareNames(name1, id1, name2, id2 string) int {
 	if name1 != name2 {

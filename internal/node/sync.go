@@ -105,6 +105,7 @@ func (n *Node) syncPeers(e *engines) int {
 	} else {
 		n.setWarning("records", "")
 	}
+	e.kernel.wake.raise()
 	alive := 0
 	for _, m := range nodes {
 		if m.Status == mesh.Alive || m.Status == mesh.Self {
@@ -129,7 +130,7 @@ func (n *Node) setPeers(e *engines, nodes []mesh.Node, holdings []ipam.Holding) 
 	warning = ""
 	if n.whyRetired() == nil {
 		nodes = without(nodes, e.alloc.Retirements())
-		peers, warning = withClients(withPreshared(peersOf(nodes, holdings, n.mtu), nodes, n.rotor.snapshot()), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
+		peers, warning = withClients(withPreshared(n.sealed(peersOf(nodes, holdings, n.mtu)), nodes, n.rotor.snapshot()), e.clients.peers(n.ownPrefixes(holdings), n.mtu))
 	}
 	n.setWarning("client-key", warning)
 	if reflect.DeepEqual(peers, n.peers) { // most gossip says nothing new to the router
@@ -164,8 +165,10 @@ func (n *Node) repair(ctx context.Context, ws *workloads) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		case <-ws.mending:
 		}
 		n.warnHost(errors.Join(ws.reconcile()))
+		n.noteRepaired(ws.takeRepaired())
 	}
 }
 

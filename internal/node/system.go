@@ -22,6 +22,7 @@ import (
 	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/fastpath/kernel"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/tun"
 	"github.com/weftnet/weft/router/underlay"
@@ -35,6 +36,9 @@ type dataplane interface {
 	SetLocal(l router.Local)
 	SendControl(b []byte, to router.Addr) error
 	Examine(node uint64)
+	// SendProof answers a probe of a node, and SendAsk asks it for an answer without a kernel path.
+	SendProof(node, echo uint64) error
+	SendAsk(node, echo uint64) error
 	Greet()
 	Stats() router.Stats
 	PeerStats() []router.PeerStats
@@ -71,6 +75,9 @@ type planeConfig struct {
 	// goroutine, and do not block.
 	onPath  func(pathChange)
 	onReach func()
+	// onProof brings an answer to a probe, and onAsk what a node asks. They are called from any goroutine, and do not block.
+	onProof func(node, echo uint64, at time.Time)
+	onAsk   func(node, echo uint64, at time.Time)
 }
 
 // socket holds the node's UDP port.
@@ -103,6 +110,9 @@ type system interface {
 	egress(advertise netip.Addr) (hostnet.Link, error)
 	// watchNetwork calls changed when egress may find something else, until ctx ends.
 	watchNetwork(ctx context.Context, changed func()) error
+	// kernel returns what kernel paths need of the kernel, and probes opens their sockets.
+	kernel(c kernel.Config) pathKernel
+	probes(c probeConfig, came func(probeSeen), log *zap.Logger) (pathProbes, error)
 	netnsAt(path string) (netns.ID, error)
 	bootID() (string, error)
 	// notify tells the supervisor a state, as sd_notify(3) does.
@@ -212,8 +222,8 @@ func (linux) plane(s socket, c planeConfig) (dataplane, error) {
 	config := router.Config{
 		ID: uint64(c.id), Boot: c.boot, Keys: c.keys, NoRelay: c.noRelay, RelayLimit: c.relayLimit, Private: c.private, Preshared: c.preshared,
 		TUN: router.Queues(dev), Conns: router.Conns(conns.data), CopyDSCP: c.copyDSCP, Log: c.log, Now: time.Now, Control: c.control,
-		OnReach: c.onReach,
-		OnPath:  func(e router.PathEvent) { c.onPath(changeOf(e)) },
+		OnReach: c.onReach, OnProof: c.onProof, OnAsk: c.onAsk,
+		OnPath: func(e router.PathEvent) { c.onPath(changeOf(e)) },
 	}
 	if conns.control != nil {
 		config.ControlConn = conns.control
@@ -251,6 +261,7 @@ func (linux) egress(a netip.Addr) (hostnet.Link, error) { return hostnet.Egress(
 func (linux) watchNetwork(ctx context.Context, changed func()) error {
 	return hostnet.Watch(ctx, changed)
 }
+func (linux) kernel(c kernel.Config) pathKernel     { return kernel.New(c) }
 func (linux) netnsAt(path string) (netns.ID, error) { return netns.At(path) }
 
 func (linux) bootID() (string, error) {

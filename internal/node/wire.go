@@ -56,6 +56,7 @@ type engines struct {
 	moved     signal // where may have changed
 	watch     watcher
 	paths     pathNews
+	kernel    *kernelPaths
 
 	// adopting is set until this node has the share of its name. It asks for no addresses before: it would end up with
 	// more than its share, and whoever owns half of the range cannot be forgotten.
@@ -154,6 +155,9 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	if e.workloads, err = n.loadWorkloads(e); err != nil {
 		return nil, err
 	}
+	if e.kernel, err = n.newKernelPaths(e); err != nil {
+		return nil, err
+	}
 	sealing, err := planeKeys(n.rotor.snapshot())
 	if err != nil {
 		return nil, err
@@ -162,7 +166,11 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 		private: n.state.identity.key(), preshared: session.PresharedKey(n.rotor.snapshot().Tokens[0].Keys().Preshared),
 		shards: n.cfg.Shards, tun: n.cfg.TUN, offloads: n.cfg.Offloads, copyDSCP: n.cfg.CopyDSCP, log: n.log.Named("router"),
 		id: n.state.identity.ID, boot: e.mesh.Boot(), keys: sealing,
-		noRelay: n.cfg.NoRelay, relayLimit: n.cfg.RelayLimit, onPath: e.paths.note, onReach: e.moved.raise,
+		noRelay: n.cfg.NoRelay, relayLimit: n.cfg.RelayLimit, onReach: e.moved.raise, onProof: e.kernel.proof, onAsk: e.kernel.asked,
+		onPath: func(c pathChange) {
+			e.paths.note(c)
+			e.kernel.wake.raise()
+		},
 		control: func(b []byte, from router.Addr, at time.Time) {
 			e.mesh.Deliver(b, mesh.Addr{Node: mesh.NodeID(from.Node), Addr: from.Addr}, at)
 		},
@@ -232,7 +240,7 @@ func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
 	}
 	ws := &workloads{
 		st: n.store, host: n.sys.host(n.log.Named("host")), alloc: e.alloc, netnsAt: n.sys.netnsAt,
-		ownNS: own, boot: boot, kept: e.clients.keeps, now: time.Now, log: n.log, state: map[string]string{},
+		ownNS: own, boot: boot, kept: e.clients.keeps, now: time.Now, log: n.log, state: map[string]string{}, mending: newSignal(),
 	}
 	if ws.all, err = loadWorkloads(n.store); err != nil {
 		return nil, err
@@ -274,9 +282,13 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	if err != nil {
 		return err
 	}
+	if err := e.mesh.SetRecord(n.describe(e)); err != nil { // with the addresses
+		return err
+	}
+	e.kernel.adopt(time.Now())
 	e.workloads.setDesired(hostnet.Desired{
 		Device: Device, MTU: n.mtu, Addrs: addresses(lease), Universe: e.universe.Prefixes(), Masquerade: n.cfg.Masquerade,
-	})
+	}, e.kernel.workloadMTU())
 	undone, err := e.workloads.reconcile()
 	if err != nil {
 		return err
@@ -330,6 +342,8 @@ func (n *Node) describe(e *engines) func(*mesh.Record) {
 		if n.cfg.NoRelay {
 			r.Features = append(r.Features, featureNoRelay)
 		}
+		r.Features = append(r.Features, e.kernel.features()...)
+		r.TrustedSubnets, r.Hosts = e.kernel.trusted, e.kernel.hosts()
 		r.Endpoints, r.Links = e.where.endpoints(n.cfg.Port), e.where.neighbours()
 	}
 }

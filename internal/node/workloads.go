@@ -42,6 +42,7 @@ type hostNetwork interface {
 	Detach(hostnet.Workload) error
 	Missing([]hostnet.Workload) ([]string, error)
 	Remove(hostnet.Changes) ([]string, error)
+	plainHost
 }
 
 // workloads keeps the attached namespaces: their addresses, their record in the
@@ -58,20 +59,25 @@ type workloads struct {
 	kept    func(owner string) bool // by others than workloads
 	now     func() time.Time
 	log     *zap.Logger
+	mending signal // reconcile is due
 
 	// gate lets reconcile, which removes what it does not know, run alone.
 	gate sync.RWMutex
-	lock keyedMutex
+	// ruling lets what may enter and leave in plaintext change only while nothing older is being applied.
+	ruling sync.Mutex
+	lock   keyedMutex
 
-	mu      sync.Mutex
-	all     map[string]workload
-	state   map[string]string // ID -> what is wrong, absent: nothing
-	coming  map[string]bool   // IDs that are being attached; one attach each, by lock
-	desired hostnet.Desired   // without the workloads
-	changes hostnet.Changes
-	notes   []string
-	refusal error // why nothing new is attached; nil: it is
-	retired bool  // nothing is on the network any more, see retire.go
+	mu       sync.Mutex
+	all      map[string]workload
+	state    map[string]string // ID -> what is wrong, absent: nothing
+	coming   map[string]bool   // IDs that are being attached; one attach each, by lock
+	desired  hostnet.Desired   // without the workloads
+	changes  hostnet.Changes
+	notes    []string
+	roomy    int      // MTU of workloads where packets leave by the kernel; 0: that of the device
+	repaired []string // what others had changed, and nobody has been told yet
+	refusal  error    // why nothing new is attached; nil: it is
+	retired  bool     // nothing is on the network any more, see retire.go
 }
 
 // attach gives the namespace of r an interface and addresses, or repairs those
@@ -112,10 +118,10 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 		w = workload{ID: id, NetnsID: string(ns), IfName: r.IfName, Boot: ws.boot, MTU: ws.mtu(), Attached: ws.now()}
 	}
 	w.Netns = r.Netns
-	warnings, err := ws.host.Attach(kernel(w, lease))
+	warnings, err := ws.host.Attach(onHost(w, lease))
 	if err == nil {
 		if err = saveWorkload(ws.st, w); err != nil && !known {
-			err = errors.Join(err, ws.host.Detach(kernel(w, lease)))
+			err = errors.Join(err, ws.host.Detach(onHost(w, lease)))
 		}
 	}
 	if err != nil {
@@ -238,7 +244,7 @@ func (ws *workloads) reconcile() (undone, err error) {
 			gone = append(gone, w)
 			continue
 		}
-		_, aerr := ws.host.Attach(kernel(w, lease))
+		_, aerr := ws.host.Attach(onHost(w, lease))
 		ws.setState(id, aerr)
 		if aerr != nil {
 			ws.log.Warn("workload could not be attached again", zap.String("workload", id), zap.Error(aerr))
@@ -253,6 +259,8 @@ func (ws *workloads) reconcile() (undone, err error) {
 // saved first, so that reset can restore it after a crash as well. The caller
 // has the gate.
 func (ws *workloads) apply() (hostnet.Result, error) {
+	ws.ruling.Lock()
+	defer ws.ruling.Unlock()
 	ws.mu.Lock()
 	d, before, retired := ws.desired, ws.changes, ws.retired
 	ws.mu.Unlock()
@@ -261,7 +269,7 @@ func (ws *workloads) apply() (hostnet.Result, error) {
 	}
 	for _, w := range ws.list() {
 		if lease, ok := ws.alloc.Lookup(w.ID); ok && !retired {
-			d.Workloads = append(d.Workloads, kernel(w, lease))
+			d.Workloads = append(d.Workloads, onHost(w, lease))
 		}
 	}
 	planned, err := ws.host.Plan(d, before)
@@ -280,21 +288,53 @@ func (ws *workloads) apply() (hostnet.Result, error) {
 	}
 	ws.mu.Lock()
 	ws.changes, ws.notes = res.Changes, res.Warnings
+	ws.repaired = append(ws.repaired, res.Repaired...)
 	ws.mu.Unlock()
 	return res, nil
 }
 
 // setDesired sets what reconcile aims at, workloads aside.
-func (ws *workloads) setDesired(d hostnet.Desired) {
+func (ws *workloads) setDesired(d hostnet.Desired, roomy int) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	d.Plain, d.Loose = ws.desired.Plain, ws.desired.Loose
+	ws.roomy = roomy
 	ws.desired = d
 }
 
+// setPlain sets what may enter and leave in plaintext, by kernel paths, and by which devices packets come in that the kernel would route
+// another way. The latter takes effect at the next reconcile.
+func (ws *workloads) setPlain(p hostnet.Plaintext, loose []string) error {
+	ws.ruling.Lock()
+	defer ws.ruling.Unlock()
+	ws.mu.Lock()
+	begun := ws.desired.Device != ""
+	news := !slices.Equal(ws.desired.Loose, loose)
+	ws.desired.Plain, ws.desired.Loose = p, loose
+	ws.mu.Unlock()
+	if !begun {
+		return nil
+	}
+	if news {
+		ws.mending.raise()
+	}
+	return ws.host.SetPlain(p)
+}
+
+// mtu is that of new workloads.
 func (ws *workloads) mtu() int {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	return ws.desired.MTU
+	return cmp.Or(ws.roomy, ws.desired.MTU)
+}
+
+// takeRepaired returns what others had changed and reconcile has put right, once.
+func (ws *workloads) takeRepaired() []string {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	list := ws.repaired
+	ws.repaired = nil
+	return list
 }
 
 // changed is what was changed on the host that does not bear Weft's mark.
@@ -362,7 +402,7 @@ func (ws *workloads) describe(w workload) api.Workload {
 
 func workloadID(ns netns.ID, ifname string) string { return string(ns) + "/" + ifname }
 
-func kernel(w workload, l ipam.Lease) hostnet.Workload {
+func onHost(w workload, l ipam.Lease) hostnet.Workload {
 	return hostnet.Workload{ID: w.ID, Netns: w.Netns, IfName: w.IfName, Addrs: addresses(l), MTU: w.MTU}
 }
 

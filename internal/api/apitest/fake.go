@@ -42,6 +42,9 @@ type Daemon struct {
 	// Rotated is what Rotate and RevokeOld say, and Asked what Rotate was asked for last.
 	Rotated api.RotationResult
 	Asked   api.RotateRequest
+	// Kept is what Stop says of traffic that it keeps, and Reached by which path Path says that a node is reached.
+	Kept    []string
+	Reached string
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
 	// Adding is called when a WireGuard client was added, before that is answered; nil: nothing is.
@@ -168,4 +171,18 @@ func (d *Daemon) Leave(ctx context.Context, r api.LeaveRequest, progress func(ap
 }
 
 // Stop implements api.Service.
-func (d *Daemon) Stop() { d.stop() }
+func (d *Daemon) Stop(r api.StopRequest) api.StopResult {
+	d.stop()
+	if r.KeepTraffic {
+		return api.StopResult{Kept: d.Kept}
+	}
+	return api.StopResult{}
+}
+
+// Path implements api.Service: the node is reached as it is asked for.
+func (d *Daemon) Path(_ context.Context, r api.PathRequest) (api.PathResult, error) {
+	if err := d.refused(); err != nil {
+		return api.PathResult{}, err
+	}
+	return api.PathResult{Node: r.Node, KernelPath: api.KernelPath{Want: r.Path, Path: d.Reached, Why: "proven"}}, nil
+}
