@@ -80,10 +80,8 @@ func drawNode(t *rapid.T, host byte, v4, v6, plain bool) node {
 		}), 0, 3, rapid.ID[netip.Addr]).Draw(t, label("hosts")),
 		Unused: rapid.Bool().Draw(t, label("unused")),
 	}
-	for _, e := range known { // what it knows of itself may be less
-		if rapid.Bool().Draw(t, label("knows itself")) {
-			n.Addrs = append(n.Addrs, e.Addr())
-		}
+	for _, e := range known {
+		n.Addrs = append(n.Addrs, e.Addr())
 	}
 	if len(known) > 0 {
 		n.Current = rapid.SampledFrom(known).Draw(t, label("current"))
