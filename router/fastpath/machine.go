@@ -16,11 +16,15 @@ import (
 // Config is what a Machine is made of.
 type Config struct {
 	Rand io.Reader // cryptographic: who cannot see a probe must not guess its echo
+	// Asks tells that the caller takes Actions to Send by UDP: they ask the peer, by the router's path, to answer the echo if it answers probes. Then a path in use is left for
+	// UDP only if the peer is there; if it is not, UDP leads nowhere, and the kernel may still pass packets on.
+	Asks bool
 }
 
 // Machine decides by which kind of path each peer is reached. It is told what happens, and what is to be done is what Step returns, which is to be called
 // after all else and at the time that it has returned.
 type Machine struct {
+	asks    bool
 	rand    io.Reader
 	peers   map[uint64]*peer
 	adopted map[uint64]Kind // of peers that Set has not named yet
@@ -33,7 +37,7 @@ type Machine struct {
 // sent says what was asked by the probe of an echo.
 type sent struct {
 	peer   *peer
-	trial  *trial
+	trial  *trial // nil: by an ask
 	family int
 	full   bool
 }
@@ -43,7 +47,7 @@ type ActionKind uint8
 
 // The kinds of actions.
 const (
-	Send   ActionKind = iota // a probe
+	Send   ActionKind = iota // a probe, or by UDP an ask
 	Switch                   // the path of a peer to another
 )
 
@@ -52,8 +56,8 @@ type Action struct {
 	Kind ActionKind
 	ID   uint64
 	Way  Kind       // of Send: to be proven; of Switch: to be used from now on
-	To   netip.Addr // of Send
-	Size int        // of Send: of the IP packet in bytes
+	To   netip.Addr // of Send, unless by UDP
+	Size int        // of Send, unless by UDP: of the IP packet in bytes
 	Echo uint64     // of Send
 	From Kind       // of Switch
 	Why  string     // of Switch: one line, for people
@@ -70,7 +74,7 @@ type Status struct {
 // New makes a Machine that knows no peers.
 func New(c Config) *Machine {
 	return &Machine{
-		rand: c.Rand, peers: map[uint64]*peer{}, adopted: map[uint64]Kind{}, echoes: map[uint64]sent{},
+		asks: c.Asks, rand: c.Rand, peers: map[uint64]*peer{}, adopted: map[uint64]Kind{}, echoes: map[uint64]sent{},
 		full: bucket{rate: fullRate, most: fullBurst}, small: bucket{rate: smallRate, most: smallBurst},
 	}
 }
@@ -109,6 +113,7 @@ func (m *Machine) Set(cs []Candidate, now time.Time) {
 			for _, t := range p.trials {
 				m.forget(t)
 			}
+			m.calm(p)
 			heap.Remove(&m.queue, p.index)
 			delete(m.peers, id)
 		}
@@ -166,6 +171,10 @@ func (m *Machine) Proof(id, echo uint64, now time.Time) {
 	if !ok || s.peer.id != id {
 		return
 	}
+	if s.trial == nil {
+		m.answered(s.peer, echo, now)
+		return
+	}
 	f := &s.trial.families[s.family]
 	x := &f.small
 	if s.full {
@@ -196,7 +205,7 @@ func (m *Machine) Proof(id, echo uint64, now time.Time) {
 // Unsent tells that the probe with that echo could not leave, which is as if it was not answered; the error is for people to read.
 func (m *Machine) Unsent(echo uint64, err error, now time.Time) {
 	s, ok := m.echoes[echo]
-	if !ok || err == nil {
+	if !ok || err == nil || s.trial == nil {
 		return
 	}
 	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
@@ -246,7 +255,7 @@ func (m *Machine) Step(now time.Time) (do []Action, next time.Time) {
 	var asks []ask
 	for _, p := range due {
 		for _, t := range p.trials {
-			if t != nil && p.judge(t, now) {
+			if t != nil && p.judge(t, now, m.asks) {
 				m.forget(t)
 			}
 		}
@@ -254,6 +263,7 @@ func (m *Machine) Step(now time.Time) (do []Action, next time.Time) {
 			do = append(do, a)
 		}
 		asks = append(asks, p.asks(now)...)
+		do = m.wonder(do, p, now)
 	}
 	slices.SortStableFunc(asks, func(a, b ask) int { return a.rank.Compare(b.rank) })
 	for _, a := range asks {
@@ -330,6 +340,9 @@ func (m *Machine) Status(id uint64) Status {
 		return Status{Path: UDP}
 	}
 	s := Status{Path: p.path, Since: p.since, Why: p.explain(), Kinds: map[Kind]string{}}
+	if p.life.mute != "" {
+		s.Why = p.life.mute
+	}
 	for _, k := range Kinds() {
 		if k != p.path {
 			s.Kinds[k] = p.whyNot(k)

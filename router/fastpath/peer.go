@@ -17,6 +17,7 @@ type peer struct {
 	why    string
 	active time.Time // when there was traffic last
 	trials [Direct + 1]*trial
+	life   life
 	// doubted is since when the way was silent that has failed last: another one has to have answered since.
 	doubted time.Time
 
@@ -37,7 +38,7 @@ func (p *peer) adopt(k Kind) {
 }
 
 // judge draws the conclusions from what was answered. It reports true when probes that are under way do not matter any more.
-func (p *peer) judge(t *trial, now time.Time) bool {
+func (p *peer) judge(t *trial, now time.Time, asks bool) bool {
 	switch t.state {
 	case resting:
 		if !p.retryAt(t).After(now) {
@@ -58,7 +59,7 @@ func (p *peer) judge(t *trial, now time.Time) bool {
 		for i := range t.families {
 			f := &t.families[i]
 			since, hole, quiet := f.quiet(now, limit)
-			if !quiet {
+			if !quiet || asks && p.path == t.way.Kind && !p.alive(since, now) {
 				continue
 			}
 			if p.path == t.way.Kind {
@@ -282,6 +283,12 @@ func (p *peer) wakeAt(now, starved time.Time) time.Time {
 		if t.After(now) {
 			at(t)
 		}
+	}
+	if len(p.life.pending) > 0 {
+		at(p.life.asked.Add(doubtGap))
+	}
+	if !p.life.since.IsZero() {
+		later(p.life.since.Add(aliveFor))
 	}
 	for _, t := range p.trials {
 		if t == nil {
