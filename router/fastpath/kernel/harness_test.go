@@ -157,10 +157,28 @@ func newHosts(t testing.TB, n int) []*host {
 		h.addAddr(t, h.eth0, under6(h.n), 64)
 		h.addAddr(t, lo, over4(h.n), 32)
 		h.addAddr(t, lo, over6(h.n), 128)
+		setSysctl(t, h.ns, "ipv6/conf/eth0/keep_addr_on_down", "1")
 		must(t, h.handle.LinkSetUp(h.eth0))
 		hosts[i] = h
 	}
+	for _, h := range hosts {
+		h.settled(t)
+	}
 	return hosts
+}
+
+// settled waits for what an interface that comes up brings with it.
+func (h *host) settled(t testing.TB) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		addrs, err := h.handle.AddrList(h.eth0, netlink.FAMILY_V6)
+		must(t, err)
+		ready := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
+		if ready && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+			return
+		}
+	}
+	t.Fatal("eth0 does not come up")
 }
 
 // newKernel returns a Kernel as the next run of the daemon has one.

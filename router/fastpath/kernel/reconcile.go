@@ -187,7 +187,8 @@ func (d *devices) device(name string, l link, exists bool, want device, known bo
 			d.lines = append(d.lines, fmt.Sprintf(format, args...))
 		}
 	}
-	if exists && !d.config.right(l) {
+	// One that was too small for IPv6 would begin with addresses of its own.
+	if small := exists && l.mtu < minMTU6 && want.mtu >= minMTU6; small || exists && !d.config.right(l) {
 		if err := d.conn.removeLink(l.index); err != nil {
 			return explainDevice(name, "removing", err)
 		}
@@ -244,7 +245,8 @@ func (d *devices) attributes(l link, want device, tell func(string, ...any)) err
 		}
 		tell("alias of device %s was changed by somebody; set again", name)
 	}
-	if l.mac != string(m[:]) {
+	if l.mac != string(m[:]) { // neighbours go with it
+		d.touched[name] = true
 		if err := d.conn.setLink(l.index, macAttr(m)); err != nil {
 			return explainDevice(name, "setting the hardware address of", err)
 		}
