@@ -40,7 +40,7 @@ func (w *watcher) message(v *view, kind uint16, own bool, body []byte) bool {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return !own && v.link(kind == unix.RTM_DELLINK, body) // who has changed a link is told since Linux 6.2
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return v.address(body)
+		return !own && v.address(body)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return !own && v.route(kind == unix.RTM_DELROUTE, body)
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
@@ -72,18 +72,14 @@ func (v *view) link(gone bool, body []byte) bool {
 	return gone || !same
 }
 
-// address tells whether a source of routes has come or gone: with it go the routes.
+// address tells whether a source of routes has come or gone, with which the routes go, or an address of a VXLAN device.
 func (v *view) address(body []byte) bool {
-	if len(body) < unix.SizeofIfAddrmsg {
+	a, index, ok := parseAddr(body)
+	if !ok || v.sources[a.Addr()] {
 		return true
 	}
-	found := false
-	ok := attributes(body, unix.SizeofIfAddrmsg, func(kind uint16, value []byte) {
-		if kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS {
-			found = found || v.sources[readAddr(value)]
-		}
-	})
-	return found || !ok
+	_, tunnel := v.want.devices[v.links[index].name]
+	return tunnel && a.Addr().Is4()
 }
 
 func (v *view) name(index int) string { return v.links[index].name }

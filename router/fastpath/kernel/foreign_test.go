@@ -115,6 +115,11 @@ func TestForeignChanges(t *testing.T) {
 		{"a hardware address changed", func(t *testing.T) {
 			must(t, h.handle.LinkSetHardwareAddr(h.link(t, Device4), net.HardwareAddr{2, 0, 0, 0, 0, 1}))
 		}, []string{"hardware address of device weft-vx4 was changed by somebody; set again"}, false},
+		{"an address deleted", func(t *testing.T) {
+			must(t, h.handle.AddrDel(h.link(t, Device4), &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(over4(1), 32))}))
+		}, []string{"address 10.33.0.1 of device weft-vx4 was deleted by somebody; set again"}, false},
+		{"an address added", func(t *testing.T) { h.addAddr(t, h.link(t, Device4), netip.MustParseAddr("198.51.100.1"), 24) },
+			[]string{"address 198.51.100.1/24 was added to device weft-vx4 by somebody; removed"}, false},
 		{"an address mode changed", func(t *testing.T) { must(t, h.handle.LinkSetIP6AddrGenMode(h.link(t, Device4), 0)) },
 			[]string{"IPv6 address mode of device weft-vx4 was changed by somebody; set again"}, true},
 		{"a device replaced by another of ours", func(t *testing.T) {

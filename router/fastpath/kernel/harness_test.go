@@ -158,6 +158,7 @@ func newHosts(t testing.TB, n int) []*host {
 		h.addAddr(t, lo, over4(h.n), 32)
 		h.addAddr(t, lo, over6(h.n), 128)
 		setSysctl(t, h.ns, "ipv6/conf/eth0/keep_addr_on_down", "1")
+		setSysctl(t, h.ns, "ipv4/conf/eth0/rp_filter", "2") // as internal/hostnet does
 		must(t, h.handle.LinkSetUp(h.eth0))
 		hosts[i] = h
 	}

@@ -29,8 +29,9 @@ type objects struct {
 }
 
 type device struct {
-	mtu int
-	v6  bool // carries IPv6
+	mtu    int
+	v6     bool       // carries IPv6
+	source netip.Addr // of IPv4
 }
 
 // An entryKey is what a VXLAN device sends to one place.

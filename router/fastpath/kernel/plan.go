@@ -69,7 +69,7 @@ func (p *planner) device(name string, mtu int) {
 	case mtu < minMTU || mtu > maxMTU:
 		p.fail("an MTU of %d is not possible for %s; choose %d to %d", mtu, name, minMTU, maxMTU)
 	default:
-		p.out.devices[name] = device{mtu: mtu, v6: mtu >= minMTU6 && p.has(true)}
+		p.out.devices[name] = device{mtu: mtu, v6: mtu >= minMTU6 && p.has(true), source: p.desired.Source4}
 	}
 }
 

@@ -210,6 +210,9 @@ func (d *devices) device(name string, l link, exists bool, want device, known bo
 	if err := d.attributes(l, want, tell); err != nil {
 		return err
 	}
+	if err := d.address(l, want, tell); err != nil {
+		return err
+	}
 	changed, err := d.settings(name, want)
 	if err != nil {
 		return err
