@@ -96,7 +96,7 @@ func exits(c conn) ([]exit, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		down := a.Flags&net.FlagUp == 0 || a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown
-		if !down && a.Flags&net.FlagLoopback == 0 && !ours(l) {
+		if !down && a.Flags&net.FlagLoopback == 0 && !ours(l) && !kernelPath(l) {
 			byIndex[a.Index] = l
 		}
 	}
@@ -197,7 +197,7 @@ func (n namespace) overlap(universe []netip.Prefix) error {
 	names, skip := map[int]string{}, map[int]bool{}
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
-		skip[l.Attrs().Index] = ours(l)
+		skip[l.Attrs().Index] = ours(l) || kernelPath(l)
 	}
 	addrs, err := c.addrs(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -220,7 +220,7 @@ func (n namespace) overlap(universe []netip.Prefix) error {
 			}
 			k, ok := keyOf(r)
 			u := overlapped(universe, k.dst)
-			if !ok || !u.IsValid() || r.Protocol == RouteProtocol || skip[r.LinkIndex] || large(k.dst) {
+			if !ok || !u.IsValid() || r.Protocol == RouteProtocol || r.Protocol == kernelPathProtocol || skip[r.LinkIndex] || large(k.dst) {
 				continue
 			}
 			if r.Type != unix.RTN_UNICAST && k.dst.Bits() <= u.Bits() {

@@ -190,7 +190,26 @@ func TestOverlapWithOneself(t *testing.T) {
 	d := desired()
 	h.apply(t, d)
 	h.attach(t, 1)
+	before, err := h.ns.egress(netip.Addr{})
+	must(t, err)
+	// What an earlier run may have left of kernel paths.
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "weft-vx4"
+	must(t, h.conn.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 6783, Port: 6784}))
+	must(t, h.conn.LinkSetAlias(&netlink.Vxlan{LinkAttrs: attrs}, "weft: vxlan"))
+	l := addAddr(t, h.conn, "weft-vx4", host4.String()+"/32")
+	eth0, err := h.conn.link("eth0")
+	must(t, err)
+	for i, index := range []int{l.Attrs().Index, eth0.Attrs().Index} {
+		dst := ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(34 + i), 0, 0}), 16))
+		must(t, h.conn.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: index, Protocol: kernelPathProtocol, Scope: netlink.SCOPE_LINK}))
+	}
 	if err := h.ns.overlap(d.Universe); err != nil {
 		t.Error(err)
+	}
+	after, err := h.ns.egress(netip.Addr{})
+	must(t, err)
+	if !slices.Equal(before.Addrs, after.Addrs) || before.Addr != after.Addr {
+		t.Errorf("the way out was %v, and is %v with kernel paths", before, after)
 	}
 }

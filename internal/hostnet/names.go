@@ -101,3 +101,11 @@ func ours(l netlink.Link) bool {
 	_, ok := veth(l)
 	return ok
 }
+
+// kernelPath says whether a link is a VXLAN device of router/fastpath/kernel, which makes and removes it.
+func kernelPath(l netlink.Link) bool {
+	return l.Type() == "vxlan" && l.Attrs().Alias == aliasPrefix+"vxlan"
+}
+
+// kernelPathProtocol marks the routes of router/fastpath/kernel.
+const kernelPathProtocol = 88
