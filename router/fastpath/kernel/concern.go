@@ -18,7 +18,7 @@ func (w *watcher) concerns(v *view, b []byte) bool {
 	if v == nil { // nothing was applied yet
 		return false
 	}
-	any := false
+	some := false
 	for len(b) > 0 {
 		if len(b) < unix.SizeofNlMsghdr {
 			return true
@@ -29,10 +29,10 @@ func (w *watcher) concerns(v *view, b []byte) bool {
 		}
 		kind, port := nl.NativeEndian().Uint16(b[4:]), nl.NativeEndian().Uint32(b[12:])
 		// All of them are looked at: the hardware addresses of hops are kept.
-		any = w.message(v, kind, port != 0 && port == v.port, b[unix.SizeofNlMsghdr:size]) || any
+		some = w.message(v, kind, port != 0 && port == v.port, b[unix.SizeofNlMsghdr:size]) || some
 		b = b[min(len(b), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 	}
-	return any
+	return some
 }
 
 func (w *watcher) message(v *view, kind uint16, own bool, body []byte) bool {

@@ -73,16 +73,6 @@ func setSysctl(t testing.TB, n namespace, key, value string) {
 	in(t, n, func() error { return os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(value), 0) })
 }
 
-func sysctl(t testing.TB, n namespace, key string) string {
-	t.Helper()
-	var b []byte
-	in(t, n, func() (err error) {
-		b, err = os.ReadFile(filepath.Join("/proc/sys/net", key))
-		return err
-	})
-	return strings.TrimSpace(string(b))
-}
-
 // handle is what the tests change the kernel with, as somebody else would.
 func handle(t testing.TB, n namespace) *netlink.Handle {
 	t.Helper()
@@ -157,6 +147,13 @@ func newHosts(t testing.TB, n int) []*host {
 		h.addAddr(t, h.eth0, under6(h.n), 64)
 		h.addAddr(t, lo, over4(h.n), 32)
 		h.addAddr(t, lo, over6(h.n), 128)
+		for _, p := range []netip.Prefix{range4, range6} { // to the router, whose device this stands for
+			r := &netlink.Route{Dst: ipNet(p), LinkIndex: lo.Attrs().Index, Protocol: 87, Priority: int(metricOf(p))}
+			if p.Addr().Is4() {
+				r.Scope = netlink.SCOPE_LINK
+			}
+			must(t, h.handle.RouteAdd(r))
+		}
 		setSysctl(t, h.ns, "ipv6/conf/eth0/keep_addr_on_down", "1")
 		setSysctl(t, h.ns, "ipv4/conf/eth0/rp_filter", "2") // as internal/hostnet does
 		must(t, h.handle.LinkSetUp(h.eth0))

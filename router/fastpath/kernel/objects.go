@@ -122,6 +122,3 @@ func differ[K, V comparable](have, want map[K]V) (set, gone []K) {
 func (o objects) known() bool {
 	return len(o.devices)+len(o.fdb)+len(o.neighbours)+len(o.routes)+len(o.rules) > 0
 }
-
-// sameDevices says whether o and other need the same devices of VXLAN.
-func (o objects) sameDevices(other objects) bool { return maps.Equal(o.devices, other.devices) }

@@ -3,8 +3,12 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,12 +60,12 @@ func exchange(t testing.TB, a, b *host, v6 bool, size, mark int) error {
 	must(t, server.SetDeadline(deadline))
 	must(t, client.SetDeadline(deadline))
 	out := make([]byte, size-header)
-	addr := netip.AddrPortFrom(to, uint16(server.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port()))
+	addr := netip.AddrPortFrom(to, server.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 	if _, err := client.WriteToUDPAddrPort(out, addr); err != nil {
 		return err
 	}
-	in := make([]byte, 65536)
-	n, back, err := server.ReadFromUDPAddrPort(in)
+	buf := make([]byte, 65536)
+	n, back, err := server.ReadFromUDPAddrPort(buf)
 	if err != nil {
 		return fmt.Errorf("there: %w", err)
 	}
@@ -71,7 +75,7 @@ func exchange(t testing.TB, a, b *host, v6 bool, size, mark int) error {
 	if _, err := server.WriteToUDPAddrPort(out, back); err != nil {
 		return err
 	}
-	if _, _, err := client.ReadFromUDPAddrPort(in); err != nil {
+	if _, _, err := client.ReadFromUDPAddrPort(buf); err != nil {
 		return fmt.Errorf("back: %w", err)
 	}
 	return nil
@@ -106,5 +110,100 @@ func TestPathsCarry(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Marked packets go by the way of their mark, whatever the path in use is, and nowhere else if there is none.
+func TestMarks(t *testing.T) {
+	hosts := newHosts(t, 2)
+	h := hosts[0]
+	ways := []struct {
+		name   string
+		under  func(int) netip.Addr
+		mark   int
+		device string
+	}{
+		{"vxlan over IPv4", under4, MarkVXLAN, Device4}, {"vxlan over IPv6", under6, MarkVXLAN, Device6}, {"direct", under4, MarkDirect, "eth0"},
+	}
+	for _, use := range fastpath.Kinds() {
+		for _, x := range ways {
+			for _, v6 := range []bool{false, true} {
+				for _, h := range hosts { // the way back of udp is the router's matter: here it is direct
+					d := h.toAll(hosts, x.under, fastpath.Direct)
+					if h == hosts[0] {
+						d.Peers[0].Path = use
+					}
+					must(t, h.Apply(d))
+				}
+				tunnel := h.sent(t, Device4) + h.sent(t, Device6)
+				before := h.sent(t, x.device)
+				if err := exchange(t, h, hosts[1], v6, 1000, x.mark); err != nil {
+					t.Errorf("%s while %v is in use, IPv6 %v: %v", x.name, use, v6, err)
+				}
+				if h.sent(t, x.device) == before || x.mark == MarkDirect && h.sent(t, Device4)+h.sent(t, Device6) != tunnel {
+					t.Errorf("%s while %v is in use, IPv6 %v: it went elsewhere", x.name, use, v6)
+				}
+			}
+		}
+	}
+	// Without a way there is an error at once, though the main table has one.
+	d := h.toAll(hosts, under4, fastpath.Direct)
+	d.Peers[0].VXLAN = netip.AddrPort{}
+	d.Peers = append(d.Peers, peer(3, under4(3), fastpath.UDP)) // somebody else has one
+	must(t, h.Apply(d))
+	for _, v6 := range []bool{false, true} {
+		if err := exchange(t, h, hosts[1], v6, 1000, 0); err != nil {
+			t.Error(err)
+		}
+		if err := exchange(t, h, hosts[1], v6, 1000, MarkVXLAN); !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+			t.Errorf("IPv6 %v, by vxlan, which the peer has not: %v", v6, err)
+		}
+	}
+}
+
+// IPv4 goes to a hop of IPv6 on a network where the peer has no other.
+func TestDirectByIPv6(t *testing.T) {
+	hosts := newHosts(t, 2)
+	for _, h := range hosts {
+		d := h.toAll(hosts, under4, fastpath.Direct)
+		d.Peers[0].Hop4 = d.Peers[0].Hop6
+		must(t, h.Apply(d))
+		m := newMonitor(t, h.ns)
+		h.reconciled(t)
+		m.quiet(t, "Reconcile")
+	}
+	if err := exchange(t, hosts[0], hosts[1], false, 1500, 0); err != nil {
+		t.Error(err)
+	}
+	if got := snapshot(t, hosts[0].ns); !slices.ContainsFunc(got, func(l string) bool {
+		return strings.Contains(l, "route 10.34.0.0/16") && strings.Contains(l, "2001:db8::2")
+	}) {
+		t.Errorf("%q", got)
+	}
+}
+
+// A peer that has the whole universe is reached although the way to the router has the same prefix.
+func TestWholeUniverse(t *testing.T) {
+	hosts := newHosts(t, 2)
+	connected(t, hosts, under4, fastpath.VXLAN)
+	d := hosts[0].toAll(hosts, under4, fastpath.VXLAN)
+	d.Peers[0].Prefixes = d.Universe
+	must(t, hosts[0].Apply(d))
+	for _, v6 := range []bool{false, true} {
+		if err := exchange(t, hosts[0], hosts[1], v6, 1000, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	hosts[0].reconciled(t)
+	found, err := hosts[0].newKernel(t).Found(d)
+	if err != nil || found[idOf(2)] != fastpath.VXLAN {
+		t.Error(found, err)
+	}
+	for i := range d.Peers {
+		d.Peers[i].Path = fastpath.Direct
+	}
+	must(t, hosts[0].Apply(d))
+	if found, err = hosts[0].newKernel(t).Found(d); err != nil || found[idOf(2)] != fastpath.Direct {
+		t.Error(found, err)
 	}
 }
