@@ -243,11 +243,7 @@ func sourceNAT(a netip.Addr) []expr.Any {
 // tunnels adds the checks of VXLAN itself: what arrives, whatever its VNI, is from a peer and bears an inner source of that peer;
 // and nobody whose address is translated to one of this host can send it. Nothing else of a packet needs a look: the kernel takes
 // an inner packet for what its ethertype says.
-//
-// The transport header is followed by that of UDP and of VXLAN, 8 bytes each, the inner ethernet header with its ethertype at
-// 28, and the inner packet at 30 (RFC 7348, 5).
 func (f filters) tunnels(r *rules) {
-	const ethertype, inner = 28, 30
 	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	vxlan := r.chain("vxlan", "", nil, nil)
 	input.add("", udpTo(f.port), verdict(expr.VerdictGoto, vxlan.name))
@@ -256,18 +252,7 @@ func (f filters) tunnels(r *rules) {
 	vxlan.add("whole datagrams only", &expr.Ct{Key: expr.CtKeySTATE, Register: register})
 	for _, outer6 := range []bool{false, true} {
 		for _, inner6 := range []bool{false, true} {
-			kind, at := []byte{0x08, 0x00}, source.v4
-			if inner6 {
-				kind, at = []byte{0x86, 0xdd}, source.v6
-			}
-			set := tunnelSet(outer6, inner6)
-			vxlan.add("", familyOf(outer6),
-				&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: ethertype, Len: 2},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: kind},
-				source.load(outer6, word(0)),
-				&expr.Payload{DestRegister: word(addrSize(outer6)), Base: expr.PayloadBaseTransportHeader, Offset: inner + at, Len: addrSize(inner6)},
-				&expr.Lookup{SourceRegister: register, SetName: set.name},
-				accept())
+			vxlan.add("", tunnelSet(outer6, inner6).lookup(), accept())
 		}
 	}
 	vxlan.add("forged: not a tunnel of this peer", drop())
