@@ -259,7 +259,7 @@ func TestFewerFeatures(t *testing.T) {
 	d.Device = DefaultDevice
 	f := filters{device: d.Device, universe: d.Universe, masquerade: true}
 	for _, use := range []features{{}, {fib: true}, {nat: true}, {fib: true, nat: true}} {
-		must(t, f.table(use, nil).send(h.ns, tableName))
+		must(t, f.table(use, nil).send(h.connection(t), tableName))
 		rules := strings.Join(ruleset(t, h.ns), "\n")
 		if got := strings.Contains(rules, "expr.Fib"); got != use.fib {
 			t.Errorf("%+v: fib %v", use, got)
@@ -283,7 +283,7 @@ func TestFewerFeatures(t *testing.T) {
 func TestReversePathFilterInstead(t *testing.T) {
 	h := newHost(t)
 	h.apply(t, desired())
-	must(t, filters{device: DefaultDevice, universe: desired().Universe, masquerade: true}.table(features{nat: true}, nil).send(h.ns, tableName))
+	must(t, filters{device: DefaultDevice, universe: desired().Universe, masquerade: true}.table(features{nat: true}, nil).send(h.connection(t), tableName))
 	h.last.strict = true
 	w, other := h.attach(t, 1), h.attach(t, 2)
 	victim := other.Addrs[0]

@@ -93,6 +93,7 @@ type Result struct {
 type Host struct {
 	log *zap.Logger
 	ns  namespace
+	own ports
 
 	mu       sync.Mutex
 	last     *applied // nil before the first Apply

@@ -61,16 +61,17 @@ func (n namespace) id() (netns.ID, error) {
 }
 
 // nftables returns a connection that needs no closing.
-func (n namespace) nftables() (*nftables.Conn, error) {
+func (n namespace) nftables(options ...nftables.ConnOption) (*nftables.Conn, error) {
 	// A table with many elements is one write, and the kernel answers each of its messages.
 	const buffer = 8 << 20
 	room := nftables.WithSockOptions(func(c *netlinkconn.Conn) error {
 		return errors.Join(c.SetWriteBuffer(buffer), c.SetReadBuffer(buffer))
 	})
-	if n == here {
-		return nftables.New(room)
+	options = append(options, room)
+	if n != here {
+		options = append(options, nftables.WithNetNSFd(int(n)))
 	}
-	return nftables.New(room, nftables.WithNetNSFd(int(n)))
+	return nftables.New(options...)
 }
 
 // open returns a connection for links, addresses and routes, usable from every thread.

@@ -120,7 +120,11 @@ func (h *Host) Support() error {
 		addrs: map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.1"), true: netip.MustParseAddr("2001:db8::1")},
 		port:  1, devices: []string{linkPrefix + "probe"},
 	}
-	return unsupported(f.table(everything(), contents{}).try(h.ns))
+	c, err := h.writer()
+	if err != nil {
+		return unsupported(err)
+	}
+	return unsupported(f.table(everything(), contents{}).try(c))
 }
 
 // unsupported explains why the kernel has refused the sets and rules of kernel paths.

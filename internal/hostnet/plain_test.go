@@ -16,6 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// connection returns one that changes nftables, as somebody else.
+func (h *testHost) connection(t testing.TB) *nftables.Conn {
+	t.Helper()
+	c, err := h.ns.nftables()
+	must(t, err)
+	return c
+}
+
 // intact fails the test unless the kernel has the table as it should be.
 func (h *testHost) intact(t testing.TB) {
 	t.Helper()
@@ -144,8 +152,7 @@ func TestTableIsRepaired(t *testing.T) {
 			d := desired()
 			d.Plain = plain()
 			h.apply(t, d)
-			c, err := h.ns.nftables()
-			must(t, err)
+			c := h.connection(t)
 			for _, how := range []string{"Apply", "SetPlain"} {
 				before := snapshot(t, h.ns)
 				must(t, x.damage(t, c))
@@ -184,7 +191,7 @@ func TestNoPlainSets(t *testing.T) {
 	refused := fmt.Errorf("not today")
 	f := h.table.filters
 	for _, use := range []features{{fib: true, nat: true}, {nat: true}, {}} {
-		must(t, f.table(use, plain().elements()).send(h.ns, tableName))
+		must(t, f.table(use, plain().elements()).send(h.connection(t), tableName))
 		h.table = &table{filters: f, use: use, rules: f.table(use, plain().elements()), refused: refused}
 		h.intact(t)
 		if all := strings.Join(ruleset(t, h.ns), "\n"); strings.Contains(all, "Notrack") || !strings.Contains(all, "chain 1 weft leak filter") {
@@ -337,7 +344,7 @@ func TestManyPeers(t *testing.T) {
 		must(t, do())
 		took := time.Since(begin)
 		t.Logf("%s: %v", what, took.Round(10*time.Microsecond))
-		if took > time.Second {
+		if took > 10*time.Second { // on a machine that does nothing else it is well below one
 			t.Errorf("%s takes %v", what, took)
 		}
 	}

@@ -106,16 +106,20 @@ func (h *Host) putBest(f filters, p Plaintext, have *found) error {
 
 // put makes what is there the table.
 func (t *table) put(h *Host, have *found) error {
+	c, err := h.writer()
+	if err != nil {
+		return err
+	}
 	if t.is(have) {
 		del, add := difference(have.elements, t.rules.elements)
 		switch {
 		case len(del)+len(add) == 0:
 			return nil
 		case !slow(del, t.rules.elements):
-			return h.ns.change(del, add)
+			return change(c, del, add)
 		}
 	}
-	if err := t.rules.send(h.ns, tableName); err != nil {
+	if err := t.rules.send(c, tableName); err != nil {
 		return err
 	}
 	t.told = nil
@@ -140,7 +144,7 @@ func (h *Host) setPlain(p Plaintext) error {
 		}
 		want := f.table(h.table.use, p.elements())
 		del, add := difference(h.table.rules.elements, want.elements)
-		if len(del)+len(add) == 0 || !slow(del, want.elements) && h.ns.change(del, add) == nil {
+		if len(del)+len(add) == 0 || !slow(del, want.elements) && h.change(del, add) == nil {
 			h.table.rules, h.table.kept = want, false
 			return nil
 		}
@@ -165,6 +169,14 @@ func slow(del, rest contents) bool {
 		n += len(elements) * (len(elements) + len(rest[set]))
 	}
 	return n > most
+}
+
+func (h *Host) change(del, add contents) error {
+	c, err := h.writer()
+	if err != nil {
+		return err
+	}
+	return change(c, del, add)
 }
 
 // damage says what somebody has changed of the table, and that it will be put right.

@@ -17,11 +17,7 @@ import (
 const maxElements = 256
 
 // send replaces the table of that name, in one transaction.
-func (r rules) send(ns namespace, as string) error {
-	c, err := ns.nftables()
-	if err != nil {
-		return err
-	}
+func (r rules) send(c *nftables.Conn, as string) error {
 	if err := r.compose(c, as); err != nil {
 		return err
 	}
@@ -29,11 +25,7 @@ func (r rules) send(ns namespace, as string) error {
 }
 
 // try says whether the kernel takes the table, and leaves none.
-func (r rules) try(ns namespace) error {
-	c, err := ns.nftables()
-	if err != nil {
-		return err
-	}
+func (r rules) try(c *nftables.Conn) error {
 	const as = tableName + "-probe"
 	if err := r.compose(c, as); err != nil {
 		return err
@@ -73,11 +65,7 @@ func (r rules) compose(c *nftables.Conn, as string) error {
 }
 
 // change deletes and adds elements, in one transaction.
-func (n namespace) change(del, add contents) error {
-	c, err := n.nftables()
-	if err != nil {
-		return err
-	}
+func change(c *nftables.Conn, del, add contents) error {
 	t := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	for _, step := range []struct {
 		what contents

@@ -142,7 +142,7 @@ func concernsExit(b []byte) bool {
 				return true
 			}
 		}
-		b = b[min(len(b), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
+		b = b[min(len(b), align(size)):]
 	}
 	return false
 }
