@@ -73,7 +73,9 @@ func TestAsks(t *testing.T) {
 	x := newMembers(t, 2, func(c *Config) {
 		id := c.ID
 		c.OnProof = func(node, echo uint64, _ time.Time) { told = append(told, fmt.Sprintf("%d: %x of %d", id, echo, node)) }
-		c.OnAsk = func(node, echo uint64, _ time.Time) { told = append(told, fmt.Sprintf("%d is asked for %x by %d", id, echo, node)) }
+		c.OnAsk = func(node, echo uint64, _ time.Time) {
+			told = append(told, fmt.Sprintf("%d is asked for %x by %d", id, echo, node))
+		}
 	})
 	a, b := x.all[1], x.all[2]
 	x.join(1, 2)

@@ -85,7 +85,7 @@ type Status struct {
 	MTU       int           `json:"mtu,omitempty"`
 	TUN       string        `json:"tun,omitempty"` // kind of the device: "native", "portable"
 	Shards    int           `json:"shards"`
-	Offloads  []string      `json:"offloads"` // in use: "tso", "uso", "gso", "gro"
+	Offloads  []string      `json:"offloads"`  // in use: "tso", "uso", "gso", "gro"
 	Encrypted bool          `json:"encrypted"` // false: the mesh was founded without
 
 	Nodes     NodeCount         `json:"nodes"`
@@ -94,8 +94,8 @@ type Status struct {
 	Reach     *Reach            `json:"reach,omitempty"` // nil: not known yet
 	Relaying  *Relaying         `json:"relaying,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
-	Packets   map[string]uint64 `json:"packets,omitempty"`  // counters of the data path
-	Rotation  *Rotation         `json:"rotation,omitempty"` // nil: none is under way
+	Packets   map[string]uint64 `json:"packets,omitempty"`      // counters of the data path
+	Rotation  *Rotation         `json:"rotation,omitempty"`     // nil: none is under way
 	Kernel    *KernelPaths      `json:"kernel_paths,omitempty"` // nil: no network is trusted
 }
 
