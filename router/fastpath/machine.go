@@ -30,7 +30,8 @@ type Machine struct {
 	adopted map[uint64]Kind // of peers that Set has not named yet
 	echoes  map[uint64]sent
 	queue   queue
-	full    bucket // of probes of full size
+	watch   bucket // of probes of full size that traffic depends on
+	prove   bucket // of all others of full size
 	small   bucket
 }
 
@@ -75,7 +76,7 @@ type Status struct {
 func New(c Config) *Machine {
 	return &Machine{
 		asks: c.Asks, rand: c.Rand, peers: map[uint64]*peer{}, adopted: map[uint64]Kind{}, echoes: map[uint64]sent{},
-		full: bucket{rate: fullRate, most: fullBurst}, small: bucket{rate: smallRate, most: smallBurst},
+		watch: bucket{rate: watchRate, most: watchBurst}, prove: bucket{rate: proveRate, most: proveBurst}, small: bucket{rate: smallRate, most: smallBurst},
 	}
 }
 
@@ -133,8 +134,15 @@ func (m *Machine) setWay(p *peer, k Kind, now time.Time) {
 		p.trials[k] = newTrial(w, now)
 	case !t.way.same(w) || t.way.MTU < w.MTU || !slices.Equal(t.way.Probe, w.Probe):
 		m.forget(t)
-		p.trials[k] = newTrial(w, now)
-		p.trials[k].why = fmt.Sprintf("%v with packets of %d bytes has become %v with packets of %d bytes, which is being proven", t.way, t.way.MTU, w, w.MTU)
+		fresh := newTrial(w, now)
+		if t.way.same(w) && t.fails > 0 { // which is no reason to trust it more
+			fresh.fails = t.fails
+			if t.state == resting {
+				fresh.retry = t.retry
+			}
+		}
+		p.trials[k] = fresh
+		fresh.why = fmt.Sprintf("%v with packets of %d bytes has become %v with packets of %d bytes, which is being proven", t.way, t.way.MTU, w, w.MTU)
 	default:
 		t.way = w
 	}
@@ -269,9 +277,8 @@ func (m *Machine) Step(now time.Time) (do []Action, next time.Time) {
 	for _, a := range asks {
 		do = m.probe(do, a, now)
 	}
-	starved := now.Add(max(m.full.wait(now), leastWait))
 	for _, p := range due {
-		p.next = p.wakeAt(now, starved)
+		p.next = p.wakeAt(now, now.Add(starvedWait))
 		heap.Push(&m.queue, p)
 	}
 	if len(m.queue) == 0 {
@@ -284,7 +291,11 @@ func (m *Machine) Step(now time.Time) (do []Action, next time.Time) {
 func (m *Machine) probe(do []Action, a ask, now time.Time) []Action {
 	t := a.trial
 	small := a.small
-	if m.full.take(len(t.families), now) {
+	if m.grant(a, now) {
+		if t.state == resting {
+			m.forget(t)
+			t.begin(now)
+		}
 		t.last = now
 		for i := range t.families {
 			do = m.send(do, a.peer, t, i, true, now)
@@ -293,13 +304,27 @@ func (m *Machine) probe(do []Action, a ask, now time.Time) []Action {
 		// Small ones show at least whether there is anything at the other end.
 		small = a.urgent && now.Sub(t.lastSmall) >= a.gap
 	}
-	if small && m.small.take(len(t.families), now) {
+	if small && m.small.take(len(t.families), 0, now) {
 		t.lastSmall = now
 		for i := range t.families {
 			do = m.send(do, a.peer, t, i, false, now)
 		}
 	}
 	return do
+}
+
+// grant takes what the probes of one trial need out of the buckets. Of what is for others only the half is taken, and what is to begin leaves
+// a quarter: what has begun goes on.
+func (m *Machine) grant(a ask, now time.Time) bool {
+	own, other := &m.prove, &m.watch
+	if a.urgent {
+		own, other = other, own
+	}
+	n, keep := len(a.trial.families), 0.0
+	if a.trial.state == resting {
+		keep = own.most / 4
+	}
+	return own.take(n, keep, now) || other.take(n, other.most/2, now)
 }
 
 func (m *Machine) send(do []Action, p *peer, t *trial, family int, full bool, now time.Time) []Action {
@@ -391,17 +416,12 @@ func (b *bucket) flow(now time.Time) {
 	}
 }
 
-func (b *bucket) take(n int, now time.Time) bool {
+// take takes tokens, if as many as are to be kept are left.
+func (b *bucket) take(n int, keep float64, now time.Time) bool {
 	b.flow(now)
-	if b.used+float64(n) > b.most {
+	if b.used+float64(n) > b.most-keep {
 		return false
 	}
 	b.used += float64(n)
 	return true
-}
-
-// wait returns how long it takes until there are tokens for one trial.
-func (b *bucket) wait(now time.Time) time.Duration {
-	b.flow(now)
-	return time.Duration(max(0, b.used+2-b.most) / b.rate * float64(time.Second))
 }

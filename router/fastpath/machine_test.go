@@ -3,6 +3,7 @@
 package fastpath
 
 import (
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -180,13 +181,82 @@ func TestPatience(t *testing.T) {
 	for h.m.peers[2].trials[VXLAN].state != proving {
 		s.run(10 * time.Millisecond)
 	}
-	s.run(time.Second)
+	s.run(250 * time.Millisecond)
 	x.down = true
-	s.run(400 * time.Millisecond)
+	s.run(500 * time.Millisecond)
 	x.down = false
-	s.run(3 * time.Second)
+	s.run(3500 * time.Millisecond)
 	if st := h.m.Status(2); st.Path != UDP || st.Kinds[VXLAN] != "probes are lost by vxlan to 192.0.2.2:6784" {
 		t.Errorf("%+v", st)
+	}
+}
+
+// A way that has failed is not trusted more because it is wider now.
+func TestPatienceOfTheSameWay(t *testing.T) {
+	s := newSim(t, 2, 12)
+	h := s.hosts[0]
+	wide := func(mtu int) {
+		c := candidateOf(2, VXLAN)
+		c.Ways[0].MTU = mtu
+		h.cands[2] = c
+		s.set(h)
+	}
+	wide(1400)
+	s.start()
+	s.run(time.Second)
+	s.line(1, 2, VXLAN).down = true
+	s.run(2 * time.Second)
+	s.line(1, 2, VXLAN).down = false
+	wide(1450)
+	s.run(4 * time.Second)
+	if h.m.Status(2).Path != UDP {
+		t.Errorf("%v", h.trace)
+	}
+	s.run(3 * time.Second)
+	if h.m.Status(2).Path != VXLAN {
+		t.Errorf("%v", h.trace)
+	}
+}
+
+// Answers count that come in a row.
+func TestInARow(t *testing.T) {
+	m := New(Config{Rand: source{newSim(t, 0, 13).rng}})
+	now := time.Unix(1e9, 0)
+	m.Set([]Candidate{candidateOf(2, VXLAN)}, now)
+	n := map[netip.Addr]int{}
+	for now.Before(time.Unix(1e9+5, 0)) {
+		do, next := m.Step(now)
+		for _, a := range do {
+			if a.Kind == Switch {
+				t.Fatalf("after %v: %+v", now, n)
+			}
+			if a.Size > SmallProbe {
+				if n[a.To]++; n[a.To]%3 != 0 {
+					m.Proof(2, a.Echo, now)
+				}
+			}
+		}
+		now = next
+	}
+	if st := m.Status(2); st.Why != "too many probes are lost by vxlan to 192.0.2.2:6784" || n[candidateOf(2, VXLAN).Ways[0].Probe[0]] < 18 {
+		t.Errorf("%+v, %v", st, n)
+	}
+}
+
+// A process that was stopped for a while does not take that for silence.
+func TestStopped(t *testing.T) {
+	s := newSim(t, 2, 14)
+	h := s.hosts[0]
+	s.start()
+	s.run(10 * time.Second)
+	s.want(Direct)
+	s.now = s.now.Add(7 * time.Second)
+	h.m.Active(2, s.now)
+	s.step(h)
+	s.run(5 * time.Second)
+	s.want(Direct)
+	if len(h.trace) != 2 {
+		t.Errorf("%v", h.trace)
 	}
 }
 
@@ -240,7 +310,12 @@ func TestOrders(t *testing.T) {
 		t.Errorf("what is ordered works again: %+v", st)
 	}
 	order(Want{true, UDP})
+	s.line(1, 2, VXLAN).down, s.line(1, 2, Direct).down = true, true
+	s.run(time.Minute)
 	order(Want{})
+	if st := h.m.Status(2); st.Path != UDP || !strings.HasPrefix(st.Why, "no answer by vxlan to 192.0.2.2:6784 since ") {
+		t.Errorf("nothing is ordered any more: %+v", st)
+	}
 	h.cands[2] = candidateOf(2)
 	order(Want{true, Direct})
 	if st := h.m.Status(2); st.Path != UDP || st.Why != byOrder+": no direct here" || st.Kinds[VXLAN] != "no vxlan here" {
@@ -342,6 +417,10 @@ func TestSet(t *testing.T) {
 		{
 			"elsewhere", func(c *Candidate) { c.Ways[0].Device = "eth1" }, VXLAN,
 			"direct to 192.0.2.2 on eth0 with packets of 1500 bytes has become direct to 192.0.2.2 on eth1 with packets of 1500 bytes, which is being proven",
+		},
+		{
+			"another address of the host", func(c *Candidate) { c.Ways[0].Device, c.Ways[0].Probe = "eth1", addrs("10.32.0.99 fd00::99") }, VXLAN,
+			"direct to 192.0.2.2 on eth1 with packets of 1500 bytes has become direct to 192.0.2.2 on eth1 with packets of 1500 bytes, which is being proven",
 		},
 		{"without consent", func(c *Candidate) { *c = candidateOf(2, VXLAN) }, VXLAN, "no direct here"},
 		{"without any", func(c *Candidate) { *c = candidateOf(2) }, UDP, "no vxlan here"},

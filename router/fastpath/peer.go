@@ -37,14 +37,9 @@ func (p *peer) adopt(k Kind) {
 	}
 }
 
-// judge draws the conclusions from what was answered. It reports true when probes that are under way do not matter any more.
+// judge draws the conclusions from what was answered, or was not. It reports true when probes that are under way do not matter any more.
 func (p *peer) judge(t *trial, now time.Time, asks bool) bool {
 	switch t.state {
-	case resting:
-		if !p.retryAt(t).After(now) {
-			t.begin(now)
-			return true
-		}
 	case proving:
 		return p.judgeAttempt(t, now)
 	case trusted, proven:
@@ -225,20 +220,21 @@ func (p *peer) asks(now time.Time) (all []ask) {
 			continue
 		}
 		a := ask{peer: p, trial: t, gap: gap, rank: t.last.Add(gap)}
+		if t.state == resting {
+			a.rank = p.retryAt(t)
+		}
 		if at, silent := t.first(); silent && now.Sub(at) >= smallAfter {
 			a.small = true
 		}
-		// What traffic depends on goes first, what nobody waits for last; but everything has its turn.
+		// What traffic depends on goes first, then what goes on; what nobody waits for goes last, but everything has its turn.
 		switch {
 		case t.usable() && gap <= watchGap:
 			a.urgent = true
+		case t.state == proving:
 		case p.busy(now):
 			a.rank = a.rank.Add(time.Second)
 		default:
-			a.rank = a.rank.Add(2 * time.Second)
-		}
-		if t.last.IsZero() {
-			a.rank = t.since.Add(a.rank.Sub(t.last))
+			a.rank = a.rank.Add(5 * time.Second)
 		}
 		all = append(all, a)
 	}
@@ -249,6 +245,8 @@ func (p *peer) asks(now time.Time) (all []ask) {
 func (p *peer) gap(t *trial, now time.Time) (time.Duration, bool) {
 	inUse := p.path == t.way.Kind
 	switch t.state {
+	case resting:
+		return 0, !p.retryAt(t).After(now)
 	case proving:
 		if !t.clean {
 			return proveGap, true
@@ -304,7 +302,7 @@ func (p *peer) wakeAt(now, starved time.Time) time.Time {
 		first, silent := t.first()
 		switch t.state {
 		case resting:
-			at(p.retryAt(t))
+			later(p.retryAt(t))
 		case proving:
 			for _, d := range []time.Duration{silence, giveUp, cleanFor, cleanFor + lostAfter} {
 				later(t.since.Add(d))

@@ -145,6 +145,13 @@ func TestPlan(t *testing.T) {
 				"no direct: two is not on a network of this host: a gateway lies between\n",
 		},
 		{
+			"an address behind a gateway, by the same device", func(s *Self, p *Peer) {
+				s.Trusted, p.Endpoints = append(prefixes("203.0.113.0/24"), s.Trusted...), endpoints("203.0.113.2 2001:db8::2")
+			},
+			"direct to 2001:db8::2 on eth0 hops 2001:db8::2 invalid IP, MTU 1500, probe [10.33.0.1]\n" +
+				"vxlan to 203.0.113.2:6784, MTU 1450, probe [10.33.0.1]\naccept [203.0.113.2 2001:db8::2]\naccept direct [{eth0 2001:db8::2}]\n",
+		},
+		{
 			"we trust nobody", func(s *Self, _ *Peer) { s.Trusted = nil },
 			"no direct: this node trusts no subnet: see --trusted-subnets\nno vxlan: this node trusts no subnet: see --trusted-subnets\n",
 		},

@@ -18,7 +18,7 @@ const (
 	proveGap = 150 * time.Millisecond
 	// A way that failed has to answer for cleanFor without a loss, by probes cleanGap apart.
 	cleanFor = 3 * time.Second
-	cleanGap = 300 * time.Millisecond
+	cleanGap = 500 * time.Millisecond
 	// giveUp is how long an attempt to prove a way lasts at most, if some are answered; if none is, silence.
 	giveUp = 3 * time.Second
 	// lostAfter is when a probe of an attempt counts as lost.
@@ -49,11 +49,12 @@ const (
 	failedMost  = time.Minute
 	wellFor     = time.Minute
 
-	// In any second at most the sum of both leave: 200 of full size, 1000 small ones.
-	fullRate, fullBurst   = 160, 40
-	smallRate, smallBurst = 800, 200
-	// leastWait is how long is waited at least when there was none to spare.
-	leastWait = 20 * time.Millisecond
+	// In any second at most the sums of both leave: 120 and 80, so 200 of full size, and 2000 small ones. When there are none to spare it is tried again
+	// after starvedWait.
+	watchRate, watchBurst = 80, 40
+	proveRate, proveBurst = 60, 20
+	smallRate, smallBurst = 1600, 400
+	starvedWait           = 20 * time.Millisecond
 )
 
 // kernelKinds are the kinds that need proof, best first.
