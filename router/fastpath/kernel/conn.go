@@ -97,17 +97,19 @@ func attr32(kind int, v uint32) *nl.RtAttr { return nl.NewRtAttr(kind, nl.Uint32
 
 func attrAddr(kind int, a netip.Addr) *nl.RtAttr { return nl.NewRtAttr(kind, a.AsSlice()) }
 
-// attributes calls f for each attribute that follows the first skip bytes of a message; what makes no sense ends it, and returns false.
+// attributes calls f for each attribute that follows the first skip bytes of a message; what makes no sense ends it, and returns
+// false. (nl.ParseRouteAttr panics if the last one is not padded.)
 func attributes(b []byte, skip int, f func(kind uint16, v []byte)) bool {
 	if len(b) < skip {
 		return false
 	}
-	list, err := nl.ParseRouteAttr(b[skip:])
-	if err != nil {
-		return false
-	}
-	for _, a := range list {
-		f(a.Attr.Type&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), a.Value)
+	for b = b[skip:]; len(b) >= unix.SizeofRtAttr; {
+		size, kind := int(nl.NativeEndian().Uint16(b)), nl.NativeEndian().Uint16(b[2:])
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return false
+		}
+		f(kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:size])
+		b = b[min(len(b), (size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1)):]
 	}
 	return true
 }
