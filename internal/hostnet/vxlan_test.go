@@ -295,3 +295,6 @@ func fragments(src, dst netip.Addr, id uint32, whole []byte, first int) [][]byte
 	}
 	return out
 }
+
+// noLater is the deadline of what must arrive.
+func noLater() time.Time { return time.Now().Add(patience) }
