@@ -4,6 +4,7 @@ package router
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -211,7 +212,7 @@ func TestReasons(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	if reasons.String() != "reason(45)" {
+	if reasons.String() != fmt.Sprintf("reason(%d)", len(reasonNames)) {
 		t.Error(reasons.String())
 	}
 	for err, want := range map[error]Reason{
