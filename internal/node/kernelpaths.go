@@ -48,11 +48,9 @@ type kernelPaths struct {
 	log    *zap.Logger
 
 	trusted []netip.Prefix
-	plain   bool            // the mesh was founded without encryption
-	kinds   []fastpath.Kind // direct and vxlan, as far as they are allowed and this host can do them; empty: the engine does not run
-	vxlan4  bool            // VXLAN is possible over IPv4, and
-	vxlan6  bool            // over IPv6
-	lacking []string        // what the host cannot do, and what to do about it, one line each
+	plain   bool // the mesh was founded without encryption
+	vxlan4  bool // VXLAN is possible over IPv4, and
+	vxlan6  bool // over IPv6
 
 	wake    signal // something that planning needs may have changed
 	foreign signal // somebody may have changed what is ours
@@ -63,10 +61,12 @@ type kernelPaths struct {
 
 	answers atomic.Bool // probes of others are, or never will be
 
-	mu    sync.Mutex
-	wants map[mesh.NodeID]fastpath.Want
-	known map[uint64]neighbour // whose probes are answered
-	keep  bool                 // the paths outlive the daemon
+	mu      sync.Mutex
+	kinds   []fastpath.Kind // direct and vxlan, as far as they are allowed and this host can do them; empty: the engine does not run
+	lacking []string        // what the host cannot do, and what to do about it, one line each
+	wants   map[mesh.NodeID]fastpath.Want
+	known   map[uint64]neighbour // whose probes are answered
+	keep    bool                 // the paths outlive the daemon
 
 	// Of the engine's goroutine, and of adopt before it runs.
 	machine    *fastpath.Machine
@@ -120,6 +120,13 @@ func (n *Node) newKernelPaths(e *engines) (*kernelPaths, error) {
 
 // trusts tells whether this node trusts any network.
 func (k *kernelPaths) trusts() bool { return k.plain || len(k.trusted) > 0 }
+
+// lacks is what this host cannot do.
+func (k *kernelPaths) lacks() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.lacking
+}
 
 // on tells whether there is anything to do.
 func (k *kernelPaths) on() bool { return len(k.offered()) > 0 }
@@ -410,6 +417,24 @@ func (k *kernelPaths) adopt(now time.Time) {
 	if err := k.e.workloads.setPlain(rules, loose(k.candidates)); err == nil {
 		k.rules = rules
 	}
+}
+
+// giveUp is told that the host's network could not be set up. If the rules for kernel paths may be to blame there are to be none; false: they cannot.
+func (k *kernelPaths) giveUp(err error) bool {
+	if !k.on() {
+		return false
+	}
+	k.log.Warn("the host's network cannot be set up with kernel paths; trying without", zap.Error(err))
+	k.mu.Lock()
+	k.kinds, k.known = nil, map[uint64]neighbour{}
+	k.lacking = append(k.lacking, "no kernel path is possible: "+oneLine(err))
+	k.mu.Unlock()
+	k.candidates = nil
+	if err := k.remove(); err != nil {
+		k.log.Warn("not all kernel paths of an earlier run could be removed; run weft reset", zap.Error(err))
+	}
+	k.e.moved.raise()
+	return true
 }
 
 // end takes all off the host when the daemon ends in order, unless it is to outlive it. What ends the daemon otherwise leaves it, for the next one.

@@ -110,6 +110,9 @@ func (k *kernelPaths) allow(p *hostnet.Plaintext, c *fastpath.Candidate, prefixe
 		}
 	}
 	for _, a := range c.Accept {
+		if !slices.Contains(p.Devices, vxlanDevice(a)) {
+			continue // this host cannot do it over that family
+		}
 		for _, prefix := range prefixes {
 			p.Tunnels = append(p.Tunnels, hostnet.Tunnel{Remote: a, Port: k.ports[c.ID], Prefix: prefix})
 			p.In = addIn(p.In, hostnet.In{Device: vxlanDevice(a), Prefix: prefix})

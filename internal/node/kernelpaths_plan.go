@@ -122,6 +122,7 @@ func (k *kernelPaths) plan(now time.Time) {
 	candidates := fastpath.Plan(k.self(), peers, k.candidates)
 	mtu4, mtu6 := k.deviceMTU(candidates)
 	narrow(candidates, mtu4, mtu6)
+	k.passable(candidates)
 	same := reflect.DeepEqual(candidates, k.candidates) && reflect.DeepEqual(owned, k.prefixes)
 	k.peers, k.prefixes, k.candidates = peers, owned, candidates
 	if !same {
@@ -168,6 +169,21 @@ func (k *kernelPaths) meet(peers []fastpath.Peer, candidates []fastpath.Candidat
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.known = known
+}
+
+// passable takes out the ways by VXLAN over a family over which this host cannot do it.
+func (k *kernelPaths) passable(candidates []fastpath.Candidate) {
+	for i := range candidates {
+		c := &candidates[i]
+		c.Ways = slices.DeleteFunc(c.Ways, func(w fastpath.Way) bool {
+			v4 := w.Remote.Addr().Is4()
+			no := w.Kind == fastpath.VXLAN && (v4 && !k.vxlan4 || !v4 && !k.vxlan6)
+			if no {
+				c.Why[fastpath.VXLAN] = fmt.Sprintf("this host cannot do it to %v: see the warnings of weft status", w.Remote.Addr())
+			}
+			return no
+		})
+	}
 }
 
 // narrow lets no way by VXLAN be wider than its device.

@@ -132,8 +132,8 @@ func (k *kernelPaths) whyNever(kind fastpath.Kind) error {
 		return errors.New("this node trusts no network with plaintext; launch it with --trusted-subnets")
 	case !k.n.cfg.Kernel.Paths.allows(kind):
 		return fmt.Errorf("--paths leaves out %v; launch this node with it", kind)
-	case len(k.lacking) > 0:
-		return errors.New(k.lacking[0])
+	case len(k.lacks()) > 0:
+		return errors.New(k.lacks()[0])
 	}
 	return fmt.Errorf("%v is not possible on this host; see the warnings of weft status", kind)
 }
@@ -220,7 +220,7 @@ func (n *Node) kernelStatus(e *engines, nodes []mesh.Node, stats []router.PeerSt
 		return nil
 	}
 	s := &api.KernelPaths{
-		Trusted: []string{}, Possible: []string{}, Lacking: k.lacking, VNI: n.cfg.Kernel.VNI, Port: vxlanPort(n.cfg.Port), Nodes: map[string]int{},
+		Trusted: []string{}, Possible: []string{}, Lacking: k.lacks(), VNI: n.cfg.Kernel.VNI, Port: vxlanPort(n.cfg.Port), Nodes: map[string]int{},
 	}
 	for _, p := range k.trusted {
 		s.Trusted = append(s.Trusted, p.String())
@@ -252,7 +252,7 @@ func (k *kernelPaths) unreachable() (warnings []string) {
 	if !k.n.cfg.Kernel.Paths.allows(fastpath.UDP) && !k.on() {
 		warnings = append(warnings, "no packet reaches another node: --paths leaves out udp, and no kernel path is possible here; launch this node with --trusted-subnets, or with udp among --paths")
 	}
-	return append(warnings, k.lacking...)
+	return append(warnings, k.lacks()...)
 }
 
 // Stop implements [api.Service].

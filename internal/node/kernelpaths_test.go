@@ -112,7 +112,7 @@ func TestKernelPathsByConsent(t *testing.T) {
 			p.Kernel.Kinds[1].To != "vxlan to 192.0.2.2:6784" || p.Kernel.Kinds[1].MTU != 1450 || !strings.Contains(p.Kernel.Why, "direct") {
 			t.Errorf("n2 is shown as %+v: %+v", p, p.Kernel)
 		}
-		if p := n1.shown(n3); p.Kernel == nil || p.Kernel.Path != "udp" || p.Kernel.Why != "n3 does not offer vxlan: its --paths excludes it, or its host cannot do it" {
+		if p := n1.shown(n3); p.Kernel == nil || p.Kernel.Path != "udp" || p.Kernel.Why != "n3 trusts no subnet: see its --trusted-subnets" {
 			t.Errorf("n3 is shown as %+v: %+v", p, p.Kernel)
 		}
 		if p := n3.shown(n1); p.Kernel != nil || n3.service().Status().Kernel != nil {
@@ -265,7 +265,7 @@ func TestPathIsRefused(t *testing.T) {
 			}
 		}
 		res, err := n2.service().Path(t.Context(), api.PathRequest{Node: "n1", Path: "direct"})
-		if err != nil || res.Path != "udp" || !strings.Contains(res.Kinds[0].Why, "n1 does not offer direct") {
+		if err != nil || res.Path != "udp" || !strings.Contains(res.Kinds[0].Why, "n1 trusts no subnet") {
 			t.Errorf("%+v, %v", res, err)
 		}
 	})
@@ -461,6 +461,26 @@ func TestKernelPathsThatAreNotPossible(t *testing.T) {
 			if got := m.carrier.routed(); (m == n3) == (got > 0) {
 				t.Errorf("%s: the router has %d prefixes", m.name, got)
 			}
+		}
+	})
+}
+
+// Rules that are refused keep no node from starting.
+func TestKernelPathsAreGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		n1, n2 := c.machines[0], c.machines[1]
+		n1.host.unruly = true
+		c.start(n1, trusting)
+		c.start(n2, trusting, "n1")
+		c.ready(n1)
+		c.ready(n2)
+		time.Sleep(5 * time.Second)
+		if st := n1.service().Status(); !slices.Contains(st.Warnings, "no kernel path is possible: such rules are refused") || len(st.Kernel.Possible) != 0 {
+			t.Errorf("%q, %+v", st.Warnings, st.Kernel)
+		}
+		if p := n2.shown(n1); p.Kernel == nil || p.Kernel.Kinds[0].Why != "n1 does not offer direct: its --paths excludes it, or its host cannot do it" {
+			t.Errorf("%+v", p.Kernel)
 		}
 	})
 }

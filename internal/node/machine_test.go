@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -39,6 +40,7 @@ type fakeHost struct {
 	stuck   map[string]error // what Detach does, by workload
 	traffic map[netip.Prefix]uint64
 	lacks   error // for kernel paths
+	unruly  bool  // Apply refuses the rules of kernel paths
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
@@ -46,6 +48,9 @@ func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, 
 func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.unruly && d.Plain.VXLANPort != 0 {
+		return hostnet.Result{Changes: c}, errors.New("such rules are refused")
+	}
 	h.desired = d
 	res := hostnet.Result{Changes: c}
 	wanted := map[string]bool{}

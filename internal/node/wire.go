@@ -290,6 +290,9 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 		Device: Device, MTU: n.mtu, Addrs: addresses(lease), Universe: e.universe.Prefixes(), Masquerade: n.cfg.Masquerade,
 	}, e.kernel.workloadMTU())
 	undone, err := e.workloads.reconcile()
+	if err != nil && e.kernel.giveUp(err) { // nothing of kernel paths keeps a node from starting
+		undone, err = e.workloads.reconcile()
+	}
 	if err != nil {
 		return err
 	}

@@ -221,6 +221,8 @@ func (pl *planner) offered(k Kind, p *Peer) string {
 	switch {
 	case !slices.Contains(pl.self.Kinds, k):
 		return fmt.Sprintf("this node does not offer %v: --paths excludes it, or this host cannot do it", k)
+	case !slices.Contains(p.Kinds, k) && len(p.Trusted) == 0 && !pl.self.Plain:
+		return p.Name + " trusts no subnet: see its --trusted-subnets"
 	case !slices.Contains(p.Kinds, k):
 		return fmt.Sprintf("%s does not offer %v: its --paths excludes it, or its host cannot do it", p.Name, k)
 	case k == VXLAN && p.VNI != pl.self.VNI:
