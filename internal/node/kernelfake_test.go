@@ -175,6 +175,14 @@ func (h *fakeHost) Traffic() (map[netip.Prefix]uint64, error) {
 
 func (h *fakeHost) Support() error { return h.lacks }
 
+func (h *fakeHost) Guard(ctx context.Context, repaired func([]string)) error {
+	h.mu.Lock()
+	h.guarded = repaired
+	h.mu.Unlock()
+	<-ctx.Done()
+	return nil
+}
+
 func (m *machine) kernel(kernel.Config) pathKernel { return m.ways }
 
 // fakeProbes carries probes over the segment.

@@ -244,7 +244,7 @@ func (n *Node) noteRepaired(repaired []string) {
 	for _, what := range repaired {
 		n.log.Warn("put right what somebody else has changed", zap.String("what", what))
 		list = append(list, events.Event{
-			Kind: events.Path, Node: n.cfg.Name, NodeID: n.state.identity.ID.String(), Text: what, Cause: "it was changed by somebody else; kernel paths need it",
+			Kind: events.Path, Node: n.cfg.Name, NodeID: n.state.identity.ID.String(), Text: what, Cause: "somebody else has changed what is Weft's on this host",
 		})
 	}
 	n.history.log.Add(crowded(list)...)

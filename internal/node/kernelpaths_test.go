@@ -510,6 +510,11 @@ func TestKernelPathsAreMended(t *testing.T) {
 		changed := n1.ways.changed
 		n1.ways.mu.Unlock()
 		changed()
+		n1.host.mu.Lock()
+		guarded := n1.host.guarded
+		n1.host.mu.Unlock()
+		guarded([]string{"the table was flushed by somebody; made again"})
+		c.eventually(time.Second, "that of the filter is told", func() bool { return len(n1.told("the table was flushed")) == 1 })
 		c.eventually(time.Second, "the repair is told", func() bool { return len(n1.told("route to 10.34.0.0/15 was deleted")) == 1 })
 	})
 }

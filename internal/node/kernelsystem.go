@@ -30,6 +30,7 @@ type plainHost interface {
 	SetPlain(p hostnet.Plaintext) error
 	Traffic() (map[netip.Prefix]uint64, error)
 	Support() error
+	Guard(ctx context.Context, repaired func(lines []string)) error
 }
 
 // pathProbes sends probes from the host's overlay addresses, and receives those of others.

@@ -40,6 +40,7 @@ type fakeHost struct {
 	stuck   map[string]error // what Detach does, by workload
 	traffic map[netip.Prefix]uint64
 	lacks   error // for kernel paths
+	guarded func(lines []string)
 	unruly  bool  // Apply refuses the rules of kernel paths
 }
 

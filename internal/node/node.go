@@ -264,6 +264,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	if err == nil {
 		g.Go(func() error { n.repair(working, e.workloads); return nil })
 		g.Go(func() error { return e.kernel.run(working) })
+		g.Go(func() error { n.guard(working, e.workloads.host); return nil })
 		g.Go(func() error { e.benches.Run(coming); return nil })
 		<-coming.Done()
 	}

@@ -172,6 +172,13 @@ func (n *Node) repair(ctx context.Context, ws *workloads) {
 	}
 }
 
+// guard has the packet filter put right as soon as somebody changes it, until ctx ends.
+func (n *Node) guard(ctx context.Context, host hostNetwork) {
+	if err := host.Guard(ctx, n.noteRepaired); err != nil {
+		n.log.Warn("changes of the packet filter by others are noticed late: only twice a minute", zap.Error(err))
+	}
+}
+
 // warnHost says what is not as it ought to be on the host, if anything.
 func (n *Node) warnHost(err error) {
 	text := ""
