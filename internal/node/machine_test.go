@@ -41,7 +41,7 @@ type fakeHost struct {
 	traffic map[netip.Prefix]uint64
 	lacks   error // for kernel paths
 	guarded func(lines []string)
-	unruly  bool  // Apply refuses the rules of kernel paths
+	unruly  bool // Apply refuses the rules of kernel paths
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
