@@ -214,7 +214,7 @@ func TestRefusalsAreOneLine(t *testing.T) {
 func TestNoDaemon(t *testing.T) {
 	dir := t.TempDir()
 	want := fmt.Sprintf("weft: no weft daemon is running on this host (socket %s); start it with: weft launch, or name its --run-dir\n", filepath.Join(dir, api.SocketName))
-	for _, args := range []string{"status", "peers", "ps", "ipam", "token", "leave", "attach --netns /a", "detach --netns /a", "wg list", "wg add a", "wg remove a", "forget a", "events", "events --follow", "connect a", "disconnect a", "ipam gc", "ipam explain 10.32.0.1", "leave --drain"} {
+	for _, args := range []string{"status", "peers", "ps", "ipam", "token", "leave", "attach --netns /a", "detach --netns /a", "wg list", "wg add a", "wg remove a", "forget a", "events", "events --follow", "connect a", "disconnect a", "path a udp", "ipam gc", "ipam explain 10.32.0.1", "leave --drain"} {
 		if code, out, errs := run(t, dir, strings.Fields(args)...); code != exitFailed || out != "" || errs != want {
 			t.Errorf("weft %s: exit %d, %q, %q", args, code, out, errs)
 		}

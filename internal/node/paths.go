@@ -40,6 +40,8 @@ type pathChange struct {
 	addr netip.AddrPort // of pathDirect
 	via  []mesh.NodeID  // of pathRelay, the nearest one first
 	why  string
+	// kernel is the kernel path by which packets go on although the router does not reach the node; empty: none.
+	kernel string
 
 	at time.Time // zero: filled in by note
 }
@@ -172,6 +174,9 @@ func (c pathChange) text(names map[mesh.NodeID]string) string {
 	case pathRelay:
 		return "is reached by relay via " + strings.Join(namesOf(c.via, names), ", ")
 	}
+	if c.kernel != "" {
+		return "cannot be reached by udp; packets go on by " + c.kernel
+	}
 	return "cannot be reached"
 }
 
@@ -249,6 +254,13 @@ func (n *Node) followPaths(ctx context.Context, e *engines) {
 		case <-time.After(pathGap):
 		}
 		nodes := e.mesh.Nodes()
-		n.history.log.Add(t.tell(withoutTheQuiet(e.paths.take(), nodes), shownNames(nodes), time.Now())...)
+		changes := withoutTheQuiet(e.paths.take(), nodes)
+		byKernel := e.kernel.describe(nodes)
+		for i, c := range changes {
+			if p := byKernel[c.node].Path; c.path == pathNone && p != pathDirect {
+				changes[i].kernel = p
+			}
+		}
+		n.history.log.Add(t.tell(changes, shownNames(nodes), time.Now())...)
 	}
 }
