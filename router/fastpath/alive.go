@@ -29,7 +29,7 @@ func (m *Machine) wonder(do []Action, p *peer, now time.Time) []Action {
 		m.calm(p)
 		return do
 	}
-	if now.Sub(p.life.asked) < doubtGap {
+	if now.Sub(p.life.asked) < doubtGap || !m.small.take(1, 0, now) {
 		return do
 	}
 	echo := m.echo()

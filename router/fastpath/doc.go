@@ -17,6 +17,9 @@
 // A way exists only by consent; a way is used only after it was proven at its full MTU in every family it carries, but for one that was found in
 // place at the start.
 //
+// What is in use is left for UDP only if the peer is there and answers otherwise, if the caller can ask that (Config.Asks): where its daemon is down, its
+// kernel still passes packets on.
+//
 // It is pure: time and randomness are arguments, it starts no goroutine, logs nothing, does no I/O, and is not safe for
 // concurrent use. internal/node imports it, and its own sub-packages do.
 package fastpath

@@ -25,12 +25,16 @@ func TestFailures(t *testing.T) {
 		{"nothing arrives, in one direction", func(x *line) { x.down = true }, []Kind{Direct}, true, VXLAN, `^no answer by direct to 192\.0\.2\.2 on eth0 since`},
 		{"both", func(x *line) { x.down = true }, []Kind{Direct, VXLAN}, false, UDP, `^no answer by direct to 192\.0\.2\.2 on eth0 since`},
 		{
-			"large packets", func(x *line) { x.mtu = 1400 }, []Kind{Direct, VXLAN}, false, UDP,
+			"large packets", func(x *line) { x.mtu = 1400 },
+			[]Kind{Direct, VXLAN},
+			false, UDP,
 			`^packets of 1500 bytes do not pass by direct to 192\.0\.2\.2 on eth0, small ones do$`,
 		},
 		{"IPv6", func(x *line) { x.down6 = true }, []Kind{Direct}, false, VXLAN, `^no answer to IPv6 packets by direct to 192\.0\.2\.2 on eth0 since`},
 		{
-			"no route", func(x *line) { x.error = errUnreachable }, []Kind{Direct, VXLAN}, false, UDP,
+			"no route", func(x *line) { x.error = errUnreachable },
+			[]Kind{Direct, VXLAN},
+			false, UDP,
 			`^packets of 1500 bytes cannot leave by direct to 192\.0\.2\.2 on eth0 since \d\d:\d\d:\d\d: network is unreachable$`,
 		},
 		{"everything is slow", func(x *line) { x.delay = 2 * time.Second }, []Kind{Direct}, false, VXLAN, `^no answer by direct`},
@@ -159,8 +163,8 @@ func TestPatience(t *testing.T) {
 		}
 		return s.now.Sub(since)
 	}
-	for i, want := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
-		want = want*time.Second + cleanFor
+	for i, seconds := range []int{2, 4, 8, 16, 32, 60, 60} {
+		want := time.Duration(seconds)*time.Second + cleanFor
 		if got := cycle(); got < want || got > want+500*time.Millisecond {
 			t.Errorf("failed %d times, it rests for %v, not %v", i+1, got, want)
 		}

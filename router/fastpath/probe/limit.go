@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// PerPeer is how many probes of one source are told in a second, and InAll how many of all, at most; a peer sends about 60 when it is unsure of two
-	// paths in two families.
+	// PerPeer is how many probes of one source are told in a second at most; a peer sends about 60 when it is unsure of two paths in two families.
 	PerPeer = 100
-	InAll   = 4000
+	// InAll is how many probes are told in a second at most.
+	InAll = 4000
 
 	sources = 1024 // buckets: those of one share it
 )
