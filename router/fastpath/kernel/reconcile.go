@@ -19,6 +19,7 @@ func (k *Kernel) reconcile(belief objects) (repaired []string, err error) {
 		return nil, err
 	}
 	k.doubt = true // until it is done
+	k.show()
 	d := &devices{conn: c, ns: k.ns, config: k.config, links: map[string]link{}, touched: map[string]bool{}}
 	have, err := d.put(k.want, belief)
 	k.links, k.broken = d.links, d.errs
