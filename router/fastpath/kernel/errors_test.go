@@ -119,8 +119,10 @@ func TestTaken(t *testing.T) {
 			a.Name = "flannel"
 			must(t, h.handle.LinkAdd(&netlink.Vxlan{LinkAttrs: a, VxlanId: testVNI, Port: testPort}))
 		}, "another VXLAN device has the VNI 6783 and UDP port 6784; choose another by --vxlan-vni (file exists: A VXLAN device with the specified VNI already exists)"},
-		{"the port", func(t *testing.T, h *host) { listen(t, h.ns, over4(h.n), testPort) },
-			"another program or device has UDP port 6784; end it, or choose another port by --port (address already in use)"},
+		{
+			"the port", func(t *testing.T, h *host) { listen(t, h.ns, over4(h.n), testPort) },
+			"another program or device has UDP port 6784; end it, or choose another port by --port (address already in use)",
+		},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			hosts := newHosts(t, 2)
@@ -212,18 +214,30 @@ func TestRefused(t *testing.T) {
 		text string
 	}{
 		{"nothing wrong", 1430, with(func(*Peer) {}), ""},
-		{"the same hardware address", 1430, with(func(p *Peer) { p.ID = idOf(2) + 1<<40 }),
-			"node 123457789abcde02 cannot be reached by vxlan: its hardware address 0e:78:9a:bc:de:02 is that of node 123456789abcde02 as well; `weft reset` there gives it another NodeID"},
-		{"our own hardware address", 1430, with(func(p *Peer) { p.ID = idOf(1) + 1<<40 }),
-			"node 123457789abcde01 cannot be reached by vxlan: its hardware address 0e:78:9a:bc:de:01 is that of node 123456789abcde01 as well; `weft reset` there gives it another NodeID"},
-		{"the same prefix", 1430, with(func(p *Peer) { p.Prefixes = prefixes(2)[:1] }),
-			"10.34.0.0/16 belongs to two nodes, 123456789abcde02 and 123456789abcde03; it leads to the first"},
-		{"no device", 0, with(func(p *Peer) { p.VXLAN = netip.AddrPortFrom(under6(3), testPort) }),
-			"node 123456789abcde03 cannot be reached by vxlan at 2001:db8::3: there is no device weft-vx6"},
-		{"no way by vxlan", 1430, with(func(p *Peer) { p.VXLAN, p.Path, p.Prefixes = netip.AddrPort{}, fastpath.VXLAN, p.Prefixes[:1] }),
-			"node 123456789abcde03 cannot be reached at 10.35.0.0/16 by vxlan: there is no such way to it"},
-		{"no direct way for IPv6", 1430, with(func(p *Peer) { p.Hop6, p.Path = netip.Addr{}, fastpath.Direct }),
-			"node 123456789abcde03 cannot be reached at fd77::3:0/112 by direct: there is no such way to it"},
+		{
+			"the same hardware address", 1430, with(func(p *Peer) { p.ID = idOf(2) + 1<<40 }),
+			"node 123457789abcde02 cannot be reached by vxlan: its hardware address 0e:78:9a:bc:de:02 is that of node 123456789abcde02 as well; `weft reset` there gives it another NodeID",
+		},
+		{
+			"our own hardware address", 1430, with(func(p *Peer) { p.ID = idOf(1) + 1<<40 }),
+			"node 123457789abcde01 cannot be reached by vxlan: its hardware address 0e:78:9a:bc:de:01 is that of node 123456789abcde01 as well; `weft reset` there gives it another NodeID",
+		},
+		{
+			"the same prefix", 1430, with(func(p *Peer) { p.Prefixes = prefixes(2)[:1] }),
+			"10.34.0.0/16 belongs to two nodes, 123456789abcde02 and 123456789abcde03; it leads to the first",
+		},
+		{
+			"no device", 0, with(func(p *Peer) { p.VXLAN = netip.AddrPortFrom(under6(3), testPort) }),
+			"node 123456789abcde03 cannot be reached by vxlan at 2001:db8::3: there is no device weft-vx6",
+		},
+		{
+			"no way by vxlan", 1430, with(func(p *Peer) { p.VXLAN, p.Path, p.Prefixes = netip.AddrPort{}, fastpath.VXLAN, p.Prefixes[:1] }),
+			"node 123456789abcde03 cannot be reached at 10.35.0.0/16 by vxlan: there is no such way to it",
+		},
+		{
+			"no direct way for IPv6", 1430, with(func(p *Peer) { p.Hop6, p.Path = netip.Addr{}, fastpath.Direct }),
+			"node 123456789abcde03 cannot be reached at fd77::3:0/112 by direct: there is no such way to it",
+		},
 		{"an MTU", 500, with(func(*Peer) {}), "an MTU of 500 is not possible for weft-vx6; choose 576 to 65535"},
 	} {
 		t.Run(x.name, func(t *testing.T) {

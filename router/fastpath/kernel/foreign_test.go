@@ -100,49 +100,90 @@ func TestForeignChanges(t *testing.T) {
 			"route to fd77::3:0/112 by vxlan (table 8702) was deleted by somebody; set again",
 			"route to fd77::3:0/112 was deleted by somebody; set again",
 		}, false},
-		{"a device deleted", func(t *testing.T) { must(t, h.handle.LinkDel(h.link(t, Device4))) },
-			[]string{"device weft-vx4 was deleted by somebody; made again"}, false},
-		{"the other device deleted", func(t *testing.T) { must(t, h.handle.LinkDel(h.link(t, Device6))) },
-			[]string{"device weft-vx6 was deleted by somebody; made again"}, false},
-		{"a device set down", func(t *testing.T) { must(t, h.handle.LinkSetDown(h.link(t, Device4))) },
-			[]string{"device weft-vx4 was set down by somebody; it is up again"}, false},
-		{"an MTU changed", func(t *testing.T) { must(t, h.handle.LinkSetMTU(h.link(t, Device4), 1300)) },
-			[]string{"MTU of device weft-vx4 was changed to 1300 by somebody; set to 1450 again"}, false},
-		{"an MTU too small for IPv6", func(t *testing.T) { must(t, h.handle.LinkSetMTU(h.link(t, Device6), 1000)) },
-			[]string{"device weft-vx6 was changed by somebody; made anew"}, false},
-		{"an alias changed", func(t *testing.T) { must(t, h.handle.LinkSetAlias(h.link(t, Device4), "mine")) },
-			[]string{"alias of device weft-vx4 was changed by somebody; set again"}, false},
+		{
+			"a device deleted", func(t *testing.T) { must(t, h.handle.LinkDel(h.link(t, Device4))) },
+			[]string{"device weft-vx4 was deleted by somebody; made again"},
+			false,
+		},
+		{
+			"the other device deleted", func(t *testing.T) { must(t, h.handle.LinkDel(h.link(t, Device6))) },
+			[]string{"device weft-vx6 was deleted by somebody; made again"},
+			false,
+		},
+		{
+			"a device set down", func(t *testing.T) { must(t, h.handle.LinkSetDown(h.link(t, Device4))) },
+			[]string{"device weft-vx4 was set down by somebody; it is up again"},
+			false,
+		},
+		{
+			"an MTU changed", func(t *testing.T) { must(t, h.handle.LinkSetMTU(h.link(t, Device4), 1300)) },
+			[]string{"MTU of device weft-vx4 was changed to 1300 by somebody; set to 1450 again"},
+			false,
+		},
+		{
+			"an MTU too small for IPv6", func(t *testing.T) { must(t, h.handle.LinkSetMTU(h.link(t, Device6), 1000)) },
+			[]string{"device weft-vx6 was changed by somebody; made anew"},
+			false,
+		},
+		{
+			"an alias changed", func(t *testing.T) { must(t, h.handle.LinkSetAlias(h.link(t, Device4), "mine")) },
+			[]string{"alias of device weft-vx4 was changed by somebody; set again"},
+			false,
+		},
 		{"a hardware address changed", func(t *testing.T) {
 			must(t, h.handle.LinkSetHardwareAddr(h.link(t, Device4), net.HardwareAddr{2, 0, 0, 0, 0, 1}))
 		}, []string{"hardware address of device weft-vx4 was changed by somebody; set again"}, false},
 		{"an address deleted", func(t *testing.T) {
 			must(t, h.handle.AddrDel(h.link(t, Device4), &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(over4(1), 32))}))
 		}, []string{"address 10.33.0.1 of device weft-vx4 was deleted by somebody; set again"}, false},
-		{"an address added", func(t *testing.T) { h.addAddr(t, h.link(t, Device4), netip.MustParseAddr("198.51.100.1"), 24) },
-			[]string{"address 198.51.100.1/24 was added to device weft-vx4 by somebody; removed"}, false},
-		{"an address mode changed", func(t *testing.T) { must(t, h.handle.LinkSetIP6AddrGenMode(h.link(t, Device4), 0)) },
-			[]string{"IPv6 address mode of device weft-vx4 was changed by somebody; set again"}, true},
+		{
+			"an address added", func(t *testing.T) { h.addAddr(t, h.link(t, Device4), netip.MustParseAddr("198.51.100.1"), 24) },
+			[]string{"address 198.51.100.1/24 was added to device weft-vx4 by somebody; removed"},
+			false,
+		},
+		{
+			"an address mode changed", func(t *testing.T) { must(t, h.handle.LinkSetIP6AddrGenMode(h.link(t, Device4), 0)) },
+			[]string{"IPv6 address mode of device weft-vx4 was changed by somebody; set again"},
+			true,
+		},
 		{"a device replaced by another of ours", func(t *testing.T) {
 			must(t, h.handle.LinkDel(h.link(t, Device4)))
 			a := netlink.NewLinkAttrs()
 			a.Name, a.HardwareAddr = Device4, MAC(idOf(1))
 			must(t, h.handle.LinkAdd(&netlink.Vxlan{LinkAttrs: a, VxlanId: 77, Port: 4789}))
 		}, []string{"device weft-vx4 was changed by somebody; made anew"}, false},
-		{"IPv6 disabled", func(t *testing.T) { setSysctl(t, h.ns, "ipv6/conf/weft-vx4/disable_ipv6", "1") },
-			[]string{"net.ipv6.conf.weft-vx4.disable_ipv6 was changed to 1 by somebody; set to 0 again"}, false},
-		{"the reverse path filter made strict", func(t *testing.T) { setSysctl(t, h.ns, "ipv4/conf/weft-vx4/rp_filter", "1") },
-			[]string{"net.ipv4.conf.weft-vx4.rp_filter was changed to 1 by somebody; set to 2 again"}, true},
-		{"a forwarding entry deleted", func(t *testing.T) { must(t, h.handle.NeighDel(entryOf(m[:], "192.0.2.2"))) },
-			[]string{"forwarding entry of 0e:78:9a:bc:de:02 on weft-vx4 was deleted by somebody; set again"}, false},
-		{"a forwarding entry changed", func(t *testing.T) { must(t, h.handle.NeighSet(entryOf(m[:], "192.0.2.66"))) },
-			[]string{"forwarding entry of 0e:78:9a:bc:de:02 on weft-vx4 was changed by somebody; set again"}, false},
-		{"a forwarding entry for all", func(t *testing.T) { must(t, h.handle.NeighAppend(entryOf(make(net.HardwareAddr, 6), "192.0.2.66"))) },
-			[]string{"forwarding entry of 00:00:00:00:00:00 on weft-vx4 was added by somebody; removed"}, false},
+		{
+			"IPv6 disabled", func(t *testing.T) { setSysctl(t, h.ns, "ipv6/conf/weft-vx4/disable_ipv6", "1") },
+			[]string{"net.ipv6.conf.weft-vx4.disable_ipv6 was changed to 1 by somebody; set to 0 again"},
+			false,
+		},
+		{
+			"the reverse path filter made strict", func(t *testing.T) { setSysctl(t, h.ns, "ipv4/conf/weft-vx4/rp_filter", "1") },
+			[]string{"net.ipv4.conf.weft-vx4.rp_filter was changed to 1 by somebody; set to 2 again"},
+			true,
+		},
+		{
+			"a forwarding entry deleted", func(t *testing.T) { must(t, h.handle.NeighDel(entryOf(m[:], "192.0.2.2"))) },
+			[]string{"forwarding entry of 0e:78:9a:bc:de:02 on weft-vx4 was deleted by somebody; set again"},
+			false,
+		},
+		{
+			"a forwarding entry changed", func(t *testing.T) { must(t, h.handle.NeighSet(entryOf(m[:], "192.0.2.66"))) },
+			[]string{"forwarding entry of 0e:78:9a:bc:de:02 on weft-vx4 was changed by somebody; set again"},
+			false,
+		},
+		{
+			"a forwarding entry for all", func(t *testing.T) { must(t, h.handle.NeighAppend(entryOf(make(net.HardwareAddr, 6), "192.0.2.66"))) },
+			[]string{"forwarding entry of 00:00:00:00:00:00 on weft-vx4 was added by somebody; removed"},
+			false,
+		},
 		{"two forwarding entries for all", func(t *testing.T) {
 			must(t, h.handle.NeighAppend(entryOf(make(net.HardwareAddr, 6), "192.0.2.66")))
 			must(t, h.handle.NeighAppend(entryOf(make(net.HardwareAddr, 6), "192.0.2.67")))
-		}, []string{"forwarding entry of 00:00:00:00:00:00 on weft-vx4 was added by somebody; removed",
-			"a second forwarding entry of 00:00:00:00:00:00 on weft-vx4 was added by somebody; removed"}, false},
+		}, []string{
+			"forwarding entry of 00:00:00:00:00:00 on weft-vx4 was added by somebody; removed",
+			"a second forwarding entry of 00:00:00:00:00:00 on weft-vx4 was added by somebody; removed",
+		}, false},
 		{"a neighbour deleted", func(t *testing.T) {
 			must(t, h.handle.NeighDel(&netlink.Neigh{LinkIndex: h.link(t, Device4).Attrs().Index, Family: unix.AF_INET, IP: hop.AsSlice()}))
 		}, []string{fmt.Sprintf("neighbour %v on weft-vx4 was deleted by somebody; set again", hop)}, false},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -147,4 +148,35 @@ func TestFiveHundred(t *testing.T) {
 	_, err := h.Remove()
 	must(t, err)
 	t.Logf("Remove: %v", time.Since(start).Round(time.Millisecond))
+}
+
+// What a route needs is there before the route is, and goes after it: no packet is sent to where nothing is known of the peer.
+func TestOrder(t *testing.T) {
+	h := newHosts(t, 1)[0]
+	must(t, h.Apply(h.desired()))
+	m := newMonitor(t, h.ns)
+	kinds := func(lines []string) (out []string) {
+		for _, l := range lines {
+			for what, name := range map[string]string{
+				" forwarding entry ": "entry", " neighbour ": "neighbour", " by vxlan (table 8702) ": "candidate", " rule ": "rule", " route to 10.34.0.0/16 via": "main", " route to fd77::2:0/112 via": "main",
+			} {
+				if strings.Contains(l, what) && (len(out) == 0 || out[len(out)-1] != name) {
+					out = append(out, name)
+				}
+			}
+		}
+		return out
+	}
+	p := peer(2, under4(2), fastpath.VXLAN)
+	p.Device = ""
+	must(t, h.Apply(h.desired(p)))
+	order := []string{"entry", "neighbour", "candidate", "rule", "main"}
+	if got := kinds(m.told(t)); !slices.Equal(got, order) {
+		t.Errorf("a peer that comes: %q", got)
+	}
+	must(t, h.Apply(h.desired()))
+	slices.Reverse(order)
+	if got := kinds(m.told(t)); !slices.Equal(got, order) {
+		t.Errorf("a peer that goes: %q", got)
+	}
 }
