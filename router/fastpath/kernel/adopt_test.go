@@ -183,6 +183,19 @@ func TestAdoptOther(t *testing.T) {
 		t.Error(found, err)
 	}
 	must(t, other.Apply(d))
+	for what, change := range map[string]func(p *Peer){
+		"by another interface": func(p *Peer) { p.Device = "lo" },
+		"by other hops":        func(p *Peer) { p.Hop4, p.Hop6 = under4(9), under6(9) },
+		"by VXLAN only":        func(p *Peer) { p.Device = "" },
+		"with other prefixes":  func(p *Peer) { p.Prefixes = prefixes(9) },
+	} {
+		elsewhere := d
+		elsewhere.Peers = slices.Clone(d.Peers)
+		change(&elsewhere.Peers[0])
+		if found, err := other.Found(elsewhere); err != nil || len(found) != 0 {
+			t.Errorf("%s: %v, %v", what, found, err)
+		}
+	}
 	c := other.conn
 	l, _, err := c.link(Device6)
 	must(t, err)
