@@ -24,7 +24,7 @@ const (
 	ownFor = time.Second
 )
 
-// Guard makes the nftables table again as soon as somebody has removed or changed it, in one transaction, until ctx ends, which is no
+// Guard makes the nftables table again, with all elements, as soon as somebody has removed or changed it, until ctx ends, which is no
 // error. After each repair it calls repaired with what [Host.Apply] would have returned as Result.Repaired, and will not any
 // more. Before the first Apply there is nothing to guard. One Guard at a time.
 func (h *Host) Guard(ctx context.Context, repaired func(lines []string)) (err error) {

@@ -19,6 +19,12 @@
 // neighbour entries are permanent, so nothing waits for ARP or neighbour
 // discovery.
 //
+// What may leave and come unsealed by kernel paths is in sets of the nftables
+// table, and nothing else may ([Plaintext]): the package makes sure of it
+// whatever the routes of router/fastpath/kernel say. An intact table is left
+// alone, also one that an earlier run has left; it is changed without the loss
+// of a packet, and made again when somebody has destroyed it ([Host.Guard]).
+//
 // It is an edge: it talks to the kernel by netlink, nftables and /proc/sys and
 // runs no programs. Linux only; root (CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter
 // the workloads' namespaces). internal/node imports it, nothing else.

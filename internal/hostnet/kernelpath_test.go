@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -351,4 +353,90 @@ func TestNoTunnelsOfOthers(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A daemon that starts, changes what other peers may, and makes the table again: no packet of a peer by its kernel path is lost.
+func TestNoPacketIsLostMeanwhile(t *testing.T) {
+	h := newHost(t)
+	d := desired()
+	right := h.neighbourPeer(t)
+	d.Plain = right
+	h.apply(t, d)
+	w := h.attach(t, 1)
+	d.Workloads = []Workload{w}
+	h.direct(t, true)
+	type way struct {
+		to      *net.UDPConn
+		src     namespace
+		from    netip.Addr
+		dst     netip.AddrPort
+		sent    int
+		arrived chan int
+	}
+	var ways []*way
+	for i, remote := range []netip.Addr{remote4, remote6} {
+		there, here := listen(t, h.outside, remote), listen(t, w.ns(t), w.Addrs[i])
+		ways = append(ways,
+			&way{to: there, src: w.ns(t), dst: netip.AddrPortFrom(remote, port(there))},
+			&way{to: here, src: h.outside, from: remote, dst: netip.AddrPortFrom(w.Addrs[i], port(here))})
+	}
+	done, sending := make(chan struct{}), sync.WaitGroup{}
+	for _, x := range ways {
+		x.arrived = make(chan int, 1)
+		raw, err := x.to.SyscallConn()
+		must(t, err)
+		must(t, raw.Control(func(fd uintptr) { must(t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)) }))
+		must(t, x.to.SetDeadline(time.Now().Add(3*patience)))
+		go func() {
+			n, b := 0, make([]byte, 16)
+			for {
+				k, _, err := x.to.ReadFromUDPAddrPort(b)
+				if err != nil || string(b[:k]) == "end" {
+					x.arrived <- n
+					return
+				}
+				n++
+			}
+		}()
+		sending.Go(func() {
+			for {
+				select {
+				case <-done:
+					time.Sleep(100 * time.Millisecond) // another processor may be slower
+					if err := send(t, x.src, x.from, x.dst, "end"); err != nil {
+						t.Error(err)
+					}
+					return
+				default:
+				}
+				if err := send(t, x.src, x.from, x.dst, "x"); err != nil {
+					t.Error(err)
+					return
+				}
+				x.sent++
+			}
+		})
+	}
+	two := right
+	two.Tunnels = plain().Tunnels
+	two.Out = append(slices.Clone(right.Out), Out{"eth0", others4})
+	for range 10 {
+		h.Host = newAt(h.log, h.ns) // as after a crash
+		d.Plain = Plaintext{VXLANPort: vxlanPort, Devices: vxlanDevices, Keep: true}
+		h.apply(t, d)
+		must(t, h.SetPlain(two))
+		h.apply(t, d)
+		must(t, h.SetPlain(right))
+		d.Masquerade = !d.Masquerade // another table
+		h.apply(t, d)
+	}
+	close(done)
+	sending.Wait()
+	for _, x := range ways {
+		if n := <-x.arrived; n != x.sent || n < 100 {
+			t.Errorf("to %v: %d packets arrived of %d", x.dst, n, x.sent)
+		} else {
+			t.Logf("to %v: %d packets", x.dst, n)
+		}
+	}
 }

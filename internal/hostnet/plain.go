@@ -136,8 +136,8 @@ func unsupported(err error) error {
 }
 
 // SetPlain changes what may go by kernel paths, between two calls of [Host.Apply], of which there must have been one. It sends
-// the difference, in one transaction; Keep does not count. On error nothing has changed, unless the table itself had been lost:
-// then the next Apply makes it.
+// the difference, in one transaction, or replaces the table if so many elements are to go that this is quicker; Keep does not count.
+// On error nothing has changed, unless the table itself had been lost: then the next Apply makes it.
 func (h *Host) SetPlain(p Plaintext) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -98,7 +98,7 @@ func (s *settings) keepAdvertisements(device, forwarding string) error {
 		return err
 	}
 	for _, dev := range devices {
-		if dev == "lo" || dev == device || isHostIf(dev) {
+		if dev == "lo" || dev == device || isHostIf(dev) || strings.HasPrefix(dev, linkPrefix) {
 			continue
 		}
 		accept, err := readSysctl(confKey("ipv6", dev, "accept_ra"))
@@ -133,7 +133,7 @@ func collect(with map[string]string, family, name, not string) error {
 	}
 	for _, dev := range append(devices, "default") {
 		key := confKey(family, dev, name)
-		if v, err := readSysctl(key); err == nil && v != not && !isHostIf(dev) {
+		if v, err := readSysctl(key); err == nil && v != not && !isHostIf(dev) && !strings.HasPrefix(dev, linkPrefix) {
 			with[key] = v
 		}
 	}

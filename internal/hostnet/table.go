@@ -25,7 +25,7 @@ type table struct {
 
 // is says whether what was read of the kernel is this table, the elements aside.
 func (t *table) is(have *found) bool {
-	if have == nil {
+	if have == nil || have.odd {
 		return false
 	}
 	if t.told != nil {
@@ -35,7 +35,7 @@ func (t *table) is(have *found) bool {
 }
 
 // setTable makes the table what f and p say, with the most that the kernel can do. An intact one is left alone, whoever has made
-// it; one with other elements gets the difference; any other is replaced, with its elements, in one transaction.
+// it; one with other elements gets the difference; any other is changed, or replaced if that cannot be.
 func (h *Host) setTable(f filters, p Plaintext) (got features, warnings []string) {
 	c, err := h.ns.nftables()
 	if err == nil {
@@ -119,7 +119,11 @@ func (t *table) put(h *Host, have *found) error {
 			return change(c, del, add)
 		}
 	}
-	if err := t.rules.send(c, tableName); err != nil {
+	done, err := t.rules.reform(h.writer, have)
+	if !done || err != nil {
+		err = t.rules.send(c, tableName)
+	}
+	if err != nil {
 		return err
 	}
 	t.told = nil

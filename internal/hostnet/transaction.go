@@ -16,7 +16,8 @@ import (
 // maxElements is how many elements go into one message, whose list of them must stay below 64 KiB.
 const maxElements = 256
 
-// send replaces the table of that name, in one transaction.
+// send replaces the table of that name, in one transaction. Its chains are in force some moments before what is in its sets is, so
+// packets that need an element are lost.
 func (r rules) send(c *nftables.Conn, as string) error {
 	if err := r.compose(c, as); err != nil {
 		return err
@@ -39,6 +40,14 @@ func (r rules) compose(c *nftables.Conn, as string) error {
 	c.AddTable(t) // there may be none to delete
 	c.DelTable(t)
 	c.AddTable(t)
+	if err := r.composeSets(c, t); err != nil {
+		return err
+	}
+	r.composeChains(c, t)
+	return nil
+}
+
+func (r rules) composeSets(c *nftables.Conn, t *nftables.Table) error {
 	for _, k := range r.sets {
 		s := &nftables.Set{Table: t, Name: k.name, KeyType: k.key, Interval: k.ranges, Concatenation: k.parts, Counter: k.counted}
 		if err := c.AddSet(s, nil); err != nil {
@@ -48,6 +57,11 @@ func (r rules) compose(c *nftables.Conn, as string) error {
 			return fmt.Errorf("set %s: %w", k.name, err)
 		}
 	}
+	return nil
+}
+
+// composeChains adds the chains, some of which may be there without rules, and all rules.
+func (r rules) composeChains(c *nftables.Conn, t *nftables.Table) {
 	chains := map[string]*nftables.Chain{}
 	for _, ch := range r.chains {
 		chains[ch.name] = c.AddChain(&nftables.Chain{Table: t, Name: ch.name, Type: ch.kind, Hooknum: ch.hook, Priority: ch.priority})
@@ -61,24 +75,29 @@ func (r rules) compose(c *nftables.Conn, as string) error {
 			c.AddRule(made)
 		}
 	}
-	return nil
 }
 
 // change deletes and adds elements, in one transaction.
 func change(c *nftables.Conn, del, add contents) error {
 	t := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
-	for _, step := range []struct {
-		what contents
-		do   func(*nftables.Set, []nftables.SetElement) error
-	}{{del, c.SetDeleteElements}, {add, c.SetAddElements}} {
-		for _, name := range slices.Sorted(maps.Keys(step.what)) {
-			set := &nftables.Set{Table: t, Name: name}
-			if err := inParts(step.what[name], func(e []nftables.SetElement) error { return step.do(set, e) }); err != nil {
-				return fmt.Errorf("set %s: %w", name, err)
-			}
-		}
+	if err := composeElements(t, del, c.SetDeleteElements); err != nil {
+		return err
+	}
+	if err := composeElements(t, add, c.SetAddElements); err != nil {
+		return err
 	}
 	return c.Flush()
+}
+
+// composeElements deletes or adds elements, as do does.
+func composeElements(t *nftables.Table, what contents, do func(*nftables.Set, []nftables.SetElement) error) error {
+	for _, name := range slices.Sorted(maps.Keys(what)) {
+		set := &nftables.Set{Table: t, Name: name}
+		if err := inParts(what[name], func(e []nftables.SetElement) error { return do(set, e) }); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // inParts calls do with as many elements as fit into a message, in order.
@@ -98,7 +117,9 @@ func inParts(all map[element]bool, do func([]nftables.SetElement) error) error {
 
 // found is a table as the kernel has it.
 type found struct {
+	rules    rules // without elements
 	lines    []string
+	odd      bool                          // the table or a chain has a setting that Weft never gives
 	elements map[string]map[element]uint64 // with the packets counted, by the names of the sets
 }
 
@@ -155,7 +176,7 @@ func readTable(ns namespace) (*found, error) {
 		}
 		read := have.chain(ch.Name, ch.Type, ch.Hooknum, ch.Priority)
 		if ch.Policy != nil && *ch.Policy != nftables.ChainPolicyAccept {
-			read.name += " with a policy"
+			f.odd = true
 		}
 		list, err := c.GetRules(t, ch)
 		if err != nil {
@@ -166,10 +187,8 @@ func readTable(ns namespace) (*found, error) {
 			read.rules = append(read.rules, rule{comment, r.Exprs})
 		}
 	}
-	f.lines = have.lines()
-	if t.Flags != 0 {
-		f.lines = append(f.lines, fmt.Sprintf("flags %x", t.Flags)) // dormant
-	}
+	f.rules, f.lines = have, have.lines()
+	f.odd = f.odd || t.Flags != 0 // dormant
 	return f, nil
 }
 
@@ -197,14 +216,10 @@ func readSet(ns namespace, name string) (map[element]uint64, error) {
 // lines describes the table, without elements and counts, in an order of its own.
 func (r rules) lines() (out []string) {
 	for _, s := range r.sets {
-		out = append(out, fmt.Sprintf("set %s: %s of %d bytes, parts %v, ranges %v", s.name, s.key.Name, s.key.Bytes, s.parts, s.ranges))
+		out = append(out, s.line())
 	}
 	for _, c := range r.chains {
-		at := ""
-		if c.hook != nil && c.priority != nil {
-			at = fmt.Sprintf("%s %d %d", c.kind, *c.hook, *c.priority)
-		}
-		out = append(out, fmt.Sprintf("chain %s: %s", c.name, at))
+		out = append(out, c.line())
 		for i, x := range c.rules {
 			line := fmt.Sprintf("rule %s %d: %q", c.name, i, x.comment)
 			for _, e := range x.exprs {
