@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -135,8 +136,10 @@ func TestTableIsRepaired(t *testing.T) {
 			c.AddChain(&nftables.Chain{Table: table, Name: "more"})
 			return nil
 		}, whose + " was changed by somebody; made again"},
-		{"elements", func(_ *testing.T, c *nftables.Conn) error { c.FlushSet(set("out4")); return nil },
-			"set out4 of " + whose + " was changed by somebody: 4 elements lost, 0 added; put right"},
+		{
+			"elements", func(_ *testing.T, c *nftables.Conn) error { c.FlushSet(set("out4")); return nil },
+			"set out4 of " + whose + " was changed by somebody: 4 elements lost, 0 added; put right",
+		},
 		{"an element", func(t *testing.T, c *nftables.Conn) error {
 			return c.SetDeleteElements(set("vx46"), elementOf(t, c, "vx46"))
 		}, "set vx46 of " + whose + " was changed by somebody: 1 elements lost, 0 added; put right"},
@@ -197,7 +200,7 @@ func TestNoPlainSets(t *testing.T) {
 		if all := strings.Join(ruleset(t, h.ns), "\n"); strings.Contains(all, "Notrack") || !strings.Contains(all, "chain 1 weft leak filter") {
 			t.Errorf("%+v: rules %s", use, all)
 		}
-		if err := h.SetPlain(plain()); err != refused {
+		if err := h.SetPlain(plain()); !errors.Is(err, refused) {
 			t.Errorf("SetPlain: %v", err)
 		}
 		if got, err := h.Traffic(); err != nil || len(got) > 0 {
@@ -296,7 +299,9 @@ func TestPrefixOfRange(t *testing.T) {
 		}
 	}
 	for _, e := range []element{
-		{}, {key: string(make([]byte, 20))}, {string(make([]byte, 19)), string(make([]byte, 19))},
+		{},
+		{key: string(make([]byte, 20))},
+		{string(make([]byte, 19)), string(make([]byte, 19))},
 		{"\x0a\x00\x00\x01" + string(make([]byte, 16)), "\x0a\x00\x00\x06" + string(make([]byte, 16))},
 	} {
 		if p, err := prefixOfRange(e); err == nil {

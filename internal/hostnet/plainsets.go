@@ -140,7 +140,7 @@ type entry struct {
 // taken.
 func (p Plaintext) elements() contents {
 	c := contents{}
-	var list = make([]entry, 0, len(p.Out)+len(p.In)+len(p.Tunnels))
+	list := make([]entry, 0, len(p.Out)+len(p.In)+len(p.Tunnels))
 	for _, o := range p.Out {
 		list = append(list, entry{"out" + digit(o.Prefix.Addr().Is6()), string(deviceName(o.Device)), o.Prefix})
 	}
