@@ -6,13 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"slices"
 	"strings"
 )
 
 // loose plans rp_filter=2 for the links by which kernel paths go without a tunnel, where the filter is strict: while the path to a
 // peer changes, its packets may come by a link although its route leads elsewhere already. The kernel takes the greater of a link's
-// setting and that of all (Linux, ip-sysctl: rp_filter). Whether the source is right is for the rules to say.
+// setting and that of all (Linux, ip-sysctl: rp_filter), and of a link without an IPv4 address even the loose filter takes nothing that
+// is routed elsewhere. Whether the source is right is for the rules to say.
 func (s *settings) loose(links []string) error {
 	all, err := readSysctl(confKey("ipv4", "all", "rp_filter"))
 	if err != nil {
@@ -21,12 +23,36 @@ func (s *settings) loose(links []string) error {
 	for _, name := range links {
 		key := confKey("ipv4", name, "rp_filter")
 		was, err := readSysctl(key)
-		if err != nil || max(was, all) != "1" {
-			continue // gone meanwhile, or nothing is in the way
+		if err != nil {
+			continue // gone meanwhile
 		}
-		s.add(Sysctl{Key: key, Was: was, Set: "2"})
+		set := "2"
+		if !hasIPv4(name) {
+			set = "0"
+			if all != "0" {
+				s.warnings = append(s.warnings, fmt.Sprintf("net.ipv4.conf.all.rp_filter is %s and %s has no IPv4 address: "+
+					"IPv4 packets that come by it are dropped while the path to a peer changes; set it to 0", all, name))
+				continue
+			}
+		}
+		if strict := max(was, all) == "1" || set == "0" && was != "0"; strict {
+			s.add(Sysctl{Key: key, Was: was, Set: set})
+		}
 	}
 	return nil
+}
+
+// hasIPv4 says whether an interface of the namespace of the calling thread has an IPv4 address.
+func hasIPv4(link string) bool {
+	i, err := net.InterfaceByName(link)
+	if err != nil {
+		return false
+	}
+	addrs, err := i.Addrs()
+	return err == nil && slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.To4() != nil
+	})
 }
 
 // tighten gives back what loose has set for links that are no longer among those, and returns the rest of the changes.

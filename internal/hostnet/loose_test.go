@@ -2,7 +2,13 @@
 
 package hostnet
 
-import "testing"
+import (
+	"net"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
 
 // Where the filter would be strict it becomes loose as long as a kernel path needs that, and nowhere else.
 func TestLoose(t *testing.T) {
@@ -54,5 +60,33 @@ func TestLoose(t *testing.T) {
 		_, err = h.Remove(h.changes)
 		must(t, err)
 		expect("removed", c.link)
+	}
+}
+
+// A link without an IPv4 address has no loose filter: it must have none.
+func TestLooseWithoutAddress(t *testing.T) {
+	h := newHost(t)
+	const key = "net/ipv4/conf/eth0/rp_filter"
+	setSysctl(t, h.ns, "net/ipv4/conf/all/rp_filter", "0")
+	setSysctl(t, h.ns, key, "2")
+	must(t, h.conn.AddrDel(up(t, h.conn, "eth0"), &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 0, 2, 1).To4(), Mask: net.CIDRMask(24, 32)}}))
+	d := desired()
+	d.Loose = []string{"eth0"}
+	h.apply(t, d)
+	if got := sysctl(t, h.ns, key); got != "0" {
+		t.Errorf("it is %s, want 0", got)
+	}
+	d.Loose = nil
+	h.apply(t, d)
+	if got := sysctl(t, h.ns, key); got != "2" {
+		t.Errorf("it is %s, want 2 again", got)
+	}
+	setSysctl(t, h.ns, "net/ipv4/conf/all/rp_filter", "1")
+	d.Loose = []string{"eth0"}
+	res, err := h.Apply(d, h.changes)
+	must(t, err)
+	want := []string{"net.ipv4.conf.all.rp_filter is 1 and eth0 has no IPv4 address: IPv4 packets that come by it are dropped while the path to a peer changes; set it to 0"}
+	if !slices.Equal(res.Warnings, want) {
+		t.Errorf("warnings %q", res.Warnings)
 	}
 }

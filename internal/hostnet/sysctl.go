@@ -39,8 +39,9 @@ func writeSysctl(key, value string) error {
 
 // settings are the host-wide sysctls that Weft needs, in the order in which they are set.
 type settings struct {
-	todo    []Sysctl
-	changes Changes
+	todo     []Sysctl
+	changes  Changes
+	warnings []string
 }
 
 // plan finds out what is to be set: forwarding, and, as a router ignores router advertisements, their acceptance where they
@@ -158,6 +159,7 @@ func devicesOf(family string) ([]string, error) {
 
 // apply sets what was planned, and returns warnings about what cannot be set.
 func (s *settings) apply() (warnings []string) {
+	warnings = slices.Clone(s.warnings)
 	for _, c := range s.todo {
 		if err := writeSysctl(c.Key, c.Set); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			warnings = append(warnings, fmt.Sprintf("%s cannot be set to %s: %v; set it on the host, or workloads do not reach others", c.Key, c.Set, cause(err)))
