@@ -192,27 +192,6 @@ func readTable(ns namespace) (*found, error) {
 	return f, nil
 }
 
-// readSet returns the elements of a set, and how many packets each has counted.
-func readSet(ns namespace, name string) (map[element]uint64, error) {
-	c, err := ns.nftables()
-	if err != nil {
-		return nil, err
-	}
-	list, err := c.GetSetElements(&nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, Name: name})
-	if err != nil {
-		return nil, err
-	}
-	elements := make(map[element]uint64, len(list))
-	for _, e := range list {
-		n := uint64(0)
-		if e.Counter != nil {
-			n = e.Counter.Packets
-		}
-		elements[element{string(e.Key), string(e.KeyEnd)}] = n
-	}
-	return elements, nil
-}
-
 // lines describes the table, without elements and counts, in an order of its own.
 func (r rules) lines() (out []string) {
 	for _, s := range r.sets {
