@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -43,12 +44,17 @@ type Crossing struct {
 	Inner    [2]netip.Addr // of the packet of the overlay, where they can be read
 }
 
-// Crossings reads the frames that a device with an Ethernet header has seen so far. The overlay has these addresses, and its mesh this port; VXLAN
-// has the next one.
-func (c *Capture) Crossings(overlay []netip.Prefix, port uint16) []Crossing {
+// Crossings reads the frames that a device with an Ethernet header has seen after a moment and before another one; zero: from the first, to the last one
+// so far. The overlay has these addresses, and its mesh this port; VXLAN has the next one.
+func (c *Capture) Crossings(from, until time.Time, overlay []netip.Prefix, port uint16) []Crossing {
 	r := reader{overlay: overlay, port: port}
+	frames := c.Frames() // in the order of time
+	first := sort.Search(len(frames), func(i int) bool { return !frames[i].At.Before(from) })
 	var out []Crossing
-	for _, f := range c.Frames() {
+	for _, f := range frames[first:] {
+		if !until.IsZero() && !f.At.Before(until) {
+			break
+		}
 		out = append(out, r.frame(f))
 	}
 	return out
@@ -178,29 +184,6 @@ func Overlay(ranges string) []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range strings.Split(ranges, ",") {
 		out = append(out, netip.MustParsePrefix(s))
-	}
-	return out
-}
-
-// Between returns the crossings whose frames went from one MAC address to another one, or back.
-func Between(all []Crossing, a, b net.HardwareAddr) []Crossing {
-	same := func(x, y net.HardwareAddr) bool { return slices.Equal(x, y) }
-	var out []Crossing
-	for _, c := range all {
-		if same(c.From, a) && same(c.To, b) || same(c.From, b) && same(c.To, a) {
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// Since returns the crossings after a moment and before another one; zero: no end.
-func Since(all []Crossing, from, until time.Time) []Crossing {
-	var out []Crossing
-	for _, c := range all {
-		if !c.At.Before(from) && (until.IsZero() || c.At.Before(until)) {
-			out = append(out, c)
-		}
 	}
 	return out
 }

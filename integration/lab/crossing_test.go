@@ -78,7 +78,7 @@ func TestCrossings(t *testing.T) {
 		frame := slices.Concat(append([][]byte{crossingMACs}, tt.parts...)...)
 		now := time.Unix(1, 0)
 		c := &Capture{frames: []Frame{{At: now, Data: frame}}}
-		all := c.Crossings(overlay, 6783)
+		all := c.Crossings(time.Time{}, time.Time{}, overlay, 6783)
 		var inner [2]string
 		for i, a := range all[0].Inner {
 			if a.IsValid() {
@@ -88,14 +88,16 @@ func TestCrossings(t *testing.T) {
 		if all[0].Openness != tt.want || inner != tt.inner {
 			t.Errorf("%s: %v %v, want %v %v", tt.name, all[0].Openness, inner, tt.want, tt.inner)
 		}
-		if n := len(Between(all, crossingMACs[:6], crossingMACs[6:])); n != 1 {
-			t.Errorf("%s: %d frames between the two", tt.name, n)
-		}
-		if n, m := len(Since(all, now, time.Time{})), len(Since(all, now.Add(1), time.Time{})); n != 1 || m != 0 {
-			t.Errorf("%s: %d frames since then, %d later", tt.name, n, m)
+		for _, span := range []struct {
+			from, until time.Time
+			want        int
+		}{{now, now.Add(1), 1}, {now, now, 0}, {now.Add(1), time.Time{}, 0}} {
+			if n := len(c.Crossings(span.from, span.until, overlay, 6783)); n != span.want {
+				t.Errorf("%s: %d frames from %v to %v", tt.name, n, span.from, span.until)
+			}
 		}
 		for n := range frame { // whatever is cut off
-			(&Capture{frames: []Frame{{Data: frame[:n]}}}).Crossings(overlay, 6783)
+			(&Capture{frames: []Frame{{Data: frame[:n]}}}).Crossings(time.Time{}, time.Time{}, overlay, 6783)
 		}
 	}
 }
