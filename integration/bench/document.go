@@ -37,12 +37,16 @@ const method = `## Method
   each host, from host to host (with their defaults, but for Nebula's socket buffers, 10 MiB, which speed it up); Weft, from workload to workload, so through one veth pair more on each
   side and the hosts' forwarding, and in ` + "`weft-host`" + ` from host to host as they do. ` + "`weft`" + ` uses AES-256-GCM; ` + "`weft-wireguard`" + ` WireGuard's own suite (the nodes are told that their processors
   have no AES); the others are launched with the flags in their names.
+* ` + "`weft-vxlan`" + ` and ` + "`weft-direct`" + ` are Weft's kernel paths, which are not encrypted; each line is shown once the nodes say that they use that path. Their measure is what an administrator
+  would make by hand of the same parts: ` + "`routed-vxlan`" + ` and ` + "`routed-veth`" + ` lead from a workload by a veth pair to its host, which forwards, by a VXLAN device or the bare link to
+  the other host, and from there to the other workload, by hosts of their own on which nothing else is set up.
 * Every round gives each contender one turn, beginning with another one each time. Processes are started for the turn and
   ended after it. Each cell is the median of the rounds, and the least and the most in parentheses.
 * Before each round the processors are watched for 2 s while nothing of this runs; the head of this document says so if others
   used a tenth of them or more.
 * TCP: blocks of 128 KiB written to the connections as fast as they take them; what is read on the other side counts, after
-  a warm-up of 0.3 s. CPU is what the daemons of both hosts use, system calls included, not what the kernel does elsewhere.
+  a warm-up of 0.3 s. CPU is what the daemons of both hosts use, system calls included, not what the kernel does elsewhere; "all CPU" is
+  all time of the processors for one stream, with the sender's, the receiver's and whatever else ran.
 * UDP: a process on the first host hands datagrams to a connected socket, 32 a call (sendmmsg), as many as the kernel takes,
   none joined (no UDP_SEGMENT); what a thread on the second host gets counts by the second. The loss is the share that never
   arrives. The paced figures are the most a second of which less than 1% is lost, found by halving seven times, the sender
@@ -79,7 +83,7 @@ func (d document) markdown() string {
 	}
 	fmt.Fprintf(&b, "* %d rounds, %v a measurement, %v in all\n\n", d.rounds, d.length, d.took.Round(time.Second))
 	if s, ok := against(d.rows); ok {
-		b.WriteString("## Weft by the others\n\nRatios of the medians; of latencies less is better, of all else more.\n\n" + s.markdown() + "\n")
+		b.WriteString("## Weft by the others\n\nRatios of the medians; of latencies and processor time less is better, of all else more.\n\n" + s.markdown() + "\n")
 	}
 	for _, s := range sheets(d.rows) {
 		fmt.Fprintf(&b, "## %s\n\n%s\n", s.title, s.markdown())
@@ -114,7 +118,15 @@ func against(rows []result) (sheet, bool) {
 	type pair struct{ ours, theirs string }
 	var pairs []pair
 	for _, p := range []pair{
-		{weftName, wgName}, {weftWG, wgName}, {weftHost, wgName}, {weftName, nebulaName}, {weftHost, nebulaName}, {weftName, vxlanName}, {weftName, plainName},
+		{weftName, wgName},
+		{weftWG, wgName},
+		{weftHost, wgName},
+		{weftName, nebulaName},
+		{weftHost, nebulaName},
+		{weftName, vxlanName},
+		{weftName, plainName},
+		{weftVXLAN, routedVXLAN},
+		{weftDirect, routedVeth},
 	} {
 		if at[p.ours].Name != "" && at[p.theirs].Name != "" {
 			pairs = append(pairs, p)

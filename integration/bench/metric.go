@@ -74,7 +74,7 @@ func metrics() []metric {
 		{tcpKind, oneStream, "1 stream, Gb/s", 2, true},
 		{tcpKind, manyStreams, "4 streams, Gb/s", 2, true},
 		{tcpKind, cpuPerGbit, "CPU s/Gbit", 3, false},
-		{tcpKind, oneStreamCPU, "1 stream, all CPU s/Gbit", 3, false},
+		{tcpKind, oneStreamCPU, "1 stream, all CPU s/Gbit", 3, true},
 		{udpKind, udpShort, "64 B, kpps", 0, true},
 		{udpKind, udpShortOut, "64 B lost, %", 0, false},
 		{udpKind, udpLong, "1300 B, kpps", 0, true},

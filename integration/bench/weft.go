@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/weftnet/weft/integration/lab"
 )
@@ -16,8 +17,11 @@ const (
 	weftName = "weft"
 	weftHost = weftName + "-host"
 	weftWG   = weftName + "-wireguard"
-	ownSuite = "aes-256-gcm"
-	wgSuite  = "chacha20-poly1305"
+	// Weft's kernel paths.
+	weftVXLAN  = weftName + "-vxlan"
+	weftDirect = weftName + "-direct"
+	ownSuite   = "aes-256-gcm"
+	wgSuite    = "chacha20-poly1305"
 	// noAES makes a node believe that its processor has no AES, so that it uses WireGuard's suite.
 	noAES = "GODEBUG=cpu.aes=off,cpu.pclmulqdq=off"
 )
@@ -30,6 +34,8 @@ type mesh struct {
 	host     netip.Addr // the second host's own address in the mesh
 	// A second workload of the first host, and one of the third host, for the measurement fair.
 	beside, beyond *lab.Workload
+	// Workloads that were attached by nodes that had been launched for a kernel path, by its name: they have the MTU that goes with it.
+	byPath map[string][hosts]*lab.Workload
 }
 
 // weft founds the mesh and leaves its nodes stopped.
@@ -50,6 +56,7 @@ func (b *bench) weft() error {
 	b.mesh = &mesh{
 		hosts: b.hosts, third: b.third,
 		from: one.Workload("a"), to: two.Workload("b"), beside: one.Workload("c"), beyond: b.third.Workload("d"),
+		byPath: map[string][hosts]*lab.Workload{},
 	}
 	all := []*lab.Workload{b.mesh.from, b.mesh.to, b.mesh.beside, b.mesh.beyond}
 	for _, w := range all {
@@ -64,6 +71,30 @@ func (b *bench) weft() error {
 		return err
 	}
 	b.mesh.host = status.Addresses[0]
+	for _, w := range ways() {
+		if w.path == "" {
+			continue
+		}
+		if err := b.mesh.attachFor(w); err != nil {
+			return fmt.Errorf("workloads of %s: %w", w.name, err)
+		}
+	}
+	return nil
+}
+
+// attachFor attaches the workloads of a way that is a kernel path.
+func (m *mesh) attachFor(w way) error {
+	m.stop()
+	defer m.stop()
+	if err := w.launch(m.hosts[:]...); err != nil {
+		return err
+	}
+	var pair [hosts]*lab.Workload
+	for i, h := range m.hosts {
+		pair[i] = h.Workload(w.path)
+		pair[i].Attach()
+	}
+	m.byPath[w.path] = pair
 	return nil
 }
 
@@ -109,6 +140,9 @@ func (m *mesh) launched(w way) *contender {
 	if w.fromHost {
 		c.from, c.to, c.addr = m.hosts[0].Namespace, m.hosts[1].Namespace, m.host
 	}
+	if pair, ok := m.byPath[w.path]; ok {
+		c.from, c.to, c.addr = pair[0].Namespace, pair[1].Namespace, pair[1].V4
+	}
 	return c
 }
 
@@ -132,6 +166,11 @@ const maxShards = 8
 // goes returns an error unless the two nodes run as the way says: with the suite between them, the shards and the offloads.
 func (m *mesh) goes(w way) error {
 	for i, h := range m.hosts {
+		if w.path != "" {
+			if err := onPath(h, m.hosts[1-i], w.path); err != nil {
+				return err
+			}
+		}
 		type peer struct{ Name, Suite string }
 		var peers []peer
 		if err := h.Query(&peers, "peers"); err != nil {
@@ -152,6 +191,27 @@ func (m *mesh) goes(w way) error {
 	return nil
 }
 
+// onPath waits until a host says that it reaches the other one by that path.
+func onPath(h, to *lab.Host, path string) error {
+	for deadline := time.Now().Add(within); ; time.Sleep(100 * time.Millisecond) {
+		var peers []struct{ Name, Path, Reason string }
+		if err := h.Query(&peers, "peers"); err != nil {
+			return err
+		}
+		for _, p := range peers {
+			if p.Name == to.Name() && p.Path == path {
+				return nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not reach %s by %s: %+v", h.Name(), to.Name(), path, peers)
+		}
+	}
+}
+
+// underlay are the networks between the hosts.
+const underlay = "192.168.0.0/16,2001:db8::/32"
+
 // way is how Weft's nodes are launched, and which way packets go.
 type way struct {
 	name, suite string
@@ -159,6 +219,7 @@ type way struct {
 	fromHost    bool     // to host, instead of workload to workload
 	shards      int      // 0: what Weft chooses
 	off         []string // offloads that must not be in use
+	path        string   // the kernel path that packets take, "" for none
 	kinds       []kind
 }
 
@@ -170,6 +231,12 @@ func ways() []way {
 		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
 		{name: weftWG, suite: wgSuite, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind}, env: []string{noAES}},
 		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
+	}
+	for _, k := range []struct{ name, path string }{{weftVXLAN, "vxlan"}, {weftDirect, "direct"}} {
+		all = append(all, way{
+			name: k.name, suite: ownSuite, path: k.path, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind},
+			flags: []string{"--trusted-subnets", underlay, "--paths", k.path + ",udp"},
+		})
 	}
 	offloads := []string{"tso", "uso", "gso", "gro"}
 	switchedOff := func(flag string, off ...string) {
