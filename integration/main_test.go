@@ -85,6 +85,7 @@ const (
 	withoutTUN      = "tun"           // no /dev/net/tun
 	withoutNetAdmin = "cap_net_admin" // no capability to change the network
 	withoutQueues   = "tun queues"    // no multi-queue TUN devices, as far as the kernel tells
+	withoutNFTables = "nftables"      // no nftables
 	withoutAllBut   = "all but "      // no capabilities but those that follow, as numbers
 )
 
@@ -110,6 +111,10 @@ func become(without string) error {
 		if err := refuseFeatures(); err != nil {
 			return err
 		}
+	case without == withoutNFTables:
+		if err := refuseNFTables(); err != nil {
+			return err
+		}
 	case allBut:
 		for c := range unix.CAP_LAST_CAP + 1 {
 			if slices.Contains(strings.Fields(but), fmt.Sprint(c)) {
@@ -124,21 +129,37 @@ func become(without string) error {
 	return syscall.Exec(path, append([]string{path}, os.Args[1:]...), []string{"PATH=" + os.Getenv("PATH")})
 }
 
+// refuseNFTables makes the kernel refuse sockets of NETLINK_NETFILTER to this thread and what it becomes: as a kernel does that has no nftables.
+func refuseNFTables() error {
+	const domain, protocol = 16, 16 + 2*8 // the low halves of the arguments of socket(2)
+	return refuse(unix.EPROTONOSUPPORT, unix.SYS_SOCKET, map[uint32]uint32{domain: unix.AF_NETLINK, protocol: unix.NETLINK_NETFILTER})
+}
+
 // refuseFeatures makes the kernel refuse TUNGETFEATURES, of ioctl(2), to this thread and what it becomes: as a kernel does
 // that knows TUN devices and nothing more.
 func refuseFeatures() error {
-	const number, request = 0, 16 + 8 // offsets in struct seccomp_data (linux/seccomp.h); the low half of the second argument
+	const request = 16 + 8 // the low half of the second argument
+	return refuse(unix.ENOTTY, unix.SYS_IOCTL, map[uint32]uint32{request: unix.TUNGETFEATURES})
+}
+
+// refuse makes the kernel answer a system call with an error, if its arguments are these: each by its offset in struct seccomp_data (linux/seccomp.h).
+func refuse(with unix.Errno, call uint32, arguments map[uint32]uint32) error {
+	const number = 0 // its offset
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 		return errors.New("this is written for little-endian processors")
 	}
-	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_IOCTL, Jf: 3},
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: request},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.TUNGETFEATURES, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	conditions := []struct{ at, value uint32 }{{number, call}}
+	for at, value := range arguments {
+		conditions = append(conditions, struct{ at, value uint32 }{at, value})
 	}
+	var filter []unix.SockFilter
+	for i, c := range conditions {
+		toTheEnd := uint8(2*(len(conditions)-i) - 1) // over what is left of the conditions, and the refusal
+		filter = append(filter, unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: c.at},
+			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: c.value, Jf: toTheEnd})
+	}
+	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(with)},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
 	prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(prog)), 0, 0)
 }
