@@ -17,7 +17,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("fastpath.seed", 0, "run this seed of TestRandom only, and tell what happens")
-	seedsFlag = flag.Uint64("fastpath.seeds", 20, "how many seeds TestRandom runs")
+	seedsFlag = flag.Uint64("fastpath.seeds", 10, "how many seeds TestRandom runs")
 )
 
 // TestRandom runs hosts the lines between which fail in all ways and recover, while users change their minds and traffic comes and goes. Traffic must
