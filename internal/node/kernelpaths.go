@@ -70,7 +70,6 @@ type kernelPaths struct {
 
 	// Of the engine's goroutine, and of adopt before it runs.
 	machine    *fastpath.Machine
-	peers      []fastpath.Peer
 	names      map[uint64]string
 	ports      map[uint64]uint16 // where their tunnels end
 	prefixes   map[uint64][]netip.Prefix
@@ -79,8 +78,7 @@ type kernelPaths struct {
 	rules      hostnet.Plaintext
 	counted    map[netip.Prefix]uint64
 	sealed     map[uint64]uint64 // packets by the router, by node
-	adopting   map[uint64]fastpath.Kind
-	failed     string // what could not be put in place
+	failed     string            // what could not be put in place
 }
 
 // proof is an answer to a probe.

@@ -124,7 +124,7 @@ func (k *kernelPaths) plan(now time.Time) {
 	narrow(candidates, mtu4, mtu6)
 	k.passable(candidates)
 	same := reflect.DeepEqual(candidates, k.candidates) && reflect.DeepEqual(owned, k.prefixes)
-	k.peers, k.prefixes, k.candidates = peers, owned, candidates
+	k.prefixes, k.candidates = owned, candidates
 	if !same {
 		k.machine.Set(candidates, now)
 	}
