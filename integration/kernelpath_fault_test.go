@@ -42,7 +42,7 @@ func breakable(t *testing.T, path string, routed bool) *broken {
 		} else {
 			mtu = 1500
 		}
-		m := lab.Mesh(t, 2, kernelFlags(flags...))
+		m := lab.Mesh(t, 2, kernelFlags(flags...), lab.Hosts(oneFamily(path)))
 		b.lab, b.lan, b.hosts, b.ends = m.Lab, m.Segment, m.Hosts(), m.Workloads
 	}
 	onPath(t, path, b.hosts...)
@@ -50,6 +50,14 @@ func breakable(t *testing.T, path string, routed bool) *broken {
 	b.long = talkOf(t, b.lab, longest(mtu), bothWays(b.ends...)...)
 	time.Sleep(time.Second) // in which the path is noticed to carry traffic
 	return b
+}
+
+// oneFamily lets hosts have addresses of one family only, so that what they have to reach each other by a path is always the same.
+func oneFamily(path string) lab.HostOption {
+	if path == "vxlan" {
+		return lab.OnlyV4
+	}
+	return lab.OnlyV6
 }
 
 // happens lets something happen, and checks that traffic, short and long, stops for no longer than it may.

@@ -16,7 +16,7 @@ func TestKernelPathSurvivesKill(t *testing.T) {
 	for _, path := range []string{"vxlan", "direct"} {
 		t.Run(path, func(t *testing.T) {
 			t.Parallel()
-			m := lab.Mesh(t, 2, kernelFlags("--paths", path+",udp"))
+			m := lab.Mesh(t, 2, kernelFlags("--paths", path+",udp"), lab.Hosts(oneFamily(path)))
 			hosts := m.Hosts()
 			onPath(t, path, hosts...)
 			mtu := map[string]int{"vxlan": 1450, "direct": 1500}[path]

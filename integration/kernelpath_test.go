@@ -290,7 +290,7 @@ func TestEncryptionOff(t *testing.T) {
 // TestKernelPathsEnd stops, kills, resets and leaves: nothing remains of kernel paths but what was asked for.
 func TestKernelPathsEnd(t *testing.T) {
 	t.Parallel()
-	m := lab.Mesh(t, 2, kernelFlags())
+	m := lab.Mesh(t, 2, kernelFlags(), lab.Hosts(oneFamily("direct")))
 	hosts := m.Hosts()
 	onPath(t, "direct", hosts...)
 	allReach(t, patience, m.Workloads...)
