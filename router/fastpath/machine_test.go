@@ -99,7 +99,7 @@ func TestHowOften(t *testing.T) {
 	for _, c := range []struct {
 		busy                   bool
 		direct, vxlan, spare10 int // full probes in a minute, two for each time
-	}{{true, 2 * 150, 2 * 6, 2}, {false, 2 * 6, 2, 2}} {
+	}{{true, 2 * 200, 2 * 6, 2}, {false, 2 * 6, 2, 2}} {
 		s := newSim(t, 2, 2)
 		for _, h := range s.hosts {
 			h.sends = c.busy
@@ -131,7 +131,7 @@ func TestHowOften(t *testing.T) {
 		}
 		from := s.now
 		s.run(time.Minute)
-		if attempts := s.hosts[0].count(from, Direct) / 16; attempts < want-1 || attempts > want {
+		if attempts := s.hosts[0].count(from, Direct) / 12; attempts < want-1 || attempts > want {
 			t.Errorf("busy %v: %d attempts in a minute", busy, attempts)
 		}
 		if why := s.hosts[0].m.Status(2).Kinds[Direct]; !strings.HasPrefix(why, "no answer by direct to 192.0.2.2 on eth0 since ") {

@@ -26,14 +26,14 @@ const (
 
 	// watchGap is how often a way is probed that is in use, and idleGap when there is no traffic; restGap that of one which could be, of
 	// a peer without traffic.
-	watchGap = 400 * time.Millisecond
+	watchGap = 300 * time.Millisecond
 	idleGap  = 10 * time.Second
 	restGap  = time.Minute
 	// In doubt, when doubtAfter has passed without an answer, it is probed more often; it has failed when silence has passed. A way that an earlier run has left has
 	// longer, as not everything works at once at a start.
-	doubtAfter    = 600 * time.Millisecond
+	doubtAfter    = 450 * time.Millisecond
 	doubtGap      = 200 * time.Millisecond
-	silence       = 1200 * time.Millisecond
+	silence       = 900 * time.Millisecond
 	silenceTrust  = 5 * time.Second
 	unanswered    = 3 // that many at least
 	smallAfter    = 250 * time.Millisecond
