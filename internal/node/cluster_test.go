@@ -48,6 +48,7 @@ func newCluster(t *testing.T, machines int) *cluster {
 			host:   &fakeHost{t: t, up: map[string]hostnet.Workload{}},
 		}
 		m.segment, m.ways = between, &fakeKernel{t: t, host: m.host, addr: addr}
+		m.host.ways = m.ways
 		c.net.Name(name, addr)
 		c.machines = append(c.machines, m)
 	}

@@ -160,7 +160,17 @@ func (k *fakeKernel) path(id uint64) fastpath.Kind {
 	return fastpath.UDP
 }
 
+// covered checks that the rules still allow what there are routes for.
+func (h *fakeHost) covered() {
+	if h.ways != nil {
+		h.ways.mu.Lock()
+		defer h.ways.mu.Unlock()
+		h.ways.allowed()
+	}
+}
+
 func (h *fakeHost) SetPlain(p hostnet.Plaintext) error {
+	defer h.covered()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.desired.Plain = p

@@ -31,7 +31,7 @@ import (
 const (
 	// surveyGap is the shortest time between two looks at who may be reached how: a burst of gossip costs one. surveyAgain is the longest, as the routes
 	// of the host change without a word.
-	surveyGap, surveyAgain = 50 * time.Millisecond, 5 * time.Second
+	surveyGap, surveyAgain = 100 * time.Millisecond, 5 * time.Second
 	// trafficGap is how often packets are counted, to know which paths are in use.
 	trafficGap = 500 * time.Millisecond
 	// mendGap is the shortest time between two comparisons of what the kernel has with what it should have.
@@ -70,6 +70,8 @@ type kernelPaths struct {
 
 	// Of the engine's goroutine, and of adopt before it runs.
 	machine    *fastpath.Machine
+	peers      []fastpath.Peer // when it was planned last,
+	planned    time.Time       // which was then
 	names      map[uint64]string
 	ports      map[uint64]uint16 // where their tunnels end
 	prefixes   map[uint64][]netip.Prefix
@@ -255,7 +257,7 @@ func (k *kernelPaths) loop(ctx context.Context, probes pathProbes) {
 			k.mend()
 		case <-traffic.C:
 			k.count(time.Now())
-			if time.Since(surveyed) > surveyAgain || k.unresolved() {
+			if time.Since(surveyed) > surveyAgain {
 				k.wake.raise()
 			}
 		}

@@ -121,7 +121,7 @@ func (k *kernelPaths) allow(p *hostnet.Plaintext, c *fastpath.Candidate, prefixe
 	for _, s := range c.AcceptDirect {
 		mac, ok := k.kernel.Neighbour(s.Device, s.Hop)
 		if !ok {
-			continue // looked for again soon, see unresolved
+			continue // the kernel tells when it is found, see Watch
 		}
 		for _, prefix := range prefixes {
 			p.In = addIn(p.In, hostnet.In{Device: s.Device, MAC: mac, Prefix: prefix})
@@ -143,21 +143,6 @@ func vxlanDevice(remote netip.Addr) string {
 		return deviceVXLAN4
 	}
 	return deviceVXLAN6
-}
-
-// unresolved tells whether the hardware address of some peer is not known yet, or is another one by now.
-func (k *kernelPaths) unresolved() bool {
-	for _, c := range k.candidates {
-		for _, s := range c.AcceptDirect {
-			mac, ok := k.kernel.Neighbour(s.Device, s.Hop)
-			if ok && len(k.prefixes[c.ID]) > 0 && !slices.ContainsFunc(k.rules.In, func(in hostnet.In) bool {
-				return in.Device == s.Device && slices.Equal(in.MAC, mac) && in.Prefix == k.prefixes[c.ID][0]
-			}) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // carryOut puts the desired state in place, if it is another one than before: the rules as wide as the old and the new routes need first, then the

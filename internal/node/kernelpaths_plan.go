@@ -101,12 +101,14 @@ func ownedBy(holdings []ipam.Holding) map[uint64][]netip.Prefix {
 
 // survey looks at who may be reached how, and puts that into effect.
 func (k *kernelPaths) survey(now time.Time) {
-	k.plan(now)
-	k.carryOut()
+	if k.plan(now) {
+		k.carryOut()
+	}
 }
 
-// plan looks at who may be reached how.
-func (k *kernelPaths) plan(now time.Time) {
+// plan looks at who may be reached how. It reports false if nothing has changed that this depends on, but for what the kernel knows of the network below: that is asked
+// anew only after surveyAgain.
+func (k *kernelPaths) plan(now time.Time) bool {
 	nodes := k.e.members()
 	owned := ownedBy(k.e.alloc.Owned())
 	k.mu.Lock()
@@ -115,6 +117,10 @@ func (k *kernelPaths) plan(now time.Time) {
 	for i := range peers {
 		peers[i].Unused = k.machine.Status(peers[i].ID).Path == fastpath.UDP
 	}
+	if now.Sub(k.planned) < surveyAgain && reflect.DeepEqual(peers, k.peers) && reflect.DeepEqual(owned, k.prefixes) {
+		return false
+	}
+	k.peers, k.planned = peers, now
 	k.names, k.ports = make(map[uint64]string, len(peers)), make(map[uint64]uint16, len(peers))
 	for _, p := range peers {
 		k.names[p.ID], k.ports[p.ID] = p.Name, p.VXLANPort
@@ -129,6 +135,7 @@ func (k *kernelPaths) plan(now time.Time) {
 		k.machine.Set(candidates, now)
 	}
 	k.meet(peers, candidates)
+	return true
 }
 
 // self is this node, as planning needs to know it.

@@ -41,12 +41,14 @@ type fakeHost struct {
 	traffic map[netip.Prefix]uint64
 	lacks   error // for kernel paths
 	guarded func(lines []string)
+	ways    *fakeKernel
 	unruly  bool // Apply refuses the rules of kernel paths
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
 
 func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, error) {
+	defer h.covered()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.unruly && d.Plain.VXLANPort != 0 {
