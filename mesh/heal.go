@@ -16,11 +16,12 @@ import (
 // incarnation that it is alive. After a partition all processes of the other
 // side are dead in every list, so that all of them have to say so and all have to
 // hear all of it, for which gossip is slow and suspicion, by which memberlist lets them
-// know, is slower. So whoever finds by a sync that more than splitNodes processes
-// which it believes dead are alive for another node raises the alarm: it reaches all
+// know, is slower. So whoever meets a node that it believes dead, and finds that more than splitNodes
+// others which it believes dead are alive for that one, raises the alarm: it reaches all
 // members within a few packets' time, and each of them says at once that it is alive,
 // knocks a little later at one node that it believes dead, and compares digests
-// every healInterval for healTime.
+// every healInterval for healTime. What a node says that was there all the time raises none: while a part of the mesh
+// is being lost, one learns of each death before the other.
 //
 // Other differences are few, and for those that outlive a digest's patience the two nodes exchange their lists as
 // memberlist does when a node joins; processes believed dead are called on first.
@@ -40,7 +41,7 @@ const (
 // reconcile acts on what a sync with another node found about the members. began: this side opened the stream, and is
 // the one that exchanges lists if need be.
 func (m *Mesh) reconcile(ctx context.Context, with NodeID, f found, began bool) {
-	if m.noteMissing(f) {
+	if m.noteMissing(with, f) {
 		m.raise()
 	}
 	if began && len(f.missing)+len(f.ahead) > 0 && m.mayPull() {
@@ -48,29 +49,35 @@ func (m *Mesh) reconcile(ctx context.Context, with NodeID, f found, began bool) 
 	}
 }
 
-// noteMissing has processes that are believed dead here and alive elsewhere called on, and tells whether there are so many
-// that the mesh must have been split.
-func (m *Mesh) noteMissing(f found) (split bool) {
+// noteMissing has some of the processes called on that are believed dead here and alive for another node, and tells whether that one was
+// itself believed dead, and there are so many that the mesh must have been split. Then none is called on, nor of so many after an
+// alarm: all say by themselves that they live, and each call would bring the same list once more.
+func (m *Mesh) noteMissing(with NodeID, f found) (split bool) {
 	now := time.Now()
-	died := 0
-	var call []NodeID
+	back := false
+	var dead, call []NodeID
 	m.mu.Lock()
 	for _, is := range f.missing {
-		p := m.peers[is.id]
-		if p == nil || p.lost != is.boot {
-			continue
+		if p := m.peers[is.id]; p != nil && p.lost == is.boot {
+			back = back || is.id == with
+			dead = append(dead, is.id)
 		}
-		if died++; len(call) < maxCalls && p.status == Failed && !p.retry.busy {
-			p.retry.restart(now)
-			p.retry.busy, p.retry.tried = true, now
-			call = append(call, is.id)
+	}
+	many := len(dead) > splitNodes
+	split = back && many && !m.alarmedWithin(alarmAgain)
+	if !split && !(many && m.alarmedWithin(healTime)) {
+		for _, id := range dead {
+			if p := m.peers[id]; len(call) < maxCalls && m.tries < perRound && p.status == Failed && m.beginTry(p, now) {
+				p.retry.restart(now)
+				call = append(call, id)
+			}
 		}
 	}
 	m.mu.Unlock()
 	for _, id := range call {
 		m.spawn(func(ctx context.Context) { m.rejoin(ctx, id) })
 	}
-	return died > splitNodes
+	return split
 }
 
 func (m *Mesh) mayPull() bool {
@@ -78,7 +85,7 @@ func (m *Mesh) mayPull() bool {
 	defer m.mu.Unlock()
 	now := time.Now()
 	again := pullAgain
-	if now.Sub(m.alarmed) < healTime {
+	if m.alarmedWithin(healTime) {
 		again = pullAgainHeal
 	}
 	if now.Sub(m.pulled) < again {
@@ -102,11 +109,10 @@ func (m *Mesh) pull(ctx context.Context, with NodeID) {
 
 // raise does what an alarm asks for, unless there was one a moment ago.
 func (m *Mesh) raise() {
-	now := time.Now()
 	m.mu.Lock()
-	again := !m.alarmed.IsZero() && now.Sub(m.alarmed) < alarmAgain
+	again := m.alarmedWithin(alarmAgain)
 	if !again {
-		m.alarmed = now
+		m.alarmed = time.Now()
 	}
 	m.mu.Unlock()
 	if !again {
@@ -118,7 +124,12 @@ func (m *Mesh) raise() {
 func (m *Mesh) isHealing() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return !m.alarmed.IsZero() && time.Since(m.alarmed) < healTime
+	return m.alarmedWithin(healTime)
+}
+
+// alarmedWithin tells whether there was an alarm so lately. Called with mu held.
+func (m *Mesh) alarmedWithin(d time.Duration) bool {
+	return !m.alarmed.IsZero() && time.Since(m.alarmed) < d
 }
 
 // heal passes an alarm on and knocks at the other side.
@@ -138,11 +149,9 @@ func (m *Mesh) heal(ctx context.Context) {
 			}
 		}
 	}
-	if n > 0 {
-		m.peers[to].retry.busy, m.peers[to].retry.tried = true, time.Now()
-	}
+	knock := n > 0 && m.beginTry(m.peers[to], time.Now())
 	m.mu.Unlock()
-	if n > 0 {
+	if knock {
 		m.rejoin(ctx, to)
 	}
 	m.nudge()

@@ -167,6 +167,7 @@ type Mesh struct {
 	pulled     time.Time        // when lists of members were exchanged last
 
 	deathChecks int // under way, see death.go
+	tries       int // of nodes that are not alive, under way, see rejoin.go
 }
 
 // phase is where in its life a Mesh is; it only grows.

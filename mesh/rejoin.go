@@ -26,7 +26,7 @@ import (
 const (
 	maxRetry    = 30 * time.Second
 	goneRetry   = 10 * time.Minute
-	perRound    = 8 // nodes tried at the same time
+	perRound    = 8 // nodes tried at the same time, one more after an alarm
 	maxDials    = 4 // addresses of one node tried at the same time
 	fullEffort  = 8 // with more nodes alive, rounds are shared
 	retryGrowth = 2
@@ -45,6 +45,16 @@ type retry struct {
 
 // restart makes the node due at once.
 func (r *retry) restart(now time.Time) { r.wait, r.next, r.slow = 0, now, false }
+
+// beginTry notes that a node is being tried, unless it is already; rejoin notes the end. Called with mu held.
+func (m *Mesh) beginTry(p *peer, now time.Time) bool {
+	if p.retry.busy {
+		return false
+	}
+	m.tries++
+	p.retry.busy, p.retry.tried = true, now
+	return true
+}
 
 // fail puts the next try off, the further the longer the node has been gone; slow: further than ever from now on.
 func (r *retry) fail(now time.Time, interval, gone time.Duration) (slow bool) {
@@ -108,39 +118,39 @@ func (m *Mesh) rejoinLoop(ctx context.Context) {
 func (m *Mesh) due(now time.Time) []NodeID {
 	type candidate struct {
 		id NodeID
-		r  *retry
+		p  *peer
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var ready []candidate
 	var patient *candidate // failed, not due, waiting longest
-	busy, failed := 0, 0
+	failed := 0
 	for id, p := range m.away {
 		if p.status == Failed {
 			failed++
 		}
 		switch {
 		case p.retry.busy:
-			busy++
 		case !p.retry.next.After(now):
-			ready = append(ready, candidate{id, &p.retry})
-		case p.status == Failed && (patient == nil || p.retry.tried.Before(patient.r.tried)):
-			patient = &candidate{id, &p.retry}
+			ready = append(ready, candidate{id, p})
+		case p.status == Failed && (patient == nil || p.retry.tried.Before(patient.p.retry.tried)):
+			patient = &candidate{id, p}
 		}
 	}
 	slices.SortFunc(ready, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.r.wait, b.r.wait), a.r.tried.Compare(b.r.tried), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.p.retry.wait, b.p.retry.wait), a.p.retry.tried.Compare(b.p.retry.tried), cmp.Compare(a.id, b.id))
 	})
 	switch alive := int(m.aliveCount.Load()); {
 	case alive > fullEffort && rand.N(alive) >= fullEffort:
 		return nil
-	case len(ready) == 0 && busy == 0 && patient != nil && failed > alive:
+	case len(ready) == 0 && m.tries == 0 && patient != nil && failed > alive:
 		ready = append(ready, *patient)
 	}
 	var ids []NodeID
-	for _, c := range ready[:min(len(ready), max(0, perRound-busy))] {
-		c.r.busy, c.r.tried = true, now
-		ids = append(ids, c.id)
+	for _, c := range ready[:min(len(ready), max(0, perRound-m.tries))] {
+		if m.beginTry(c.p, now) {
+			ids = append(ids, c.id)
+		}
 	}
 	return ids
 }
@@ -152,6 +162,7 @@ func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
 	m.mu.Lock()
 	r, _ := m.records.get(id)
 	name := r.Name
+	m.tries--
 	if p := m.peers[id]; p != nil {
 		p.retry.busy = false
 		if err != nil || p.status != Alive {
@@ -249,7 +260,7 @@ func (m *Mesh) join(ctx context.Context, addr netip.AddrPort, them introduction)
 	f, in, err := m.beginSync(c, them.id)
 	m.closeQuietly(c)
 	if err == nil {
-		if m.noteMissing(f) && !m.isHealing() {
+		if m.noteMissing(them.id, f) && !m.isHealing() {
 			m.raise()
 			sleep(ctx, knockLeast) // the lists say more when the members have heard the alarm
 		}
