@@ -65,15 +65,17 @@ var (
 
 // admit tells whether memberlist may have a process on its list.
 func (m *Mesh) admit(id NodeID, boot uint64) error {
-	now := time.Now()
-	met := m.ways.of(id).met == boot
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.peers[id]
-	r, _ := m.records.get(id)
-	vouched := r.ID == id && r.Boot == boot
+	if p != nil && p.runs(boot) { // nearly always
+		return nil
+	}
+	now := time.Now()
+	r := m.records.byID[id]
+	vouched := r != nil && r.Boot == boot
 	switch {
-	case p != nil && p.runs(boot), met && m.flood.met.take(now, metBurst, metRate):
+	case m.ways.of(id).met == boot && m.flood.met.take(now, metBurst, metRate):
 		return nil
 	case p != nil && len(p.alive) >= maxProcesses && !vouched, p != nil && len(p.alive) >= 2*maxProcesses,
 		!vouched && !m.flood.unvouched.left(now, maxUnvouched, unvouchedRate), !m.flood.processes.take(now, processBurst, processRate):

@@ -430,7 +430,7 @@ func withCRC(b []byte) []byte {
 }
 
 func TestInspect(t *testing.T) {
-	ping, alive, change := []byte{0, 1}, []byte{4, 0x80}, []byte{8, 'x'}
+	ping, alive, echo, change := []byte{0, 1}, []byte{4, 0x80}, []byte{4, 3}, []byte{8, 'x'}
 	for name, c := range map[string]struct {
 		in, rest []byte
 		changes  string
@@ -441,6 +441,8 @@ func TestInspect(t *testing.T) {
 		"bad checksum":   {in: []byte{12, 1, 2, 3, 4, 0, 1}, odd: true},
 		"change":         {in: change, changes: "x"},
 		"compound":       {in: compound([][]byte{ping, change, alive, change}), rest: compound([][]byte{ping, alive}), changes: "xx"},
+		"echo":           {in: echo},
+		"echo inside":    {in: compound([][]byte{ping, echo, alive}), rest: compound([][]byte{ping, alive})},
 		"only changes":   {in: withCRC(compound([][]byte{change, change})), changes: "xx"},
 		"empty":          {in: nil, odd: true},
 		"empty inside":   {in: []byte{12, 0, 0, 0, 0}, odd: true},
@@ -456,7 +458,7 @@ func TestInspect(t *testing.T) {
 		"number missing": {in: []byte{7}, odd: true},
 	} {
 		var changes []byte
-		rest, err := inspect(c.in, func(b []byte) { changes = append(changes, b...) })
+		rest, err := inspect(c.in, func(b []byte) { changes = append(changes, b...) }, func(b []byte) bool { return string(b) == string(echo) })
 		if !bytes.Equal(rest, c.rest) || string(changes) != c.changes || (err != nil) != c.odd {
 			t.Errorf("%s: %v, %q, %v", name, rest, changes, err)
 		}
@@ -471,7 +473,7 @@ func FuzzInspect(f *testing.F) {
 	f.Add(compound([][]byte{{9, 1}, compound([][]byte{{0, 1}})}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		total := 0
-		rest, _ := inspect(b, func(c []byte) { total += len(c) })
+		rest, _ := inspect(b, func(c []byte) { total += len(c) }, func([]byte) bool { return false })
 		if total+len(rest) > len(b) {
 			t.Fatalf("%d bytes became %d", len(b), total+len(rest))
 		}

@@ -28,8 +28,9 @@ func letThrough(t byte) bool {
 }
 
 // inspect takes a packet of memberlist's apart, calls change for each change in it, and returns what memberlist is to see, which may be
-// nothing. All of it refers to b. An error says that something did not make sense; what came before it is returned all the same.
-func inspect(b []byte, change func([]byte)) (rest []byte, err error) {
+// nothing. Word that a process is alive is left out if echo says so. All of it refers to b. An error says that something did not make
+// sense; what came before it is returned all the same.
+func inspect(b []byte, change func([]byte), echo func([]byte) bool) (rest []byte, err error) {
 	if len(b) >= crcSize && b[0] == memberCRC {
 		if crc32.ChecksumIEEE(b[crcSize:]) != binary.BigEndian.Uint32(b[1:crcSize]) {
 			return nil, fmt.Errorf("the checksum of a packet is wrong: %w", errWire)
@@ -40,12 +41,12 @@ func inspect(b []byte, change func([]byte)) (rest []byte, err error) {
 		return nil, fmt.Errorf("an empty packet: %w", errWire)
 	}
 	if b[0] != memberCompound {
-		return inspectOne(b, change)
+		return inspectOne(b, change, echo)
 	}
 	parts, err := partsOf(b)
 	var keep [][]byte
 	for _, p := range parts {
-		one, odd := inspectOne(p, change)
+		one, odd := inspectOne(p, change, echo)
 		if odd != nil {
 			err = odd
 		}
@@ -56,7 +57,7 @@ func inspect(b []byte, change func([]byte)) (rest []byte, err error) {
 	return compound(keep), err
 }
 
-func inspectOne(b []byte, change func([]byte)) ([]byte, error) {
+func inspectOne(b []byte, change func([]byte), echo func([]byte) bool) ([]byte, error) {
 	switch {
 	case len(b) == 0:
 		return nil, fmt.Errorf("an empty message: %w", errWire)
@@ -65,6 +66,8 @@ func inspectOne(b []byte, change func([]byte)) ([]byte, error) {
 		return nil, nil
 	case !letThrough(b[0]):
 		return nil, fmt.Errorf("a message of type %d in a packet: %w", b[0], errWire)
+	case b[0] == memberAlive && echo(b):
+		return nil, nil
 	}
 	if err := checkIncarnation(b); err != nil {
 		return nil, err

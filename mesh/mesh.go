@@ -113,6 +113,7 @@ type Mesh struct {
 	strangers  gate
 	larder     larder
 	oddities   gate
+	echoes     echoes
 	merges     chan incoming
 	changes    chan struct{} // capacity 1
 	rejoinNow  chan struct{} // capacity 1

@@ -166,10 +166,14 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 
 // takeChange queues a change that a node gossips for merging. b is copied; nothing blocks.
 func (m *Mesh) takeChange(b []byte, from NodeID) {
+	if m.echoes.note(b, time.Now()) {
+		return
+	}
 	select {
 	case m.merges <- incoming{from: from, gossip: append([]byte{}, b...)}:
 	default:
 		m.dropped.Add(1) // the next exchange brings it
+		m.echoes.forget(b)
 	}
 }
 

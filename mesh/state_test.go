@@ -4,7 +4,9 @@ package mesh
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -187,18 +189,18 @@ func TestFullQueues(t *testing.T) {
 		a.bag.slow = time.Hour
 		a.start()
 		begin := time.Now()
-		b := must(t)(encodeChange(c.uni.ID, "bag", []byte(`["x"]`)))
+		fresh := func() []byte { return must(t)(encodeChange(c.uni.ID, "bag", fmt.Appendf(nil, "[%q]", rand.Text()))) }
 		for range 2 * mergeQueue {
-			a.takeChange(b, testIdentity(9).ID())
+			a.takeChange(fresh(), testIdentity(9).ID())
 		}
 		for range 2 * packetQueue {
-			a.transport.deliver(b, 2, time.Now())
+			a.transport.deliver(fresh(), 2, time.Now())
 		}
 		if time.Since(begin) != 0 || a.Dropped() < mergeQueue-2 {
 			t.Errorf("took %v, dropped %d", time.Since(begin), a.Dropped())
 		}
 		synctest.Wait() // the first is being merged now
-		a.takeChange(b, testIdentity(9).ID())
+		a.takeChange(fresh(), testIdentity(9).ID())
 		a.queueMerge(incoming{})
 		if d := time.Since(begin); d != a.tuning.StreamTimeout {
 			t.Errorf("an exchange waited %v for room", d)

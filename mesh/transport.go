@@ -56,7 +56,15 @@ func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
 // deliver queues a packet for memberlist, or drops it. Changes in it are taken.
 func (t *transport) deliver(b []byte, from NodeID, at time.Time) {
-	b, err := inspect(b, func(b []byte) { t.m.takeChange(b, from) })
+	var news [][]byte
+	echo := func(b []byte) bool {
+		if t.m.echoes.note(b, time.Now()) {
+			return true
+		}
+		news = append(news, b)
+		return false
+	}
+	b, err := inspect(b, func(b []byte) { t.m.takeChange(b, from) }, echo)
 	if err != nil {
 		t.m.oddity(from, "a gossip packet that makes no sense was dropped", err)
 	}
@@ -68,6 +76,9 @@ func (t *transport) deliver(b []byte, from NodeID, at time.Time) {
 	case t.packets <- p:
 	default:
 		t.m.dropped.Add(1)
+		for _, b := range news {
+			t.m.echoes.forget(b)
+		}
 	}
 }
 
