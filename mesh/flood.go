@@ -12,7 +12,9 @@ import (
 // memberlist's list of processes has no bound, and anybody can say of any process that it is alive. So it takes only so many
 // in a while, which is plenty for all the nodes that there may be to come at once, and fewer of those that the signed record of
 // their node does not speak of: the news that a process lives may be faster than its record. A process that has introduced itself here, with its
-// signature, does not have to wait for the others. What is turned away comes in later, by the comparison of digests.
+// signature, does not have to wait for the others. Nor does one that was on the list before and is the one that the record speaks of: after a
+// cut, each list that is exchanged names half of the mesh, before memberlist has heard what makes it believe that they live. What is
+// turned away comes in later, by the comparison of digests.
 //
 // Of each node a record is taken now and then; what comes sooner is left to the next comparison.
 const (
@@ -75,6 +77,8 @@ func (m *Mesh) admit(id NodeID, boot uint64) error {
 	r := m.records.byID[id]
 	vouched := r != nil && r.Boot == boot
 	switch {
+	case vouched && p != nil && p.lost == boot:
+		return nil
 	case m.ways.of(id).met == boot && m.flood.met.take(now, metBurst, metRate):
 		return nil
 	case p != nil && len(p.alive) >= maxProcesses && !vouched, p != nil && len(p.alive) >= 2*maxProcesses,
