@@ -217,7 +217,8 @@ func (k *kernelPaths) loop(ctx context.Context, probes pathProbes) {
 	defer mend.Stop()
 	var survey, mending <-chan time.Time // due
 	surveyed, mended := time.Now(), time.Now()
-	k.survey(surveyed)
+	k.plan(surveyed)
+	k.carryOut() // also what adopt has planned
 	k.answers.Store(true)
 	close(k.began)
 	for {

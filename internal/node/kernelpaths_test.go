@@ -101,8 +101,8 @@ func TestKernelPathsByConsent(t *testing.T) {
 		for _, m := range c.machines {
 			c.ready(m)
 		}
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
-		c.reachedBy(n2, n1, fastpath.Direct, 10*time.Second)
+		c.reachedBy(n1, n2, fastpath.Direct, 2*time.Second)
+		c.reachedBy(n2, n1, fastpath.Direct, 2*time.Second)
 		w := c.attach(n1, "w")
 		if w.MTU != 1500 {
 			t.Errorf("a workload got an MTU of %d", w.MTU)
