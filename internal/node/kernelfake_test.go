@@ -220,7 +220,19 @@ func (p *fakeProbes) Run(ctx context.Context) error {
 	return nil
 }
 
-var errNarrow = errors.New("message too long")
+var (
+	errNarrow = errors.New("message too long")
+	errNoWay  = errors.New("network is unreachable")
+)
+
+// leads tells whether the kernel has a way of a kind to a node.
+func (k *fakeKernel) leads(id uint64, kind fastpath.Kind) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(k.has.Peers, func(p kernel.Peer) bool {
+		return p.ID == id && (kind == fastpath.VXLAN && p.VXLAN.IsValid() || kind == fastpath.Direct && p.Device != "")
+	})
+}
 
 // Send lets a probe arrive a millisecond later, if nothing is in the way and the other side takes it.
 func (p *fakeProbes) Send(a fastpath.Action) error {
@@ -233,6 +245,9 @@ func (p *fakeProbes) Send(a fastpath.Action) error {
 	s.mu.Unlock()
 	if a.Size > 1500 {
 		return errNarrow
+	}
+	if !p.m.ways.leads(a.ID, a.Way) {
+		return errNoWay
 	}
 	seen := probeSeen{from: p.c.id, way: a.Way, echo: a.Echo, device: "eth0"}
 	if a.Way == fastpath.VXLAN {
