@@ -34,6 +34,7 @@ type scaleResult struct {
 	healed, agreed               time.Duration
 	joining, steady, most, storm float64 // bytes per second and node; most: of any node while nothing happens
 	heap, stacks                 uint64  // bytes per node
+	peak                         scalePeak
 	real                         time.Duration
 }
 
@@ -41,8 +42,8 @@ func (r scaleResult) String() string {
 	s := func(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 	k := func(v float64) string { return fmt.Sprintf("%.3g kB/s", v/1e3) }
 	m := func(v uint64) string { return fmt.Sprintf("%.2f MiB", float64(v)/(1<<20)) }
-	return fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %.0f min |", r.nodes, s(r.joined), s(r.known), s(r.failed), k(r.steady), k(r.most),
-		m(r.heap+r.stacks), s(r.healed), s(r.healed+r.agreed), k(r.joining), fmt.Sprintf("%.1f MB", r.storm*(r.healed+r.agreed).Seconds()/1e6), r.real.Minutes())
+	return fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %.0f min |", r.nodes, s(r.joined), s(r.known), s(r.failed), k(r.steady), k(r.most),
+		m(r.heap+r.stacks), m(r.peak.bytes), s(r.healed), s(r.healed+r.agreed), k(r.joining), fmt.Sprintf("%.1f MB", r.storm*(r.healed+r.agreed).Seconds()/1e6), r.real.Minutes())
 }
 
 // write puts the result into the table of the document.
@@ -88,12 +89,15 @@ const (
 	scaleHeal   = 30 * time.Second
 	scaleSteady = 20e3 // bytes per second and node
 	scaleMemory = 4 << 20
+	scaleBusy   = 60       // goroutines of a node, however many others it has lost or meets again
+	scaleHeap   = 11 << 30 // bytes from where on garbage is collected more often
 )
 
 // TestScale has a large mesh join, hear of one more node, lose one, and be cut in two and healed.
 func TestScale(t *testing.T) {
 	began := time.Now()
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer debug.SetGCPercent(debug.SetGCPercent(200))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(min(scaleHeap, debug.SetMemoryLimit(-1))))
 	var r scaleResult
 	synctest.Test(t, func(t *testing.T) { r = scale(t, *scaleNodes) })
 	r.real = time.Since(began)
@@ -213,6 +217,7 @@ func (s *scaleMesh) cut(r *scaleResult, limit time.Duration) {
 		side = append(side, n.host)
 	}
 	s.net.Partition(side)
+	s.peak = scalePeak{}
 	cut := s.until(5*limit, "it has lost the other half", 1, s.nodes, func(n *scaleNode) bool { return n.Alive() == half-1 || n.Alive() == size-half-1 })
 	for i, n := range s.nodes {
 		if i%10 != 0 {
@@ -225,11 +230,22 @@ func (s *scaleMesh) cut(r *scaleResult, limit time.Duration) {
 			s.pass(n, s.nodes[i+1], i)
 		}
 	}
-	time.Sleep(30 * time.Second)
+	for range 30 {
+		time.Sleep(time.Second)
+		s.look()
+	}
 	s.net.Heal()
 	s.count(true)
 	r.healed = s.until(limit, "it sees all others again", 1, s.nodes, sees(size-1))
 	r.agreed = s.equal(limit-r.healed, s.nodes)
 	r.storm, _ = s.rate(r.healed + r.agreed)
 	s.t.Logf("parted after %v; see each other %v after the end of it, and agree after %v", cut, r.healed, r.healed+r.agreed)
+	r.peak = s.peak
+	s.t.Logf("meanwhile at most %d kB and %d goroutines per node", r.peak.bytes/1e3, r.peak.goroutines)
+	if r.peak.bytes > scaleMemory {
+		s.t.Errorf("a node takes %d bytes in the cut or after it, more than %d", r.peak.bytes, scaleMemory)
+	}
+	if r.peak.goroutines > scaleBusy {
+		s.t.Errorf("a node takes %d goroutines in the cut or after it, more than %d", r.peak.goroutines, scaleBusy)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"runtime/metrics"
 	"sync"
 	"testing"
 	"time"
@@ -85,6 +86,22 @@ type scaleMesh struct {
 	byAddr map[netip.Addr]*scaleNode
 	shared *mesh.Shared // nil: each node has copies of its own, and its memory can be measured
 	signed sync.Map     // by signed record: whether the signature is right
+	peak   scalePeak
+}
+
+// scalePeak is the most that the process took at a time, by the number of nodes.
+type scalePeak struct {
+	bytes      uint64 // heap that was live when garbage was collected last, and stacks
+	goroutines uint64
+}
+
+// look has the peak grow with what the process takes now.
+func (s *scaleMesh) look() {
+	now := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/sched/goroutines:goroutines"}}
+	metrics.Read(now)
+	n := uint64(len(s.nodes))
+	s.peak.bytes = max(s.peak.bytes, (now[0].Value.Uint64()+now[1].Value.Uint64())/n)
+	s.peak.goroutines = max(s.peak.goroutines, now[2].Value.Uint64()/n)
 }
 
 const (
@@ -221,6 +238,7 @@ func (s *scaleMesh) until(limit time.Duration, what string, share float64, nodes
 	begin := time.Now()
 	left := append([]*scaleNode(nil), nodes...)
 	for ; ; time.Sleep(100 * time.Millisecond) {
+		s.look()
 		rest := left[:0]
 		for _, n := range left {
 			if !ok(n) {
