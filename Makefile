@@ -78,7 +78,7 @@ fuzz: ## Fuzz every decoder for FUZZTIME each (default 10s)
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
 
 soak: build ## Run the tests of addresses, and of thirty daemons, on hosts at full length (root), then new schedules of their simulator for SOAK (default 4h), until one fails
-	WEFT_BIN=$(CURDIR)/$(BIN)/weft CGO_ENABLED=0 $(GO) test -timeout 1h -v -run '^(TestKillUnderLoad|TestFleet|TestThirty|TestChain)$$' ./integration -soak
+	WEFT_BIN=$(CURDIR)/$(BIN)/weft CGO_ENABLED=0 $(GO) test -timeout 1h -v -run '^(TestKillUnderLoad|TestFleet|TestThirty|TestChain|TestPathFlips)$$' ./integration -soak
 	CGO_ENABLED=0 $(GO) test -timeout 0 -v -run '^TestSimulationSoak$$' ./ipam -sim.soak=$(SOAK)
 
 model: ## Check the models of grant, takeover and the votes on retirements with spin (QUICK=1: the small ones only)
