@@ -60,7 +60,7 @@ func (s *shard) reply(p *peer, msg []byte, from netip.AddrPort, now time.Time) {
 // refuse counts a handshake message that was not accepted, and says so once per
 // source if it is no accident.
 func (s *shard) refuse(kind byte, err error, from netip.AddrPort, now time.Time) {
-	s.stats.drop(handshakeReason(kind, err))
+	s.stats.drop(reasonOf(err))
 	switch {
 	case s.carry.inside: // a member has brought it, who need not say the truth about the sender
 		if errors.Is(err, session.ErrUnknownPeer) {
@@ -83,15 +83,6 @@ func (s *shard) refuse(kind byte, err error, from netip.AddrPort, now time.Time)
 	case errors.Is(err, session.ErrMAC1), errors.Is(err, session.ErrFlood):
 		s.r.suspects.refused(from, err, now)
 	}
-}
-
-// handshakeReason is reasonOf for a message of a handshake: an initiation that is not newer than the last one, and an answer that is not waited
-// for any more, are what remains of handshakes that began anew as the way changed. Nothing was in them.
-func handshakeReason(kind byte, err error) Reason {
-	if kind == session.TypeInitiation && errors.Is(err, session.ErrReplay) || kind == session.TypeResponse && errors.Is(err, session.ErrIndex) {
-		return DropLate
-	}
-	return reasonOf(err)
 }
 
 var errOtherToken = errors.New("answer does not authenticate: the other side has another token")

@@ -283,13 +283,13 @@ func nothingLearnt(t *testing.T, all ...*node) {
 	}
 }
 
-// nothingDropped checks that the hosts have dropped nothing but what was nobody's, and messages of handshakes that began anew
+// nothingDropped checks that the hosts have dropped nothing but what was nobody's, and answers to handshakes that began anew
 // while the way was looked for.
 func nothingDropped(t *testing.T, all ...*node) {
 	t.Helper()
 	for _, n := range all {
 		for r, count := range n.Stats().Drops {
-			if count != 0 && r != router.DropNoise && (r != router.DropLate || count > session.AgainLimit) {
+			if count != 0 && r != router.DropNoise && (r != router.DropIndex || count > session.AgainLimit) {
 				t.Errorf("host %d: %d drops for %v", n.i, count, r)
 			}
 		}

@@ -33,7 +33,6 @@ const (
 	DropMAC1                             // in: handshake that was not made for our key
 	DropUnknownPeer                      // in: handshake by a key that is no peer's
 	DropReplay                           // in: seen before, or too old to tell
-	DropLate                             // in: handshake message that a newer one has overtaken, or that was sent again
 	DropFlood                            // in: handshakes beyond what one sender may do
 	DropUnderLoad                        // in: handshake put off by a cookie
 	DropIndex                            // in: for a session that we do not have; after a restart there are some
@@ -65,7 +64,7 @@ const (
 
 var reasonNames = [reasons]string{
 	"short", "long", "type", "control", "control-form", "control-key", "control-auth", "control-source", "control-destination",
-	"control-relay", "control-limit", "control-lost", "control-forged", "control-storm", "stray", "suite", "mac1", "unknown-peer", "replay", "late", "flood", "under-load", "index", "auth", "expired",
+	"control-relay", "control-limit", "control-lost", "control-forged", "control-storm", "stray", "suite", "mac1", "unknown-peer", "replay", "flood", "under-load", "index", "auth", "expired",
 	"malformed", "source", "transit", "ecn", "tun-write", "receive", "relay-frame", "relay-refused", "relay-route", "relay-limit", "tun-read", "local", "noise", "no-route", "no-workload", "too-big",
 	"no-endpoint", "queue", "stale", "send", "full",
 }

@@ -171,14 +171,8 @@ func (m *mesh) goes(w way) error {
 				return err
 			}
 		}
-		type peer struct{ Name, Suite string }
-		var peers []peer
-		if err := h.Query(&peers, "peers"); err != nil {
+		if err := inSuite(h, m.hosts[1-i], w.suite); err != nil {
 			return err
-		}
-		want := peer{m.hosts[1-i].Name(), w.suite}
-		if !slices.Contains(peers, want) {
-			return fmt.Errorf("%s lists the peers %+v, none of which is %+v", h.Name(), peers, want)
 		}
 		s, err := statusOf(h)
 		if err != nil {
@@ -189,6 +183,23 @@ func (m *mesh) goes(w way) error {
 		}
 	}
 	return nil
+}
+
+// inSuite waits until a host says that its session with the other one is of that suite; there may be none yet.
+func inSuite(h, to *lab.Host, suite string) error {
+	type peer struct{ Name, Suite string }
+	for deadline := time.Now().Add(within); ; time.Sleep(100 * time.Millisecond) {
+		var peers []peer
+		if err := h.Query(&peers, "peers"); err != nil {
+			return err
+		}
+		switch {
+		case slices.Contains(peers, peer{to.Name(), suite}):
+			return nil
+		case !slices.Contains(peers, peer{to.Name(), ""}) || time.Now().After(deadline):
+			return fmt.Errorf("%s lists the peers %+v, none of which is %+v", h.Name(), peers, peer{to.Name(), suite})
+		}
+	}
 }
 
 // onPath waits until a host says that it reaches the other one by that path.
