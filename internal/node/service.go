@@ -65,7 +65,7 @@ func (n *Node) Status() api.Status {
 		Version: n.cfg.Version, Name: n.cfg.Name, NodeID: n.state.identity.ID.String(), PID: os.Getpid(),
 		Uptime: time.Since(n.started), Port: n.cfg.Port, DataDir: n.cfg.DataDir,
 		Socket: filepath.Join(n.cfg.RunDir, api.SocketName), Device: Device,
-		Shards: n.cfg.Shards, Encrypted: !n.state.universe.Plain, Nodes: api.NodeCount{Total: 1, Alive: 1},
+		Shards: n.cfg.Shards, Encrypted: true, Nodes: api.NodeCount{Total: 1, Alive: 1},
 	}
 	n.mu.Lock()
 	s.Phase, s.WaitsFor = n.phase, n.waitsFor
@@ -81,6 +81,7 @@ func (n *Node) Status() api.Status {
 		}
 		return s
 	}
+	s.Encrypted = !e.kernel.plain
 	s.Universe, s.MeshID, s.Reserve = e.universe.String(), meshID(e.mesh.Universe()), e.mesh.Universe().Reserve
 	s.MTU, s.Offloads = n.mtu, e.plane.Offloads().names()
 	s.TUN, s.Shards = string(e.plane.TUN()), e.plane.Shards()
