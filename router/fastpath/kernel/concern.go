@@ -126,7 +126,11 @@ func (w *watcher) neighbour(v *view, gone, own bool, body []byte) bool {
 	}
 	if _, tunnel := v.want.devices[l.name]; !tunnel {
 		hop := hopKey{e.index, e.addr}
-		if !v.hops[hop] || gone || !e.resolved() || w.macs[hop] == e.mac {
+		if gone || !e.resolved() { // when it comes back, with whatever hardware address, that is told
+			delete(w.macs, hop)
+			return false
+		}
+		if !v.hops[hop] || w.macs[hop] == e.mac {
 			return false
 		}
 		if len(w.macs) > len(v.hops) { // some are of earlier ones

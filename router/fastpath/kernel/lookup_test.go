@@ -77,6 +77,24 @@ func TestNeighbour(t *testing.T) {
 	if got, ok := h.Neighbour("eth0", under4(2)); !ok || !bytes.Equal(got, mac) {
 		t.Errorf("%v, %v", got, ok)
 	}
+	// One that was lost and comes back is told, also if it is the same: who asks meanwhile is told that it is not known.
+	for what, lose := range map[string]func() error{
+		"is gone": func() error {
+			return h.handle.NeighDel(&netlink.Neigh{LinkIndex: h.eth0.Attrs().Index, Family: unix.AF_INET, IP: under4(2).AsSlice()})
+		},
+		"does not answer": func() error {
+			return h.handle.NeighSet(&netlink.Neigh{LinkIndex: h.eth0.Attrs().Index, Family: unix.AF_INET, IP: under4(2).AsSlice(), State: netlink.NUD_FAILED})
+		},
+	} {
+		must(t, lose())
+		drain(told)
+		must(t, h.handle.NeighSet(&netlink.Neigh{LinkIndex: h.eth0.Attrs().Index, Family: unix.AF_INET, IP: under4(2).AsSlice(), HardwareAddr: mac, State: netlink.NUD_REACHABLE}))
+		select {
+		case <-told:
+		case <-time.After(patience):
+			t.Errorf("one that %s and is there again is not told", what)
+		}
+	}
 	// The neighbours of others are nobody's business.
 	drain(told)
 	must(t, h.handle.NeighSet(&netlink.Neigh{LinkIndex: h.eth0.Attrs().Index, Family: unix.AF_INET, IP: under4(77).AsSlice(), HardwareAddr: mac, State: netlink.NUD_REACHABLE}))
