@@ -53,6 +53,14 @@ func workloads(key expr.MetaKey) []expr.Any {
 	return append(prefixed(key, expr.CmpOpEq), &expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: []byte(linkPrefix)})
 }
 
+// mark matches packets with a mark.
+func mark(m uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, m)},
+	}
+}
+
 // noWayBack matches packets whose source is not routed to the device that they came by.
 func noWayBack() []expr.Any {
 	return []expr.Any{

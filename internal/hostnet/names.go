@@ -109,3 +109,10 @@ func kernelPath(l netlink.Link) bool {
 
 // kernelPathProtocol marks the routes of router/fastpath/kernel.
 const kernelPathProtocol = 88
+
+// The marks of the packets that prove kernel paths (router/fastpath/kernel). Only who has CAP_NET_ADMIN or CAP_NET_RAW on the host can set one:
+// what comes from a network namespace loses it.
+const (
+	markDirect = 0x57650001
+	markVXLAN  = 0x57650002
+)

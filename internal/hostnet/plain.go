@@ -15,6 +15,9 @@ import (
 
 // Plaintext is what may leave this host and come to it by kernel paths, that is, unsealed. The zero value is nothing.
 //
+// With a port alone nothing may leave or come, and workloads, and whoever is translated to an address of this host, still cannot send to
+// it, so that they cannot pretend to be this host towards peers that take its tunnels yet.
+//
 // Of prefixes in one list that overlap at one place the larger one counts.
 type Plaintext struct {
 	VXLANPort uint16   // UDP port where tunnels end on this host; 0: there are no kernel paths at all, and the rest must be empty
@@ -28,7 +31,8 @@ type Plaintext struct {
 	Keep bool
 }
 
-// Out is a destination on the overlay that packets may leave for by a device that is neither the TUN device nor a workload's.
+// Out is a destination on the overlay that packets may leave for by a device that is neither the TUN device nor a workload's. Probes of
+// kernel paths, by their marks, need none.
 type Out struct {
 	Device string // of VXLAN, or a link of the host
 	Prefix netip.Prefix
@@ -153,7 +157,7 @@ func (h *Host) SetPlain(p Plaintext) error {
 }
 
 // Traffic returns how many packets have left by kernel paths for each prefix of the last [Plaintext.Out], as far as there were
-// any; where one has several devices, by all of them. A count begins anew when the prefix was taken out, or somebody has
+// any; where one has several devices, by all of them. Probes are not counted. A count begins anew when the prefix was taken out, or somebody has
 // destroyed the table.
 func (h *Host) Traffic() (map[netip.Prefix]uint64, error) {
 	h.mu.Lock()

@@ -47,7 +47,7 @@ func plainSets() (all []setKind) {
 	for _, v6 := range []bool{false, true} {
 		all = append(all, outSet(v6), inSet(v6), segmentSet(v6), peerSet(v6), tunnelSet(v6, false), tunnelSet(v6, true))
 	}
-	return all
+	return append(all, portSet())
 }
 
 // The address is the first part of all keys with ranges: where a part is alike in many elements, as the name of a device is, and comes
@@ -108,6 +108,20 @@ func peerSet(v6 bool) setKind {
 	return s
 }
 
+// portSet holds the UDP ports where tunnels end, on whatever host: a node takes them at any of its addresses, also at some that this one
+// knows nothing of.
+func portSet() setKind {
+	return setKind{name: "ports", key: nftables.TypeInetService, register: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+	}}
+}
+
+func portElement(port uint16) element {
+	return element{key: string(binary.BigEndian.AppendUint16(nil, port))}
+}
+
 // concatenation begins a set for packets of a family whose key has several parts.
 func concatenation(name string, v6 bool, types ...nftables.SetDatatype) setKind {
 	s := setKind{name: name, parts: true, ranges: true, register: familyOf(v6)}
@@ -140,6 +154,9 @@ type entry struct {
 // taken.
 func (p Plaintext) elements() contents {
 	c := contents{}
+	if p.VXLANPort != 0 {
+		c.add("ports", portElement(p.VXLANPort))
+	}
 	list := make([]entry, 0, len(p.Out)+len(p.In)+len(p.Tunnels))
 	for _, o := range p.Out {
 		list = append(list, entry{"out" + digit(o.Prefix.Addr().Is6()), string(deviceName(o.Device)), o.Prefix})
@@ -155,8 +172,9 @@ func (p Plaintext) elements() contents {
 	for _, t := range p.Tunnels {
 		v6 := t.Remote.Is6()
 		list = append(list, entry{"vx" + digit(v6) + digit(t.Prefix.Addr().Is6()), string(t.Remote.AsSlice()), t.Prefix})
-		port := binary.BigEndian.AppendUint16(nil, cmp.Or(t.Port, p.VXLANPort))
-		c.add("peers"+digit(v6), element{key: string(t.Remote.AsSlice()) + string(padded(port))})
+		port := portElement(cmp.Or(t.Port, p.VXLANPort))
+		c.add("ports", port)
+		c.add("peers"+digit(v6), element{key: string(t.Remote.AsSlice()) + string(padded([]byte(port.key)))})
 	}
 	slices.SortFunc(list, func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.tail, b.tail), a.prefix.Addr().Compare(b.prefix.Addr()),

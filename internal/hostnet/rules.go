@@ -18,7 +18,7 @@ import (
 //	prerouting   before connection tracking: a workload sends from its own addresses only, and what comes from
 //	             the universe comes by Weft's devices only, or by the kernel path of the peer that has the source
 //	leak         a packet to the universe leaves by Weft's devices, by a kernel path to the peer that has the destination,
-//	             or not at all, whatever became of its routes; and nobody beyond the device is told of a shorter way, which
+//	             as a probe of one, or not at all, whatever became of its routes; and nobody beyond the device is told of a shorter way, which
 //	             the kernel suspects where it forwards a packet back into the device, as it does for WireGuard clients
 //	postrouting  address translation
 //
@@ -26,7 +26,7 @@ import (
 //
 //	input        a tunnel brings only what its sender has, by the inner source
 //	transit      what comes by a kernel path goes to this host, its workloads or the router
-//	disguised    what was translated to an address of this host is no tunnel of its
+//	disguised    what was translated to an address of this host is no tunnel of its, to whatever host outside of the universe
 //	output       tunnels are not tracked
 //
 // The leak rule sees packets after routing, so it hurts who really has a part of the universe elsewhere: a network that
@@ -146,7 +146,7 @@ func (f filters) fromWorkloads(r *rules, use features) {
 	workload.add("source is not this workload's", noWayBack(), drop())
 	if use.plain {
 		for _, v6 := range []bool{false, true} {
-			workload.add("workloads have no tunnels", peerSet(v6).lookup(), drop())
+			workload.add("workloads have no tunnels", f.below(v6), portSet().lookup(), drop())
 		}
 	}
 
@@ -187,6 +187,10 @@ func (f filters) leaving(r *rules, use features) {
 	for _, p := range f.universe {
 		if use.plain {
 			leak.add("no shorter way", match(p, destination, expr.CmpOpEq), redirect(p.Addr().Is6()), drop())
+			// Probes say by themselves which way they take. They are no traffic, so they do not count as such.
+			for _, m := range []uint32{markDirect, markVXLAN} {
+				leak.add("probe of kernel paths", match(p, destination, expr.CmpOpEq), mark(m), accept())
+			}
 			leak.add("", match(p, destination, expr.CmpOpEq), outSet(p.Addr().Is6()).lookup(), accept())
 		}
 		leak.add("never in plaintext", match(p, destination, expr.CmpOpEq), drop())
@@ -260,9 +264,19 @@ func (f filters) tunnels(r *rules) {
 	disguised := r.chain("disguised", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityConntrackHelper)
 	output := r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
 	for _, v6 := range []bool{false, true} {
-		disguised.add("tunnel of somebody else", peerSet(v6).lookup(), translated(), drop())
+		disguised.add("tunnel of somebody else", f.below(v6), portSet().lookup(), translated(), drop())
 		output.add("tunnels are not tracked", peerSet(v6).lookup(), &expr.Notrack{})
 	}
+}
+
+// below matches packets of a family to the networks below the overlay.
+func (f filters) below(v6 bool) []expr.Any {
+	for _, p := range f.universe {
+		if p.Addr().Is6() == v6 {
+			return match(p, destination, expr.CmpOpNeq)
+		}
+	}
+	return familyOf(v6)
 }
 
 // translated matches packets of connections whose source is not what it was.
