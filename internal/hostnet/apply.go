@@ -50,11 +50,11 @@ func (h *Host) Plan(d Desired, prior Changes) (Changes, error) {
 //
 // An error means that some of it could not be done; Apply has tried the rest as far as that makes sense, and can be
 // repeated. Result.Changes counts in any case. What the kernel lacks costs a warning, no error.
-func (h *Host) Apply(d Desired, prior Changes) (Result, error) {
+func (h *Host) Apply(d Desired, prior Changes) (res Result, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	res := Result{Changes: prior.clone()}
-	d, err := d.normal()
+	res = Result{Changes: prior.clone()}
+	d, err = d.normal()
 	if err != nil {
 		return res, err
 	}
@@ -71,7 +71,8 @@ func (h *Host) Apply(d Desired, prior Changes) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	got, warnings := h.setTable(d.filters(), d.Plain)
+	got, warnings, failed := h.setTable(d.filters(), d.Plain)
+	defer func() { err = errors.Join(failed, err) }()
 	res.Warnings = append(res.Warnings, warnings...)
 	res.Repaired, h.repaired = h.repaired, nil
 	state := &applied{mtu: d.MTU, universe: d.Universe, gateways: byFamily(d.Addrs), strict: !got.fib}
@@ -87,7 +88,7 @@ func (h *Host) Apply(d Desired, prior Changes) (Result, error) {
 		}
 		res.Warnings = append(res.Warnings, s.apply()...)
 		res.Changes = s.changes
-		if h.table == nil || !h.table.kept {
+		if failed == nil && (h.table == nil || !h.table.kept) {
 			if res.Changes, err = s.changes.tighten(d.Loose); err != nil {
 				return err
 			}

@@ -67,10 +67,7 @@ func (h *Host) repair() []string {
 	if h.table == nil {
 		return nil
 	}
-	have, err := readTable(h.ns)
-	if err != nil {
-		h.log.Debug("the nftables table cannot be read", zap.Error(err))
-	}
+	have, _ := h.look()
 	if h.inspect(have); len(h.repaired) == 0 {
 		return nil
 	}

@@ -97,9 +97,10 @@ type Result struct {
 
 // A Host is the network of this host. Its methods may be called from any goroutine; they exclude each other.
 type Host struct {
-	log *zap.Logger
-	ns  namespace
-	own ports
+	log  *zap.Logger
+	ns   namespace
+	own  ports
+	read func(namespace) (*found, error) // readTable
 
 	mu       sync.Mutex
 	last     *applied // nil before the first Apply
@@ -120,7 +121,7 @@ type applied struct {
 func New(log *zap.Logger) *Host { return newAt(log, here) }
 
 // newAt returns the network of another namespace, which the caller keeps open as long as it uses the Host.
-func newAt(log *zap.Logger, ns namespace) *Host { return &Host{log: log, ns: ns} }
+func newAt(log *zap.Logger, ns namespace) *Host { return &Host{log: log, ns: ns, read: readTable} }
 
 // normal returns d with defaults filled in, in an order of its own, or says what is wrong with it.
 func (d Desired) normal() (Desired, error) {

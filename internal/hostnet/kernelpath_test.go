@@ -303,56 +303,98 @@ func TestNoTunnelsOfOthers(t *testing.T) {
 	others.AddRule(&nftables.Rule{Table: table, Chain: nat, Exprs: append(name(expr.MetaKeyIIFNAME, expr.CmpOpEq, "lan0"), &expr.Masq{})})
 	must(t, others.Flush())
 
-	for _, to := range []netip.Addr{peer4, peer6} {
-		var end *net.UDPConn
+	// A node has tunnels at all of its addresses, also at those that nobody here knows of.
+	out := connect(t, h.outside)
+	addAddr(t, out, "eth0", "192.0.2.4/24", "2001:db8::4/64")
+	stranger4, stranger6 := netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::4")
+	out.settled(stranger6)
+	forgers := []struct {
+		src     namespace
+		comment string
+	}{{w.ns(t), "workloads have no tunnels"}, {lan, "tunnel of somebody else"}}
+	open := func(to netip.Addr, port uint16) (end *net.UDPConn) {
+		t.Helper()
 		in(t, h.outside, func() (err error) {
-			end, err = net.ListenUDP(network(to), &net.UDPAddr{Port: 7000})
+			end, err = net.ListenUDP(network(to), &net.UDPAddr{IP: to.AsSlice(), Port: int(port)})
 			return err
 		})
 		t.Cleanup(func() { must(t, end.Close()) })
 		must(t, end.SetDeadline(noLater()))
-		for _, x := range []struct {
-			src     namespace
-			comment string
-		}{{w.ns(t), "workloads have no tunnels"}, {lan, "tunnel of somebody else"}} {
+		return end
+	}
+	for _, at := range []struct {
+		to   netip.Addr
+		port uint16
+		peer bool
+	}{
+		{peer4, 7000, true},
+		{peer6, 7000, true},
+		{peer4, vxlanPort, false},
+		{peer6, vxlanPort, false},
+		{stranger4, 7000, false},
+		{stranger6, 7000, false},
+		{stranger4, vxlanPort, false},
+		{stranger6, vxlanPort, false},
+	} {
+		to := netip.AddrPortFrom(at.to, at.port)
+		end := open(at.to, at.port)
+		for _, x := range forgers {
 			before := dropped(t, h.ns, x.comment)
-			if err := send(t, x.src, netip.Addr{}, netip.AddrPortFrom(to, 7000), "bad"); err != nil {
+			if err := send(t, x.src, netip.Addr{}, to, "bad"); err != nil {
 				t.Fatal(err)
 			}
 			if n := dropped(t, h.ns, x.comment) - before; n != 1 {
 				t.Errorf("to %v: %d packets dropped as %q, want 1", to, n, x.comment)
 			}
 			tracked := dropped(t, h.ns, "tunnels are not tracked")
-			must(t, send(t, h.ns, netip.Addr{}, netip.AddrPortFrom(to, 7000), "good"))
+			must(t, send(t, h.ns, netip.Addr{}, to, "good"))
 			if got, _ := receive(t, end); got != "good" {
 				t.Errorf("%q has arrived", got)
 			}
-			if n := dropped(t, h.ns, "tunnels are not tracked") - tracked; n != 1 {
+			if n := dropped(t, h.ns, "tunnels are not tracked") - tracked; n != 1 && at.peer {
 				t.Errorf("%d packets were not tracked, want 1", n)
 			}
-			// Elsewhere they may.
-			for _, other := range []uint16{port(listen(t, h.outside, to))} {
+			// To other ports they may, and on the overlay to all.
+			overlay := []netip.Addr{remote4, remote6}[map[bool]int{true: 1}[at.to.Is6()]]
+			for _, other := range []netip.AddrPort{netip.AddrPortFrom(at.to, port(listen(t, h.outside, at.to))), netip.AddrPortFrom(overlay, at.port)} {
 				before := dropped(t, h.ns, x.comment)
-				must(t, send(t, x.src, netip.Addr{}, netip.AddrPortFrom(to, other), "fine"))
+				must(t, send(t, x.src, netip.Addr{}, other, "fine"))
 				if n := dropped(t, h.ns, x.comment) - before; n != 0 {
-					t.Errorf("to port %d: %d packets dropped", other, n)
+					t.Errorf("to %v: %d packets dropped", other, n)
 				}
 			}
 		}
 	}
+
+	// When kernel paths have ended, peers may take tunnels of this host yet. All else is as without them.
+	must(t, h.SetPlain(Plaintext{VXLANPort: vxlanPort}))
+	for _, to := range []netip.Addr{peer4, stranger6} {
+		for _, x := range forgers {
+			before := dropped(t, h.ns, x.comment)
+			must(t, send(t, x.src, netip.Addr{}, netip.AddrPortFrom(to, vxlanPort), "bad"))
+			if n := dropped(t, h.ns, x.comment) - before; n != 1 {
+				t.Errorf("to %v, without kernel paths: %d packets dropped as %q, want 1", to, n, x.comment)
+			}
+			reaches(t, x.src, h.outside, to)
+		}
+		reaches(t, h.ns, h.outside, to)
+	}
+	other := h.attach(t, 2)
+	for i, a := range other.Addrs {
+		if from := reaches(t, w.ns(t), other.ns(t), a); from != w.Addrs[i] {
+			t.Errorf("%v is seen as %v", w.Addrs[i], from)
+		}
+	}
+
 	// Without the rule they would arrive: the test is worth something.
 	must(t, h.SetPlain(Plaintext{}))
-	in(t, h.outside, func() error {
-		end, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 7001})
-		must(t, err)
-		defer func() { must(t, end.Close()) }()
-		must(t, end.SetDeadline(noLater()))
-		must(t, send(t, w.ns(t), netip.Addr{}, netip.AddrPortFrom(peer4, 7001), "there"))
-		if got, from := receive(t, end); got != "there" || from != netip.MustParseAddr("192.0.2.1") {
-			t.Errorf("%q from %v", got, from)
-		}
-		return nil
-	})
+	must(t, connect(t, h.outside).AddrAdd(up(t, out, "eth0"), address(netip.MustParseAddr("192.0.2.5"))))
+	last := netip.MustParseAddr("192.0.2.5")
+	end := open(last, vxlanPort)
+	must(t, send(t, w.ns(t), netip.Addr{}, netip.AddrPortFrom(last, vxlanPort), "there"))
+	if got, from := receive(t, end); got != "there" || from != netip.MustParseAddr("192.0.2.1") {
+		t.Errorf("%q from %v", got, from)
+	}
 }
 
 // A daemon that starts, changes what other peers may, and makes the table again: no packet of a peer by its kernel path is lost.
