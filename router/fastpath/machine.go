@@ -3,6 +3,7 @@
 package fastpath
 
 import (
+	"cmp"
 	"container/heap"
 	"encoding/binary"
 	"errors"
@@ -119,6 +120,22 @@ func (m *Machine) Set(cs []Candidate, now time.Time) {
 			delete(m.peers, id)
 		}
 	}
+}
+
+// Leave returns the switches from paths whose ways Set has changed so that they have to be proven anew. It is for the caller that puts what it has
+// set in place before the next Step.
+func (m *Machine) Leave(now time.Time) (do []Action) {
+	for _, p := range m.peers {
+		if p.path == UDP || p.trials[p.path].usable() {
+			continue
+		}
+		if a, ok := p.choose(now); ok {
+			do = append(do, a)
+			m.wake(p, now)
+		}
+	}
+	slices.SortFunc(do, func(a, b Action) int { return cmp.Compare(a.ID, b.ID) })
+	return do
 }
 
 // setWay makes the way of a kind what the candidate says.
