@@ -47,7 +47,7 @@ func newCluster(t *testing.T, machines int) *cluster {
 			spaces: map[string]netns.ID{"/proc/self/ns/net": "net:[1]"},
 			host:   &fakeHost{t: t, up: map[string]hostnet.Workload{}},
 		}
-		m.segment, m.ways = between, &fakeKernel{t: t, host: m.host, addr: addr}
+		m.segment, m.ways = between, &fakeKernel{t: t, host: m.host, addr: addr, tried: map[string]bool{}}
 		m.host.ways = m.ways
 		c.net.Name(name, addr)
 		c.machines = append(c.machines, m)

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -54,6 +55,9 @@ type fakeKernel struct {
 	removed int
 	repairs []string // what Reconcile says next
 	changed func()
+	device  string          // by which others are reached; "": eth0
+	tried   map[string]bool // devices by which probes were sent without a tunnel
+	stuck   error           // what Remove ends in: the routes go, something else stays
 
 	crashing bool   // Remove is not of this world
 	watched  uint64 // packets to that node are to go by VXLAN always
@@ -73,6 +77,11 @@ func (k *fakeKernel) Apply(d kernel.Desired) error {
 	k.has.Peers = slices.Clone(d.Peers)
 	k.applies++
 	k.allowed()
+	for _, p := range d.Peers {
+		if p.Path == fastpath.Direct && !k.tried[p.Device] {
+			k.t.Errorf("packets are to go by %s, where no probe was sent", p.Device)
+		}
+	}
 	for _, p := range d.Peers {
 		if p.ID == k.watched && p.Path == fastpath.VXLAN {
 			return nil
@@ -126,7 +135,7 @@ func (k *fakeKernel) Remove() ([]string, error) {
 		k.strayed = "the path was removed"
 	}
 	k.has = kernel.Desired{}
-	return nil, nil
+	return nil, k.stuck
 }
 
 func (k *fakeKernel) Watch(ctx context.Context, changed func()) error {
@@ -140,7 +149,9 @@ func (k *fakeKernel) Watch(ctx context.Context, changed func()) error {
 func (k *fakeKernel) Close() error { return nil }
 
 func (k *fakeKernel) Route(to netip.Addr) (fastpath.Hop, bool) {
-	return fastpath.Hop{Source: k.addr, Device: "eth0", MTU: 1500, OnLink: true}, to != k.addr
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return fastpath.Hop{Source: k.addr, Device: cmp.Or(k.device, "eth0"), MTU: 1500, OnLink: true}, to != k.addr
 }
 
 func (k *fakeKernel) Neighbour(_ string, hop netip.Addr) (net.HardwareAddr, bool) {
@@ -173,8 +184,22 @@ func (h *fakeHost) SetPlain(p hostnet.Plaintext) error {
 	defer h.covered()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.refusing != nil {
+		return h.refusing
+	}
 	h.desired.Plain = p
 	return nil
+}
+
+func (h *fakeHost) Passes() bool { return true }
+
+func (h *fakeHost) CarriesIPv6(string, int) bool { return !h.v4only }
+
+func (h *fakeHost) Tighten(c hostnet.Changes) (hostnet.Changes, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.desired.Loose = nil
+	return hostnet.Changes{}, nil
 }
 
 func (h *fakeHost) Traffic() (map[netip.Prefix]uint64, error) {
@@ -230,6 +255,9 @@ func (k *fakeKernel) leads(id uint64, kind fastpath.Kind) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.ContainsFunc(k.has.Peers, func(p kernel.Peer) bool {
+		if p.ID == id && kind == fastpath.Direct && p.Device != "" {
+			k.tried[p.Device] = true
+		}
 		return p.ID == id && (kind == fastpath.VXLAN && p.VXLAN.IsValid() || kind == fastpath.Direct && p.Device != "")
 	})
 }

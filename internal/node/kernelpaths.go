@@ -36,6 +36,8 @@ const (
 	trafficGap = 500 * time.Millisecond
 	// mendGap is the shortest time between two comparisons of what the kernel has with what it should have.
 	mendGap = 200 * time.Millisecond
+	// ruleGap is after what time rules that were refused are tried again.
+	ruleGap = time.Second
 	// maxProofs is how many answers to probes may wait.
 	maxProofs = 4096
 )
@@ -77,7 +79,9 @@ type kernelPaths struct {
 	prefixes   map[uint64][]netip.Prefix
 	candidates []fastpath.Candidate
 	desired    kernel.Desired
-	rules      hostnet.Plaintext
+	rules      hostnet.Plaintext // in place
+	ruled      bool              // nftables takes the rules of kernel paths
+	short      bool              // the last rules were refused: some routes may not be as wanted
 	counted    map[netip.Prefix]uint64
 	sealed     map[uint64]uint64 // packets by the router, by node
 	failed     string            // what could not be put in place
@@ -149,6 +153,7 @@ func (k *kernelPaths) findKinds() {
 		lacks("no kernel path is possible: ", can.Rules)
 		return
 	}
+	k.ruled = true
 	if paths.allows(fastpath.Direct) {
 		k.kinds = append(k.kinds, fastpath.Direct)
 	}
@@ -181,16 +186,26 @@ func (k *kernelPaths) proof(node, echo uint64, at time.Time) {
 
 // run keeps the kernel paths as they should be, until ctx ends.
 func (k *kernelPaths) run(ctx context.Context) error {
-	defer close(k.ended)
+	over, err := k.serve(ctx)
+	close(k.ended) // who asks does not wait for what follows
+	if over {
+		k.off(ctx)
+	}
+	if err != nil {
+		k.fail(err)
+	}
+	return nil
+}
+
+// serve is run as long as there is something to be done by the kernel; over tells that there is nothing any more, because of the error if there is one.
+func (k *kernelPaths) serve(ctx context.Context) (over bool, err error) {
 	if !k.on() {
 		k.answers.Store(true)
-		return nil
+		return false, nil
 	}
 	probes, err := k.n.sys.probes(probeConfig{id: uint64(k.n.state.identity.ID), hosts: k.hosts(), port: k.n.cfg.Port}, k.answer, k.log)
 	if err != nil {
-		k.off(ctx)
-		k.fail(err)
-		return nil
+		return true, err
 	}
 	var wg sync.WaitGroup
 	inner, stop := context.WithCancel(ctx)
@@ -206,26 +221,27 @@ func (k *kernelPaths) run(ctx context.Context) error {
 			k.log.Warn("changes of the kernel's paths by others are noticed late: only twice a minute", zap.Error(err))
 		}
 	})
-	k.loop(ctx, probes)
-	return nil
+	return k.loop(ctx, probes), nil
 }
 
-// loop is run once everything is there.
-func (k *kernelPaths) loop(ctx context.Context, probes pathProbes) {
+// loop is serve once everything is there.
+func (k *kernelPaths) loop(ctx context.Context, probes pathProbes) (over bool) {
 	traffic, mend := time.NewTicker(trafficGap), time.NewTicker(repairInterval)
 	defer traffic.Stop()
 	defer mend.Stop()
-	var survey, mending <-chan time.Time // due
+	var survey, mending, retry <-chan time.Time // due
 	surveyed, mended := time.Now(), time.Now()
 	k.plan(surveyed)
-	k.carryOut() // also what adopt has planned
+	k.effect(surveyed) // also what adopt has planned
 	k.answers.Store(true)
 	close(k.began)
 	for {
 		if k.n.whyRetired() != nil {
 			k.log.Info("this node is retired: no packet goes by the kernel any more")
-			k.off(ctx)
-			return
+			return true
+		}
+		if k.short && retry == nil {
+			retry = time.After(ruleGap)
 		}
 		var next <-chan time.Time
 		if at := k.step(probes, time.Now()); !at.IsZero() {
@@ -233,8 +249,11 @@ func (k *kernelPaths) loop(ctx context.Context, probes pathProbes) {
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-next:
+		case <-retry:
+			retry = nil
+			k.carryOut()
 		case p := <-k.proofs:
 			k.machine.Proof(p.node, p.echo, p.at)
 		case ask := <-k.asks:
@@ -261,23 +280,6 @@ func (k *kernelPaths) loop(ctx context.Context, probes pathProbes) {
 			if time.Since(surveyed) > surveyAgain {
 				k.wake.raise()
 			}
-		}
-	}
-}
-
-// off is what is left of run where nothing can be or is to be done by the kernel: what is there goes, and who asks is told.
-func (k *kernelPaths) off(ctx context.Context) {
-	k.mu.Lock()
-	k.kinds, k.known = nil, map[uint64]neighbour{}
-	k.mu.Unlock()
-	k.e.moved.raise() // the record says less
-	k.candidates = nil
-	k.answers.Store(true)
-	for k.remove() != nil {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(repairInterval):
 		}
 	}
 }
@@ -368,13 +370,17 @@ func (k *kernelPaths) ask(f func()) bool {
 	}
 }
 
-// hosts are this host's own addresses on the overlay.
+// hosts are this host's own addresses on the overlay, of the families that it can do.
 func (k *kernelPaths) hosts() []netip.Addr {
 	l, ok := k.e.alloc.Lookup(hostOwner)
 	if !ok {
 		return nil
 	}
-	return addresses(l)
+	list := addresses(l)
+	if l.V6.IsValid() && !k.e.workloads.host.CarriesIPv6(Device, k.n.mtu) {
+		list = slices.DeleteFunc(list, netip.Addr.Is6)
+	}
+	return list
 }
 
 // fail says what could not be put in place; nil takes that back.
@@ -417,39 +423,6 @@ func (k *kernelPaths) adopt(now time.Time) {
 	_, rules := k.wanted()
 	if err := k.e.workloads.setPlain(rules, loose(k.candidates)); err == nil {
 		k.rules = rules
-	}
-}
-
-// giveUp is told that the host's network could not be set up. If the rules for kernel paths may be to blame there are to be none; false: they cannot.
-func (k *kernelPaths) giveUp(err error) bool {
-	if !k.on() {
-		return false
-	}
-	k.log.Warn("the host's network cannot be set up with kernel paths; trying without", zap.Error(err))
-	k.mu.Lock()
-	k.kinds, k.known = nil, map[uint64]neighbour{}
-	k.lacking = append(k.lacking, "no kernel path is possible: "+oneLine(err))
-	k.mu.Unlock()
-	k.candidates = nil
-	if err := k.remove(); err != nil {
-		k.log.Warn("not all kernel paths of an earlier run could be removed; run weft reset", zap.Error(err))
-	}
-	k.e.moved.raise()
-	return true
-}
-
-// end takes all off the host when the daemon ends in order, unless it is to outlive it. What ends the daemon otherwise leaves it, for the next one.
-func (k *kernelPaths) end(inOrder bool) {
-	k.mu.Lock()
-	keep := k.keep
-	k.mu.Unlock()
-	if inOrder && k.on() && (!keep || k.n.isLeaving()) {
-		if err := k.remove(); err != nil {
-			k.log.Warn("not all kernel paths could be removed; the next start does, or weft reset", zap.Error(err))
-		}
-	}
-	if err := k.kernel.Close(); err != nil {
-		k.log.Debug("the connection to the kernel could not be closed", zap.Error(err))
 	}
 }
 

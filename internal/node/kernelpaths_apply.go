@@ -57,8 +57,9 @@ func (k *kernelPaths) deviceMTU(candidates []fastpath.Candidate) (mtu4, mtu6 int
 
 // wanted is the desired state: what the kernel should have, and what may enter and leave.
 func (k *kernelPaths) wanted() (kernel.Desired, hostnet.Plaintext) {
-	d := kernel.Desired{Universe: k.e.universe.Prefixes()}
-	for _, a := range k.hosts() {
+	hosts := k.hosts()
+	d := kernel.Desired{Universe: carried(k.e.universe.Prefixes(), hosts)}
+	for _, a := range hosts {
 		if a.Is4() {
 			d.Source4 = a
 		} else {
@@ -75,15 +76,16 @@ func (k *kernelPaths) wanted() (kernel.Desired, hostnet.Plaintext) {
 	}
 	for i := range k.candidates {
 		c := &k.candidates[i]
-		prefixes := k.prefixes[c.ID]
+		prefixes := carried(k.prefixes[c.ID], hosts)
 		if len(prefixes) == 0 {
 			continue
 		}
-		k.allow(&p, c, prefixes)
+		path := k.machine.Status(c.ID).Path
+		k.allow(&p, c, path, prefixes)
 		if len(c.Ways) == 0 {
 			continue
 		}
-		peer := kernel.Peer{ID: c.ID, Prefixes: prefixes, Path: k.machine.Status(c.ID).Path}
+		peer := kernel.Peer{ID: c.ID, Prefixes: prefixes, Path: path}
 		for _, w := range c.Ways {
 			switch w.Kind {
 			case fastpath.VXLAN:
@@ -98,24 +100,39 @@ func (k *kernelPaths) wanted() (kernel.Desired, hostnet.Plaintext) {
 	return d, p
 }
 
-// allow adds to p what may leave to a candidate and come from it.
-func (k *kernelPaths) allow(p *hostnet.Plaintext, c *fastpath.Candidate, prefixes []netip.Prefix) {
+// carried are the prefixes of the families in which this host has an address on the overlay.
+func carried(prefixes []netip.Prefix, hosts []netip.Addr) (list []netip.Prefix) {
+	for _, p := range prefixes {
+		if slices.ContainsFunc(hosts, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() }) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// allow adds to p what may leave to a candidate, which is reached by path, and come from it. Without a tunnel only what is to go that way may leave
+// by a device, as others' routes lead there, too; probes leave by their mark.
+func (k *kernelPaths) allow(p *hostnet.Plaintext, c *fastpath.Candidate, path fastpath.Kind, prefixes []netip.Prefix) {
 	for _, w := range c.Ways {
 		device := w.Device
-		if w.Kind == fastpath.VXLAN {
+		switch {
+		case w.Kind == fastpath.VXLAN:
 			device = vxlanDevice(w.Remote.Addr())
+		case path != w.Kind:
+			continue
 		}
 		for _, prefix := range prefixes {
 			p.Out = append(p.Out, hostnet.Out{Device: device, Prefix: prefix})
 		}
 	}
+	start := len(p.In)
 	for _, a := range c.Accept {
 		if !slices.Contains(p.Devices, vxlanDevice(a)) {
 			continue // this host cannot do it over that family
 		}
 		for _, prefix := range prefixes {
 			p.Tunnels = append(p.Tunnels, hostnet.Tunnel{Remote: a, Port: k.ports[c.ID], Prefix: prefix})
-			p.In = addIn(p.In, hostnet.In{Device: vxlanDevice(a), Prefix: prefix})
+			p.In = addIn(p.In, start, hostnet.In{Device: vxlanDevice(a), Prefix: prefix})
 		}
 	}
 	for _, s := range c.AcceptDirect {
@@ -124,13 +141,14 @@ func (k *kernelPaths) allow(p *hostnet.Plaintext, c *fastpath.Candidate, prefixe
 			continue // the kernel tells when it is found, see Watch
 		}
 		for _, prefix := range prefixes {
-			p.In = addIn(p.In, hostnet.In{Device: s.Device, MAC: mac, Prefix: prefix})
+			p.In = addIn(p.In, start, hostnet.In{Device: s.Device, MAC: mac, Prefix: prefix})
 		}
 	}
 }
 
-func addIn(list []hostnet.In, in hostnet.In) []hostnet.In {
-	for _, x := range slices.Backward(list) { // those of one peer are together
+// addIn appends in, unless it is there already: not before start, where those of the same peer begin.
+func addIn(list []hostnet.In, start int, in hostnet.In) []hostnet.In {
+	for _, x := range list[start:] {
 		if x.Prefix == in.Prefix && x.Device == in.Device && slices.Equal(x.MAC, in.MAC) {
 			return list
 		}
@@ -146,30 +164,65 @@ func vxlanDevice(remote netip.Addr) string {
 }
 
 // carryOut puts the desired state in place, if it is another one than before: the rules as wide as the old and the new routes need first, then the
-// routes, then the rules for the new ones alone. A change of the path in use changes no rule.
+// routes, then the rules for the new ones alone. Where rules are refused no route leads: who would be reached there goes by the router meanwhile.
 func (k *kernelPaths) carryOut() {
 	d, p := k.wanted()
+	k.lostRules()
 	narrower := !reflect.DeepEqual(p, k.rules)
 	if !narrower && reflect.DeepEqual(d, k.desired) && k.failed == "" {
 		return
 	}
-	var errs []error
-	set := func(p hostnet.Plaintext) bool {
-		err := k.e.workloads.setPlain(p, loose(k.candidates))
-		if err == nil {
-			k.rules = p
+	var refused error
+	set := func(p hostnet.Plaintext) {
+		if err := k.e.workloads.setPlain(p, loose(k.candidates)); err != nil {
+			refused = err
+			k.lostRules()
+			d = within(d, k.rules)
+			return
 		}
-		errs = append(errs, err)
-		return err == nil
+		k.rules = p
 	}
-	if !narrower || set(union(k.rules, p)) {
-		errs = append(errs, k.kernel.Apply(d))
-		k.desired = d
-		if narrower {
-			set(p) // also if not all routes are as they should be: what is lost then is better lost
+	if narrower {
+		set(union(k.rules, p))
+	}
+	err := k.kernel.Apply(d)
+	k.desired = d
+	if narrower {
+		set(p) // also if not all routes are as they should be: what is lost then is better lost
+		if !reflect.DeepEqual(d, k.desired) {
+			err = errors.Join(err, k.kernel.Apply(d))
+			k.desired = d
 		}
 	}
-	k.fail(errors.Join(errs...))
+	k.short = refused != nil
+	k.fail(errors.Join(refused, err))
+}
+
+// lostRules notes if what was refused has cost the rules that were in place.
+func (k *kernelPaths) lostRules() {
+	if !k.e.workloads.host.Passes() {
+		k.rules = hostnet.Plaintext{}
+	}
+}
+
+// within lets those peers be reached by the router whose packets the rules do not let leave.
+func within(d kernel.Desired, rules hostnet.Plaintext) kernel.Desired {
+	out := make(map[hostnet.Out]bool, len(rules.Out))
+	for _, o := range rules.Out {
+		out[o] = true
+	}
+	d.Peers = slices.Clone(d.Peers)
+	for i := range d.Peers {
+		p := &d.Peers[i]
+		device := p.Device
+		if p.Path == fastpath.VXLAN {
+			device = vxlanDevice(p.VXLAN.Addr())
+		}
+		if p.Path != fastpath.UDP && slices.ContainsFunc(p.Prefixes, func(x netip.Prefix) bool { return !out[hostnet.Out{Device: device, Prefix: x}] }) {
+			p.Path = fastpath.UDP
+		}
+	}
+	return d
 }
 
 // union allows what either of two allows.
@@ -276,7 +329,7 @@ func (k *kernelPaths) count(now time.Time) {
 	}
 	for id, prefixes := range k.prefixes {
 		for _, p := range prefixes {
-			if traffic[p] != k.counted[p] {
+			if n := traffic[p]; n != k.counted[p] && n > 0 { // a count that has ended is no packet
 				k.machine.Active(id, now)
 			}
 		}
@@ -292,18 +345,6 @@ func (k *kernelPaths) count(now time.Time) {
 		}
 	}
 	k.sealed = sealed
-}
-
-// remove takes all of it off the host: the routes first, then what may leave and enter.
-func (k *kernelPaths) remove() error {
-	removed, err := k.kernel.Remove()
-	if len(removed) > 0 {
-		k.log.Info("kernel paths removed", zap.Int("objects", len(removed)))
-	}
-	err = errors.Join(err, k.e.workloads.setPlain(hostnet.Plaintext{}, nil))
-	k.desired, k.rules = kernel.Desired{}, hostnet.Plaintext{}
-	k.fail(err)
-	return err
 }
 
 // oneLine makes any error one line.

@@ -102,14 +102,21 @@ func ownedBy(holdings []ipam.Holding) map[uint64][]netip.Prefix {
 // survey looks at who may be reached how, and puts that into effect.
 func (k *kernelPaths) survey(now time.Time) {
 	if k.plan(now) {
-		k.carryOut()
+		k.effect(now)
 	}
+}
+
+// effect puts what was planned into effect: a path whose way leads elsewhere now is left before the routes lead there.
+func (k *kernelPaths) effect(now time.Time) {
+	left := k.machine.Leave(now)
+	k.carryOut()
+	k.tell(left)
 }
 
 // plan looks at who may be reached how. It reports false if nothing has changed that this depends on, but for what the kernel knows of the network below: that is asked
 // anew only after surveyAgain.
 func (k *kernelPaths) plan(now time.Time) bool {
-	nodes := k.e.members()
+	nodes := sharing(k.e.members(), k.n.rotor.snapshot())
 	owned := ownedBy(k.e.alloc.Owned())
 	k.mu.Lock()
 	peers := peersOfPaths(nodes, owned, k.e.plane.PeerStats(), k.wants)

@@ -31,6 +31,9 @@ type plainHost interface {
 	Traffic() (map[netip.Prefix]uint64, error)
 	Support() error
 	Guard(ctx context.Context, repaired func(lines []string)) error
+	Passes() bool
+	CarriesIPv6(device string, mtu int) bool
+	Tighten(c hostnet.Changes) (hostnet.Changes, error)
 }
 
 // pathProbes sends probes from the host's overlay addresses, and receives those of others.

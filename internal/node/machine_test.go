@@ -43,6 +43,9 @@ type fakeHost struct {
 	guarded func(lines []string)
 	ways    *fakeKernel
 	unruly  bool // Apply refuses the rules of kernel paths
+	v4only  bool // the host has no IPv6
+
+	refusing error // what SetPlain ends in, and Apply with other rules than before
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
@@ -53,6 +56,9 @@ func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, 
 	defer h.mu.Unlock()
 	if h.unruly && d.Plain.VXLANPort != 0 {
 		return hostnet.Result{Changes: c}, errors.New("such rules are refused")
+	}
+	if h.refusing != nil {
+		d.Plain = h.desired.Plain
 	}
 	h.desired = d
 	res := hostnet.Result{Changes: c}

@@ -172,6 +172,7 @@ func (r *rotor) apply(before, next rotation.State) {
 	if err := r.e.mesh.SetRecord(func(rec *mesh.Record) { rec.Keys = tokenNames(next) }); err != nil {
 		r.n.log.Error("this node's record cannot say which tokens it accepts", zap.Error(err))
 	}
+	r.e.kernel.wake.raise() // who shares none of them is reached by no kernel path any more
 }
 
 // note makes an event of a new phase.

@@ -321,6 +321,21 @@ func (ws *workloads) setPlain(p hostnet.Plaintext, loose []string) error {
 	return ws.host.SetPlain(p)
 }
 
+// tighten gives back now what setPlain has let be loosened, and the next reconcile would.
+func (ws *workloads) tighten() error {
+	ws.ruling.Lock()
+	defer ws.ruling.Unlock()
+	before := ws.changed()
+	after, err := ws.host.Tighten(before)
+	if len(after.Sysctls) == len(before.Sysctls) {
+		return err
+	}
+	ws.mu.Lock()
+	ws.changes = after
+	ws.mu.Unlock()
+	return errors.Join(err, saveChanges(ws.st, after))
+}
+
 // mtu is that of new workloads.
 func (ws *workloads) mtu() int {
 	ws.mu.Lock()
