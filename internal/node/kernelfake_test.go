@@ -62,6 +62,7 @@ type fakeKernel struct {
 	crashing bool   // Remove is not of this world
 	watched  uint64 // packets to that node are to go by VXLAN always
 	strayed  string
+	retired  bool // devices of earlier runs have gone
 }
 
 func (k *fakeKernel) Support() kernel.Support {
@@ -115,9 +116,19 @@ func (k *fakeKernel) Reconcile() ([]string, error) {
 	return list, nil
 }
 
+func (k *fakeKernel) Retire() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.retired = true
+	return nil
+}
+
 func (k *fakeKernel) Found(d kernel.Desired) (map[uint64]fastpath.Kind, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if !k.retired {
+		return nil, errors.New("devices of an earlier run may be open to anybody")
+	}
 	found := map[uint64]fastpath.Kind{}
 	for _, p := range k.has.Peers {
 		if p.Path != fastpath.UDP && slices.ContainsFunc(d.Peers, func(x kernel.Peer) bool { return x.ID == p.ID }) {

@@ -405,6 +405,9 @@ func (k *kernelPaths) adopt(now time.Time) {
 		}
 		return
 	}
+	if err := k.kernel.Retire(); err != nil {
+		k.log.Warn("a VXLAN device of an earlier run could not be removed; delete it by hand: what arrives by it is not filtered", zap.Error(err))
+	}
 	k.plan(now)
 	d, _ := k.wanted()
 	found, err := k.kernel.Found(d)

@@ -17,6 +17,8 @@ type pathKernel interface {
 	Support() kernel.Support
 	Apply(d kernel.Desired) error
 	Reconcile() (repaired []string, err error)
+	// Retire removes devices of an earlier run that end tunnels elsewhere, before the rules for those to come are in place.
+	Retire() error
 	Found(d kernel.Desired) (map[uint64]fastpath.Kind, error)
 	Remove() (removed []string, err error)
 	Close() error
