@@ -13,6 +13,7 @@ import (
 // While a mesh is being cut in two, one node believes that the others are alive whom another has lost. That is not the end of the cut,
 // and what a node does about those that it has lost is bounded, however many they are and however often it hears of them.
 func TestCutIsBounded(t *testing.T) {
+	notUnderRace(t)
 	synctest.Test(t, func(t *testing.T) {
 		const size = 32
 		c := newCluster(t, 1)
