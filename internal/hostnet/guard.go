@@ -27,37 +27,22 @@ const (
 // Guard makes the nftables table again, with all elements, as soon as somebody has removed or changed it, until ctx ends, which is no
 // error. After each repair it calls repaired with what [Host.Apply] would have returned as Result.Repaired, and will not any
 // more. Before the first Apply there is nothing to guard. One Guard at a time.
-func (h *Host) Guard(ctx context.Context, repaired func(lines []string)) (err error) {
+func (h *Host) Guard(ctx context.Context, repaired func(lines []string)) error {
 	f, err := h.ns.listenNftables()
 	if err != nil {
 		return err
 	}
-	news := make(chan struct{}, 1)
-	failed := make(chan error, 1)
-	var done sync.WaitGroup
-	done.Go(func() { failed <- h.own.listenTo(f, news) })
-	defer func() {
-		err = errors.Join(err, f.Close()) // ends the reader
-		done.Wait()
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-failed:
-			return err
-		case <-news:
-		}
+	return attend(ctx, f, h.own.listenTo, func(<-chan struct{}) {
 		lines := h.repair()
 		if len(lines) == 0 {
-			continue
+			return
 		}
 		repaired(lines)
 		select {
 		case <-ctx.Done():
 		case <-time.After(guardPause):
 		}
-	}
+	})
 }
 
 // repair puts the table right if it is not, and says what was wrong.

@@ -26,15 +26,25 @@ const (
 // [Egress] looks at. changed is called by one goroutine at a time, and what happens meanwhile is told afterwards.
 func Watch(ctx context.Context, changed func()) error { return here.watch(ctx, changed) }
 
-func (n namespace) watch(ctx context.Context, changed func()) (err error) {
+func (n namespace) watch(ctx context.Context, changed func()) error {
 	f, err := n.listen()
 	if err != nil {
 		return err
 	}
+	return attend(ctx, f, listenTo, func(news <-chan struct{}) {
+		settle(ctx, news)
+		if ctx.Err() == nil {
+			changed()
+		}
+	})
+}
+
+// attend calls heard whenever listen, which reads f until that is closed, has raised news, until ctx ends, which is no error. It closes f.
+func attend(ctx context.Context, f *os.File, listen func(*os.File, chan<- struct{}) error, heard func(news <-chan struct{})) (err error) {
 	news := make(chan struct{}, 1)
 	failed := make(chan error, 1)
 	var done sync.WaitGroup
-	done.Go(func() { failed <- listenTo(f, news) })
+	done.Go(func() { failed <- listen(f, news) })
 	defer func() {
 		err = errors.Join(err, f.Close()) // ends the reader
 		done.Wait()
@@ -47,11 +57,7 @@ func (n namespace) watch(ctx context.Context, changed func()) (err error) {
 			return err
 		case <-news:
 		}
-		settle(ctx, news)
-		if ctx.Err() != nil {
-			return nil
-		}
-		changed()
+		heard(news)
 	}
 }
 
