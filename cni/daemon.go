@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+)
+
+// Daemon is what the plugin needs of the daemon of its host: one round trip for each verb. Errors are of type [*Error] where the daemon has refused, or
+// wrap [ErrNotRunning] where there is none.
+type Daemon interface {
+	// Attach is ADD. When it returns, packets flow, or nothing remains. Asked again for the same key, it gives the same answer.
+	Attach(ctx context.Context, r Request) (Attachment, error)
+	// Check is CHECK or, if r.Key is the zero Key, STATUS.
+	Check(ctx context.Context, r CheckRequest) error
+	// Detach is DEL or, if r.Key is the zero Key, GC. What is gone already is no error.
+	Detach(ctx context.Context, r Release) error
+}
+
+// Key names an attachment: it is unique on a host.
+type Key struct {
+	ContainerID string `json:"container_id"`
+	IfName      string `json:"ifname"`
+}
+
+// Request asks for an interface and addresses, or for addresses alone.
+type Request struct {
+	Key
+	Network string `json:"network"` // name of the network configuration
+	Netns   string `json:"netns"`   // path of the namespace, as the daemon sees it
+	// AddressesOnly is the IPAM of another plugin, which makes the interface.
+	AddressesOnly bool         `json:"addresses_only,omitempty"`
+	IPs           []netip.Addr `json:"ips,omitempty"` // wanted, at most one of each family; empty: the next free ones
+	MAC           string       `json:"mac,omitempty"` // of the interface in the container; empty: one computed from the key
+	MTU           int          `json:"mtu,omitempty"` // bytes; 0: that of the node
+	Pod           Pod          `json:"pod,omitzero"`
+}
+
+// Pod tells for what the container is, as CNI_ARGS has it; it may be empty.
+type Pod struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// Attachment is what a container has got.
+type Attachment struct {
+	HostIf    string       `json:"host_if,omitempty"` // end of the veth on the host; empty as the MACs: addresses only
+	HostMAC   string       `json:"host_mac,omitempty"`
+	MAC       string       `json:"mac,omitempty"`
+	MTU       int          `json:"mtu"`
+	Addresses []netip.Addr `json:"addresses"` // v4 first
+	Routes    []Route      `json:"routes"`
+	Warnings  []string     `json:"warnings,omitempty"` // what does not work, a line each
+}
+
+// Route is a route in the container; GW is an address of the host.
+type Route struct {
+	Dst netip.Prefix `json:"dst"`
+	GW  netip.Addr   `json:"gw"`
+}
+
+// CheckRequest asks whether an attachment is as it was made. The zero Key asks whether one could be made.
+type CheckRequest struct {
+	Key
+	Network       string     `json:"network"`
+	Netns         string     `json:"netns"`
+	AddressesOnly bool       `json:"addresses_only,omitempty"`
+	Want          Attachment `json:"want"` // as the result of ADD, passed on by the runtime, has it; what it does not say is zero
+}
+
+// Release asks to take an attachment away or, with the zero Key, all attachments of a network that are not valid.
+type Release struct {
+	Key
+	Network string `json:"network"`
+	Netns   string `json:"netns,omitempty"` // may be gone, or empty
+	Valid   []Key  `json:"valid,omitempty"` // of GC: what stays
+}
+
+// Codes of errors that the specification has (1.1.0, "Error") or leaves to the plugin (100 and above).
+const (
+	CodeVersion     = 1 // incompatible version
+	CodeUnsupported = 2 // unsupported field in the network configuration
+	CodeUnknown     = 3 // container unknown
+	CodeEnvironment = 4 // invalid environment variable
+	CodeIO          = 5
+	CodeDecode      = 6 // the configuration cannot be decoded
+	CodeConfig      = 7 // invalid network configuration
+	CodeTryLater    = 11
+	CodeUnavailable = 50  // STATUS: no ADD is possible
+	CodeLimited     = 51  // STATUS: nor do containers that there are have full connectivity
+	CodeFailed      = 100 // the daemon could not do it
+	CodeDiffers     = 101 // CHECK has found a difference
+)
+
+// Error is an error as the runtime gets it.
+type Error struct {
+	Code    uint   `json:"code"`
+	Msg     string `json:"msg"`               // what happened, to what
+	Details string `json:"details,omitempty"` // what to do
+}
+
+func (e *Error) Error() string {
+	if e.Details == "" {
+		return e.Msg
+	}
+	return fmt.Sprintf("%s; %s", e.Msg, e.Details)
+}
