@@ -50,10 +50,11 @@ func impure() map[string]string {
 // owned returns the libraries that only the named packages know.
 func owned() map[string][]string {
 	return map[string][]string{
-		"github.com/hashicorp/memberlist": {"mesh"},
-		"github.com/quic-go/quic-go":      {"mesh/udpstream"},
-		"github.com/google/nftables":      {"internal/hostnet", "integration/lab"},
-		"github.com/songgao/water":        {"router/tun/portable"},
+		"github.com/containernetworking/cni": {"cni", "cmd/weft-cni", "integration"},
+		"github.com/hashicorp/memberlist":    {"mesh"},
+		"github.com/quic-go/quic-go":         {"mesh/udpstream"},
+		"github.com/google/nftables":         {"internal/hostnet", "integration/lab"},
+		"github.com/songgao/water":           {"router/tun/portable"},
 	}
 }
 
