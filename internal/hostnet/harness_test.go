@@ -210,10 +210,10 @@ func (h *testHost) apply(t testing.TB, d Desired) Result {
 func (h *testHost) attach(t testing.TB, n int) Workload {
 	t.Helper()
 	w := workload(n, newNamespace(t))
-	warnings, err := h.Attach(w)
+	got, err := h.Attach(w)
 	must(t, err)
-	if len(warnings) > 0 {
-		t.Fatalf("warnings: %q", warnings)
+	if len(got.Warnings) > 0 {
+		t.Fatalf("warnings: %q", got.Warnings)
 	}
 	return w
 }

@@ -32,6 +32,7 @@ package hostnet
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 
@@ -56,6 +57,8 @@ type Workload struct {
 	IfName string       // interface inside the namespace; "" is "eth0"
 	Addrs  []netip.Addr // at most one of each family, inside the universe
 	MTU    int          // bytes; 0 is the MTU of the last Apply
+	// MAC is the hardware address of the interface inside; nil is one computed from the ID.
+	MAC net.HardwareAddr
 }
 
 // Desired is everything that should exist on the host.

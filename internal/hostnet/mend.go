@@ -257,7 +257,7 @@ func (m *mender) neighbours() error {
 	}
 	var errs []error
 	for _, w := range m.present {
-		mac := workloadMAC(w.ID)
+		mac := w.mac()
 		for _, a := range m.state.usable(w.Workload) {
 			if have[key{w.index, a}] == mac.String() {
 				continue

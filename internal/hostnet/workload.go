@@ -26,30 +26,31 @@ const DefaultIfName = "eth0"
 // universe only; a namespace that can do no IPv6 gets none. Both are warnings.
 //
 // The errors of internal/netns say that w.Netns is no network namespace.
-func (h *Host) Attach(w Workload) (warnings []string, err error) {
+func (h *Host) Attach(w Workload) (Attached, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if w, err = h.complete(w); err != nil {
-		return nil, err
+	w, err := h.complete(w)
+	if err != nil {
+		return Attached{}, err
 	}
 	file, err := openWorkload(w.Netns, h.ns)
 	if err != nil {
-		return nil, err
+		return Attached{}, err
 	}
 	defer func() { _ = file.Close() }() // opened for reading
 	a := &attacher{Workload: w, state: h.last, netns: namespace(file.Fd())}
 	if a.host, err = h.ns.open(); err != nil {
-		return nil, err
+		return Attached{}, err
 	}
 	defer a.host.Close()
 	if a.inner, err = a.netns.open(); err != nil {
-		return nil, err
+		return Attached{}, err
 	}
 	defer a.inner.Close()
 
 	created, err := a.pair()
 	if err != nil {
-		return nil, err
+		return Attached{}, err
 	}
 	err = h.ns.run(func() error { return vethSettings(HostIf(w.ID), a.state) })
 	for _, step := range []func() error{a.links, a.inside, a.outside, a.settle} {
@@ -58,9 +59,12 @@ func (h *Host) Attach(w Workload) (warnings []string, err error) {
 		}
 	}
 	if err != nil && created {
-		return nil, errors.Join(err, a.host.remove(a.outer))
+		err = errors.Join(err, a.host.remove(a.outer))
 	}
-	return a.warnings, err
+	if err != nil {
+		return Attached{}, err
+	}
+	return Attached{HostMAC: hostMAC(w.ID), MAC: w.mac(), MTU: w.MTU, Addrs: a.used, Routes: a.ways, Warnings: a.warnings}, nil
 }
 
 // complete fills in defaults and refuses what cannot be.
@@ -73,6 +77,12 @@ func (h *Host) complete(w Workload) (Workload, error) {
 	}
 	w.IfName = cmp.Or(w.IfName, DefaultIfName)
 	w.MTU = cmp.Or(w.MTU, h.last.mtu)
+	if w.MTU < minMTU || w.MTU > maxMTU {
+		return w, fmt.Errorf("an MTU of %d is not possible for workload %s; choose %d to %d", w.MTU, w.ID, minMTU, maxMTU)
+	}
+	if err := w.checkMAC(); err != nil {
+		return w, err
+	}
 	if len(w.Addrs) == 0 {
 		return w, fmt.Errorf("workload %s has no address", w.ID)
 	}
@@ -117,6 +127,7 @@ type attacher struct {
 
 	outer, peer netlink.Link // the two ends
 	used        []netip.Addr // addresses that the workload got
+	ways        []Route
 	warnings    []string
 }
 
@@ -148,7 +159,7 @@ func (a *attacher) pair() (created bool, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, a.MTU, hostMAC(a.ID)
 	v := netlink.NewVeth(attrs)
-	v.PeerName, v.PeerMTU, v.PeerHardwareAddr, v.PeerNamespace = a.IfName, uint32(a.MTU), workloadMAC(a.ID), netlink.NsFd(a.netns)
+	v.PeerName, v.PeerMTU, v.PeerHardwareAddr, v.PeerNamespace = a.IfName, uint32(a.MTU), a.mac(), netlink.NsFd(a.netns)
 	err = a.host.LinkAdd(v)
 	if errors.Is(err, unix.EEXIST) {
 		if a.peer, _ = a.inner.link(a.IfName); a.peer != nil {
@@ -208,8 +219,8 @@ func (a *attacher) links() error {
 	}
 	p := a.peer.Attrs()
 	fail := func(err error) error { return fmt.Errorf("setting up %s in %s: %w", a.IfName, a.Netns, err) }
-	if p.HardwareAddr.String() != workloadMAC(a.ID).String() {
-		if err := a.inner.LinkSetHardwareAddr(a.peer, workloadMAC(a.ID)); err != nil {
+	if p.HardwareAddr.String() != a.mac().String() {
+		if err := a.inner.LinkSetHardwareAddr(a.peer, a.mac()); err != nil {
 			return fail(err)
 		}
 	}
@@ -292,6 +303,7 @@ func (a *attacher) wayOut(addr, gateway netip.Addr) error {
 	if addr.Is6() {
 		want.Priority = metric6
 	}
+	dst := everywhere(addr.Is6())
 	var universe netip.Prefix
 	for _, p := range a.state.universe {
 		if p.Contains(addr) {
@@ -313,7 +325,7 @@ func (a *attacher) wayOut(addr, gateway netip.Addr) error {
 		}
 	}
 	if foreign != 0 && !mine {
-		want.Dst = ipNet(universe)
+		dst, want.Dst = universe, ipNet(universe)
 		via := fmt.Sprintf("interface %d", foreign)
 		if l, err := a.inner.LinkByIndex(foreign); err == nil {
 			via = l.Attrs().Name
@@ -321,25 +333,20 @@ func (a *attacher) wayOut(addr, gateway netip.Addr) error {
 		a.warnings = append(a.warnings, fmt.Sprintf("%s keeps its default route by %s: only %v is reached through Weft", a.Netns, via, universe))
 	}
 	err = a.inner.RouteAdd(&want)
-	if errors.Is(err, unix.EEXIST) {
-		return a.replace(want, list)
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		if err := a.replace(want, dst, list); err != nil {
+			return err
+		}
+	case err != nil:
 		return fmt.Errorf("setting the route by %v in %s: %w", gateway, a.Netns, err)
 	}
+	a.ways = append(a.ways, Route{Dst: dst, Gateway: gateway})
 	return nil
 }
 
 // replace puts the route in the place of an earlier one of Weft's.
-func (a *attacher) replace(want netlink.Route, list []netlink.Route) error {
-	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if want.Family == netlink.FAMILY_V6 {
-		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	if want.Dst != nil {
-		k, _ := keyOf(want)
-		dst = k.dst
-	}
+func (a *attacher) replace(want netlink.Route, dst netip.Prefix, list []netlink.Route) error {
 	for _, r := range list {
 		if k, ok := keyOf(r); ok && k == (routeKey{dst, want.Priority}) && r.Protocol == RouteProtocol {
 			if r.Gw.Equal(want.Gw) && r.Src.Equal(want.Src) {
@@ -355,7 +362,7 @@ func (a *attacher) replace(want netlink.Route, list []netlink.Route) error {
 func (a *attacher) outside() error {
 	index := a.outer.Attrs().Index
 	for _, addr := range a.state.usable(a.Workload) {
-		if err := a.host.NeighSet(neighbour(index, addr, workloadMAC(a.ID))); err != nil {
+		if err := a.host.NeighSet(neighbour(index, addr, a.mac())); err != nil {
 			return fmt.Errorf("setting the neighbour %v: %w", addr, err)
 		}
 		r := a.state.route(netip.PrefixFrom(addr, addr.BitLen()), index)

@@ -121,9 +121,9 @@ func TestAttachTwiceEqualsOnce(t *testing.T) {
 	l, err := h.conn.link(HostIf(w.ID))
 	must(t, err)
 	host, inside := snapshot(t, h.ns), snapshot(t, w.ns(t))
-	warnings, err := h.Attach(w)
-	if err != nil || len(warnings) > 0 {
-		t.Fatal(warnings, err)
+	got, err := h.Attach(w)
+	if err != nil || len(got.Warnings) > 0 {
+		t.Fatal(got.Warnings, err)
 	}
 	again, err := h.conn.link(HostIf(w.ID))
 	must(t, err)
@@ -232,9 +232,9 @@ func TestAttachRepairs(t *testing.T) {
 			if l := outer(); l != nil {
 				index = l.Attrs().Index
 			}
-			warnings, err := h.Attach(w)
-			if err != nil || len(warnings) > 0 {
-				t.Fatal(warnings, err)
+			got, err := h.Attach(w)
+			if err != nil || len(got.Warnings) > 0 {
+				t.Fatal(got.Warnings, err)
 			}
 			if anew := outer().Attrs().Index != index; anew != x.anew {
 				t.Errorf("made anew: %v, want %v", anew, x.anew)
@@ -298,7 +298,7 @@ func TestAttachRefuses(t *testing.T) {
 		"two addresses": {func(w *Workload) { w.Addrs[1] = netip.MustParseAddr("10.32.1.9") }, "workload workload-5 has both 10.32.1.5 and 10.32.1.9; only one of a family is possible"},
 		"no ID":         {func(w *Workload) { w.ID = "" }, `workload ID "" has 0 bytes; use 1 to 200`},
 		"bad name":      {func(w *Workload) { w.IfName = "a/b" }, "making interface a/b in " + empty.path() + ": invalid argument"},
-		"MTU":           {func(w *Workload) { w.MTU = 100000 }, "making interface eth0 in " + empty.path() + ": invalid argument"},
+		"MTU":           {func(w *Workload) { w.MTU = 100000 }, "an MTU of 100000 is not possible for workload workload-5; choose 576 to 65535"},
 		"bad gateway":   {func(w *Workload) { w.Addrs[0] = host4 }, ""},
 	} {
 		w := workload(5, empty)
@@ -342,10 +342,10 @@ func TestDefaultRouteOfOthersStays(t *testing.T) {
 	must(t, c.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP("172.17.0.1")}))
 	w := workload(1, ns)
 	for range 2 {
-		warnings, err := h.Attach(w)
+		got, err := h.Attach(w)
 		must(t, err)
-		if want := []string{ns.path() + " keeps its default route by docker: only 10.32.0.0/12 is reached through Weft"}; !slices.Equal(warnings, want) {
-			t.Errorf("warnings %q, want %q", warnings, want)
+		if want := []string{ns.path() + " keeps its default route by docker: only 10.32.0.0/12 is reached through Weft"}; !slices.Equal(got.Warnings, want) {
+			t.Errorf("warnings %q, want %q", got.Warnings, want)
 		}
 	}
 	got := snapshot(t, ns)
@@ -369,10 +369,10 @@ func TestWorkloadWithoutIPv6(t *testing.T) {
 	ns := newNamespace(t)
 	setSysctl(t, ns, "net/ipv6/conf/all/disable_ipv6", "1")
 	w := workload(1, ns)
-	warnings, err := h.Attach(w)
+	got, err := h.Attach(w)
 	must(t, err)
-	if want := []string{"IPv6 is disabled in " + ns.path() + ": it gets no IPv6 address; set net.ipv6.conf.default.disable_ipv6 to 0 there and attach it anew"}; !slices.Equal(warnings, want) {
-		t.Errorf("warnings %q", warnings)
+	if want := []string{"IPv6 is disabled in " + ns.path() + ": it gets no IPv6 address; set net.ipv6.conf.default.disable_ipv6 to 0 there and attach it anew"}; !slices.Equal(got.Warnings, want) {
+		t.Errorf("warnings %q", got.Warnings)
 	}
 	reaches(t, h.ns, ns, w.Addrs[0])
 	h.apply(t, desired(w))

@@ -77,11 +77,11 @@ func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, 
 	return res, nil
 }
 
-func (h *fakeHost) Attach(w hostnet.Workload) ([]string, error) {
+func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.fail != nil {
-		return nil, h.fail
+		return hostnet.Attached{}, h.fail
 	}
 	for id, other := range h.up {
 		if id != w.ID && slices.Equal(other.Addrs, w.Addrs) {
@@ -89,7 +89,7 @@ func (h *fakeHost) Attach(w hostnet.Workload) ([]string, error) {
 		}
 	}
 	h.up[w.ID] = w
-	return nil, nil
+	return hostnet.Attached{MTU: w.MTU, MAC: w.MAC, Addrs: w.Addrs}, nil
 }
 
 func (h *fakeHost) Detach(w hostnet.Workload) error {

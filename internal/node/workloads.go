@@ -38,7 +38,7 @@ const attachPatience = 15 * time.Second
 type hostNetwork interface {
 	Plan(hostnet.Desired, hostnet.Changes) (hostnet.Changes, error)
 	Apply(hostnet.Desired, hostnet.Changes) (hostnet.Result, error)
-	Attach(hostnet.Workload) ([]string, error)
+	Attach(hostnet.Workload) (hostnet.Attached, error)
 	Detach(hostnet.Workload) error
 	Missing([]hostnet.Workload) ([]string, error)
 	Remove(hostnet.Changes) ([]string, error)
@@ -118,7 +118,7 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 		w = workload{ID: id, NetnsID: string(ns), IfName: r.IfName, Boot: ws.boot, MTU: ws.mtu(), Attached: ws.now()}
 	}
 	w.Netns = r.Netns
-	warnings, err := ws.host.Attach(onHost(w, lease))
+	made, err := ws.host.Attach(onHost(w, lease))
 	if err == nil {
 		if err = saveWorkload(ws.st, w); err != nil && !known {
 			err = errors.Join(err, ws.host.Detach(onHost(w, lease)))
@@ -135,7 +135,7 @@ func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workl
 		ws.log.Info("workload attached", zap.String("workload", id), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
 	}
 	a := ws.describe(w)
-	a.Warnings = warnings
+	a.Warnings = made.Warnings
 	return a, nil
 }
 
