@@ -8,6 +8,8 @@ VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo de
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 BUILD     := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 LINT      := $(GO) tool -modfile=tools/go.mod golangci-lint
+# CNIBUILD builds the reference plugins and cnitool, pinned in tools/cni/go.mod, into bin/cni
+CNIBUILD  := $(BUILD) -modfile=tools/cni/go.mod -o $(BIN)/cni/ tool
 COMMANDS  := $(notdir $(patsubst %/,%,$(dir $(wildcard cmd/*/main.go))))
 IMAGE     ?= weft:$(VERSION)
 # PKG and RUN narrow `make test`: make test PKG=./ipam/... RUN=TestMerge
@@ -57,7 +59,7 @@ test: build ## Run all tests with the race detector, also those that build hosts
 	fi; \
 	log=$$(mktemp -d); trap 'rm -rf "$$log"' EXIT; \
 	all() { \
-		WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $$@; \
+		WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go WEFT_CNI_REFERENCE=$(CURDIR)/$(BIN)/cni CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $$@; \
 	}; \
 	parts() { \
 		bad=0; \
@@ -69,7 +71,7 @@ test: build ## Run all tests with the race detector, also those that build hosts
 		[ -z "$$rest" ] || all $$rest || bad=1; \
 		return $$bad; \
 	}; \
-	set -x; $(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard; \
+	set -x; $(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard; $(CNIBUILD); \
 	pkgs=$$($(GO) list $(PKG)); \
 	{ parts $$pkgs 2>&1 && echo 0 >"$$log/rc" || echo 1 >"$$log/rc"; } | tee "$$log/out"; \
 	if [ "$$(cat "$$log/rc")" != 0 ]; then \

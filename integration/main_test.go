@@ -55,12 +55,21 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	for _, b := range []struct{ env, pkg string }{{envBinary, "./cmd/weft"}, {envWireGuard, "golang.zx2c4.com/wireguard"}} {
+	for _, b := range []struct{ env, pkg, modfile string }{
+		{env: envBinary, pkg: "./cmd/weft"},
+		{env: envWireGuard, pkg: "golang.zx2c4.com/wireguard"},
+		{env: envReference, pkg: "tool", modfile: "tools/cni/go.mod"},
+	} {
 		if os.Getenv(b.env) != "" {
 			continue
 		}
 		path := filepath.Join(dir, filepath.Base(b.pkg))
-		build := exec.Command("go", "build", "-trimpath", "-o", path, b.pkg)
+		args := []string{"build", "-trimpath"}
+		if b.modfile != "" { // several programs: a directory
+			path += string(filepath.Separator)
+			args = append(args, "-modfile="+b.modfile)
+		}
+		build := exec.Command("go", append(args, "-o", path, b.pkg)...)
 		build.Dir = ".."
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
