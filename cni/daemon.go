@@ -53,7 +53,10 @@ type Attachment struct {
 	MTU       int          `json:"mtu"`
 	Addresses []netip.Addr `json:"addresses"` // v4 first
 	Routes    []Route      `json:"routes"`
-	Warnings  []string     `json:"warnings,omitempty"` // what does not work, a line each
+	// Universe are the networks that the addresses are in, if there are only addresses: other plugins make the routes of an interface from them.
+	// Where there is an interface, its addresses are in no network.
+	Universe []netip.Prefix `json:"universe,omitempty"`
+	Warnings []string       `json:"warnings,omitempty"` // what does not work, a line each
 }
 
 // Route is a route in the container; GW is an address of the host.

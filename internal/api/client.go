@@ -182,7 +182,7 @@ func (c *Client) brokeOff(err error) error {
 func (c *Client) refusal(res *http.Response, body []byte) error {
 	var f failure
 	if json.Unmarshal(body, &f) == nil && f.Error != "" {
-		return &Refusal{Text: f.Error}
+		return f.err()
 	}
 	return fmt.Errorf("the daemon on %s answered %s; are weft and its daemon of the same version?", c.path, res.Status)
 }

@@ -12,11 +12,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/dirs"
 )
 
@@ -132,6 +134,7 @@ func (s *Server) handler() http.Handler {
 	post(mux, "gc", func(_ context.Context, r GCRequest) (GCResult, error) { return s.svc.GC(r) })
 	serveWireGuard(mux, s.svc)
 	serveTargets(mux, s.svc)
+	serveCNI(mux, s.svc)
 	post(mux, "path", s.svc.Path)
 	post(mux, "stop", func(_ context.Context, r StopRequest) (StopResult, error) { return s.svc.Stop(r), nil })
 	stream(mux, "bench", s.svc.Bench)
@@ -147,19 +150,25 @@ func get[R any](mux *http.ServeMux, name string, f func(context.Context) (R, err
 }
 
 func post[Q, R any](mux *http.ServeMux, name string, f func(context.Context, Q) (R, error)) {
+	postUpTo(mux, name, maxBody, f)
+}
+
+// postUpTo is post for bodies of so many bytes.
+func postUpTo[Q, R any](mux *http.ServeMux, name string, limit int64, f func(context.Context, Q) (R, error)) {
 	mux.HandleFunc("POST /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
 		var q Q
-		if !decode(w, r, name, &q) {
+		if !decode(w, r, name, limit, &q) {
 			return
 		}
+		_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, limit)) // as in stream
 		res, err := f(r.Context(), q)
 		answer(w, res, err)
 	})
 }
 
 // decode reads a request's body, or answers that it cannot be read.
-func decode(w http.ResponseWriter, r *http.Request, name string, into any) bool {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+func decode(w http.ResponseWriter, r *http.Request, name string, limit int64, into any) bool {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
 		w.WriteHeader(http.StatusBadRequest)
@@ -169,15 +178,36 @@ func decode(w http.ResponseWriter, r *http.Request, name string, into any) bool 
 	return true
 }
 
+// failure is the answer in place of a result. Requests of the plugin have a code for the runtime, and the end of the text, which says what
+// to do, by itself.
 type failure struct {
-	Error string `json:"error"`
+	Error   string `json:"error"`
+	Code    uint   `json:"code,omitempty"`
+	Details string `json:"details,omitempty"`
+}
+
+func failed(err error) failure {
+	f := failure{Error: err.Error()}
+	var ce *cni.Error
+	if errors.As(err, &ce) {
+		f.Code, f.Details = ce.Code, ce.Details
+	}
+	return f
+}
+
+// err is the error that was told.
+func (f failure) err() error {
+	if f.Code != 0 {
+		return &cni.Error{Code: f.Code, Msg: strings.TrimSuffix(f.Error, "; "+f.Details), Details: f.Details}
+	}
+	return &Refusal{Text: f.Error}
 }
 
 func answer(w http.ResponseWriter, res any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		w.WriteHeader(http.StatusConflict)
-		encode(w, failure{Error: err.Error()})
+		encode(w, failed(err))
 		return
 	}
 	encode(w, res)

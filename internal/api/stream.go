@@ -31,7 +31,7 @@ type event[P, R any] struct {
 func stream[Q, P, R any](mux *http.ServeMux, name string, f func(ctx context.Context, q Q, progress func(P)) (R, error)) {
 	mux.HandleFunc("POST /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
 		var q Q
-		if !decode(w, r, name, &q) {
+		if !decode(w, r, name, maxBody, &q) {
 			return
 		}
 		// That the client hangs up is seen only once its request has been read to the end.

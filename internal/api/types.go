@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package api is how the command line (and later the CNI plugin) talks to the
+// Package api is how the command line and the CNI plugin talk to the
 // daemon of its host: HTTP and JSON over a unix socket that only root may
 // open.
 //
@@ -48,6 +48,7 @@ type Service interface {
 	Rotating
 	Targets
 	Paths
+	CNI
 }
 
 // Phase is how far a daemon has come.
@@ -199,6 +200,9 @@ type Workload struct {
 	Attached  time.Time    `json:"attached"`
 	State     string       `json:"state"` // up, or what is wrong
 	Warnings  []string     `json:"warnings,omitempty"`
+
+	AddressesOnly bool       `json:"addresses_only,omitempty"` // its interface was made by another plugin; host_if is empty then
+	CNI           *CNIOrigin `json:"cni,omitempty"`            // nil: it was attached by weft attach
 }
 
 // AttachRequest asks to attach the namespace at Netns, a path as the daemon

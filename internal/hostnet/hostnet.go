@@ -59,6 +59,8 @@ type Workload struct {
 	MTU    int          // bytes; 0 is the MTU of the last Apply
 	// MAC is the hardware address of the interface inside; nil is one computed from the ID.
 	MAC net.HardwareAddr
+	// AddressesOnly is a workload whose interface somebody else makes.
+	AddressesOnly bool
 }
 
 // Desired is everything that should exist on the host.

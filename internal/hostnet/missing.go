@@ -14,6 +14,9 @@ func (h *Host) Missing(workloads []Workload) ([]string, error) {
 	defer c.Close()
 	var missing []string
 	for _, w := range workloads {
+		if w.AddressesOnly {
+			continue
+		}
 		l, err := c.link(HostIf(w.ID))
 		if err != nil {
 			return nil, err

@@ -61,7 +61,7 @@ func (ws *workloads) collect(dryRun bool) ([]api.Garbage, error) {
 	var gone []workload
 	for _, id := range missing {
 		w, ok := ws.get(id)
-		if !ok {
+		if !ok || ws.expected(id) {
 			continue
 		}
 		orphan, err := ws.orphan(w)

@@ -168,7 +168,7 @@ func TestGarbageLeavesWhatIsComing(t *testing.T) {
 		c.ready(n1)
 		e := n1.service().(*Node).engines()
 		id := workloadID(netns.ID("net:[7]"), "eth0")
-		came := e.workloads.expect(id)
+		came := e.workloads.expect(id, func() {})
 		if _, err := e.alloc.Allocate(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}

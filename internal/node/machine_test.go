@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -65,7 +66,7 @@ func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, 
 	wanted := map[string]bool{}
 	for _, w := range d.Workloads {
 		wanted[w.ID] = true
-		if _, ok := h.up[w.ID]; !ok {
+		if _, ok := h.up[w.ID]; !ok && !w.AddressesOnly {
 			res.Missing = append(res.Missing, w.ID)
 		}
 	}
@@ -89,7 +90,17 @@ func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 		}
 	}
 	h.up[w.ID] = w
-	return hostnet.Attached{MTU: w.MTU, MAC: w.MAC, Addrs: w.Addrs}, nil
+	made := hostnet.Attached{MTU: w.MTU, Addrs: w.Addrs}
+	if !w.AddressesOnly {
+		made.MAC, made.HostMAC = w.MAC, net.HardwareAddr{6, 0, 0, 0, 0, 1}
+		if w.MAC == nil {
+			made.MAC = net.HardwareAddr{10, 0, 0, 0, 0, 1}
+		}
+	}
+	for _, a := range h.desired.Addrs {
+		made.Routes = append(made.Routes, hostnet.Route{Dst: netip.PrefixFrom(a, 0).Masked(), Gateway: a})
+	}
+	return made, nil
 }
 
 func (h *fakeHost) Detach(w hostnet.Workload) error {
@@ -107,7 +118,7 @@ func (h *fakeHost) Missing(all []hostnet.Workload) ([]string, error) {
 	defer h.mu.Unlock()
 	var missing []string
 	for _, w := range all {
-		if _, ok := h.up[w.ID]; !ok {
+		if _, ok := h.up[w.ID]; !ok && !w.AddressesOnly {
 			missing = append(missing, w.ID)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/store"
@@ -54,6 +55,7 @@ type Node struct {
 	keyHolders keyHolders    // under syncing
 	peers      []router.Peer // as the router has them, and those whose keys it would refuse
 	mtu        int           // of workloads and TUN device; set before the engines
+	backlog    *cni.Backlog  // what runtimes have deleted while no daemon was there
 	changed    signal        // records or ring did
 	targeted   signal        // the hosts to join by did
 	quit       context.CancelCauseFunc
@@ -80,7 +82,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	}
 	n := &Node{
 		cfg: cfg, sys: sys, log: cfg.Log, started: time.Now(), changed: newSignal(), targeted: newSignal(),
-		phase: api.Starting, warning: map[string]string{},
+		phase: api.Starting, warning: map[string]string{}, backlog: cni.NewBacklog(cfg.RunDir),
 	}
 	lock, err := sys.lock(ctx, netlock.Holder{PID: os.Getpid(), Socket: filepath.Join(cfg.RunDir, api.SocketName)})
 	if err != nil {

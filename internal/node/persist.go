@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -179,6 +180,13 @@ type workload struct {
 	Boot     string    `json:"boot"` // the kernel's boot ID: namespaces do not outlive it
 	MTU      int       `json:"mtu"`
 	Attached time.Time `json:"attached"`
+
+	MAC           string       `json:"mac,omitempty"`           // that was asked for
+	IPs           []netip.Addr `json:"ips,omitempty"`           // that were asked for
+	AddressesOnly bool         `json:"addressesOnly,omitempty"` // whoever asked makes the interface
+	CNI           *cniOrigin   `json:"cni,omitempty"`           // nil: of weft attach
+
+	finished uint64 // when the last attach of it was, in the order of those of this run; 0: of an earlier one
 }
 
 func loadWorkloads(st *store.Store) (map[string]workload, error) {

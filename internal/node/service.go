@@ -314,7 +314,7 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Workload, e
 	if err != nil {
 		return api.Workload{}, err
 	}
-	return e.workloads.attach(ctx, r)
+	return e.workloads.attachNetns(ctx, r)
 }
 
 // Detach implements [api.Service].
@@ -326,7 +326,7 @@ func (n *Node) Detach(_ context.Context, r api.DetachRequest) (api.DetachResult,
 	if e == nil {
 		e = n.engines()
 	}
-	return e.workloads.detach(r)
+	return e.workloads.detachNetns(r)
 }
 
 func compareNames(name1, id1, name2, id2 string) int {

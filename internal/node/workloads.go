@@ -4,9 +4,7 @@ package node
 
 import (
 	"cmp"
-	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -53,6 +51,7 @@ type workloads struct {
 	st      *store.Store
 	host    hostNetwork
 	alloc   *ipam.Allocator
+	space   ipam.Universe
 	netnsAt func(path string) (netns.ID, error)
 	ownNS   netns.ID
 	boot    string
@@ -70,7 +69,8 @@ type workloads struct {
 	mu       sync.Mutex
 	all      map[string]workload
 	state    map[string]string // ID -> what is wrong, absent: nothing
-	coming   map[string]bool   // IDs that are being attached; one attach each, by lock
+	coming   map[string]func() // by the IDs that are being attached, one attach each, by lock: has that wait no longer
+	finished uint64            // attaches
 	desired  hostnet.Desired   // without the workloads
 	changes  hostnet.Changes
 	notes    []string
@@ -78,134 +78,6 @@ type workloads struct {
 	repaired []string // what others had changed, and nobody has been told yet
 	refusal  error    // why nothing new is attached; nil: it is
 	retired  bool     // nothing is on the network any more, see retire.go
-}
-
-// attach gives the namespace of r an interface and addresses, or repairs those
-// that it has, and returns what it has then.
-func (ws *workloads) attach(ctx context.Context, r api.AttachRequest) (api.Workload, error) {
-	if err := checkIfName(r.IfName); err != nil {
-		return api.Workload{}, err
-	}
-	ns, err := ws.netnsAt(r.Netns)
-	if err != nil {
-		return api.Workload{}, err
-	}
-	if ns == ws.ownNS {
-		return api.Workload{}, fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", r.Netns)
-	}
-	id := workloadID(ns, r.IfName)
-	defer ws.lock.lock(id)()
-	// The address may have to come from another node: reconcile does not wait for
-	// that, and leaves the address alone when it is there.
-	defer ws.expect(id)()
-	if err := ws.admits(id); err != nil {
-		return api.Workload{}, err
-	}
-	lease, err := ws.allocate(ctx, id, r.IP)
-	if err != nil {
-		return api.Workload{}, err
-	}
-	ws.gate.RLock()
-	defer ws.gate.RUnlock()
-	w, known := ws.get(id)
-	if err := ws.admits(id); err != nil { // by now
-		if !known {
-			err = errors.Join(err, ws.alloc.Release(id))
-		}
-		return api.Workload{}, err
-	}
-	if !known {
-		w = workload{ID: id, NetnsID: string(ns), IfName: r.IfName, Boot: ws.boot, MTU: ws.mtu(), Attached: ws.now()}
-	}
-	w.Netns = r.Netns
-	made, err := ws.host.Attach(onHost(w, lease))
-	if err == nil {
-		if err = saveWorkload(ws.st, w); err != nil && !known {
-			err = errors.Join(err, ws.host.Detach(onHost(w, lease)))
-		}
-	}
-	if err != nil {
-		if !known {
-			err = errors.Join(err, ws.alloc.Release(id))
-		}
-		return api.Workload{}, err
-	}
-	ws.put(w)
-	if !known {
-		ws.log.Info("workload attached", zap.String("workload", id), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
-	}
-	a := ws.describe(w)
-	a.Warnings = made.Warnings
-	return a, nil
-}
-
-// expect announces a workload, until the function that it returns is called.
-func (ws *workloads) expect(id string) (done func()) {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	if ws.coming == nil {
-		ws.coming = map[string]bool{}
-	}
-	ws.coming[id] = true
-	return func() {
-		ws.mu.Lock()
-		defer ws.mu.Unlock()
-		delete(ws.coming, id)
-	}
-}
-
-func (ws *workloads) expected(id string) bool {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	return ws.coming[id]
-}
-
-func (ws *workloads) allocate(ctx context.Context, id string, want netip.Addr) (ipam.Lease, error) {
-	ctx, cancel := context.WithTimeout(ctx, attachPatience)
-	defer cancel()
-	if want.IsValid() {
-		return ws.alloc.AllocateExact(ctx, id, want)
-	}
-	return ws.alloc.Allocate(ctx, id)
-}
-
-// detach takes away what attach gave, and returns the addresses that were
-// released; none if nothing was attached.
-func (ws *workloads) detach(r api.DetachRequest) (api.DetachResult, error) {
-	w, ok := ws.find(r)
-	if !ok {
-		return api.DetachResult{Released: []netip.Addr{}}, nil
-	}
-	defer ws.lock.lock(w.ID)()
-	ws.gate.RLock()
-	defer ws.gate.RUnlock()
-	if w, ok = ws.get(w.ID); !ok {
-		return api.DetachResult{Released: []netip.Addr{}}, nil
-	}
-	lease, _ := ws.alloc.Lookup(w.ID)
-	if err := ws.forgetAll([]workload{w})[w.ID]; err != nil {
-		return api.DetachResult{}, err
-	}
-	ws.log.Info("workload detached", zap.String("workload", w.ID), zap.Stringers("addresses", addresses(lease)))
-	return api.DetachResult{Released: addresses(lease)}, nil
-}
-
-// find looks for the workload by namespace and, as the namespace may be gone,
-// by the path under which it was attached.
-func (ws *workloads) find(r api.DetachRequest) (workload, bool) {
-	if ns, err := ws.netnsAt(r.Netns); err == nil {
-		if w, ok := ws.get(workloadID(ns, r.IfName)); ok {
-			return w, true
-		}
-	}
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	for _, w := range ws.all {
-		if w.Netns == r.Netns && w.IfName == r.IfName {
-			return w, true
-		}
-	}
-	return workload{}, false
 }
 
 // reconcile brings the host into the desired state: whoever changed it, and
@@ -229,7 +101,7 @@ func (ws *workloads) reconcile() (undone, err error) {
 	var gone []workload
 	for _, id := range res.Missing {
 		w, ok := ws.get(id)
-		if !ok || w.Boot != ws.boot { // that was tried above
+		if !ok || w.Boot != ws.boot || ws.expected(id) { // that was tried above, or is being attached
 			continue
 		}
 		lease, ok := ws.alloc.Lookup(id)
@@ -375,6 +247,8 @@ func (ws *workloads) get(id string) (workload, bool) {
 func (ws *workloads) put(w workload) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	ws.finished++
+	w.finished = ws.finished
 	ws.all[w.ID] = w
 	delete(ws.state, w.ID)
 }
@@ -402,7 +276,10 @@ func (ws *workloads) describe(w workload) api.Workload {
 	lease, _ := ws.alloc.Lookup(w.ID)
 	a := api.Workload{
 		ID: w.ID, Netns: w.Netns, IfName: w.IfName, HostIf: hostnet.HostIf(w.ID),
-		Addresses: addresses(lease), MTU: w.MTU, Attached: w.Attached, State: "up",
+		Addresses: addresses(lease), MTU: w.MTU, Attached: w.Attached, State: "up", CNI: w.CNI.describe(),
+	}
+	if w.AddressesOnly {
+		a.HostIf, a.AddressesOnly = "", true
 	}
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -415,12 +292,6 @@ func (ws *workloads) describe(w workload) api.Workload {
 	return a
 }
 
-func workloadID(ns netns.ID, ifname string) string { return string(ns) + "/" + ifname }
-
-func onHost(w workload, l ipam.Lease) hostnet.Workload {
-	return hostnet.Workload{ID: w.ID, Netns: w.Netns, IfName: w.IfName, Addrs: addresses(l), MTU: w.MTU}
-}
-
 // addresses lists the lease's addresses, v4 first.
 func addresses(l ipam.Lease) []netip.Addr {
 	a := []netip.Addr{}
@@ -431,16 +302,6 @@ func addresses(l ipam.Lease) []netip.Addr {
 		a = append(a, l.V6)
 	}
 	return a
-}
-
-// checkIfName holds to what the kernel allows (dev_valid_name, net/core/dev.c).
-func checkIfName(s string) error {
-	if s == "" || len(s) > 15 || s == "." || s == ".." || s == "lo" || strings.ContainsFunc(s, func(r rune) bool {
-		return r <= ' ' || r == '/' || r == ':' || r == '%' || r > '~'
-	}) {
-		return fmt.Errorf("--ifname %q is no name for an interface; use 1 to 15 letters, digits, '-', '.' and '_'", s)
-	}
-	return nil
 }
 
 // keyedMutex is a mutex for each key that is in use. The zero value is ready.

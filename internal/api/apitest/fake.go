@@ -16,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 )
 
@@ -47,12 +48,15 @@ type Daemon struct {
 	Reached string
 	// Refuse makes every request that can fail do so with this text.
 	Refuse string
+	// Unavailable is what CNICheck says when it is asked whether an attachment could be made; nil: it could.
+	Unavailable *cni.Error
 	// Adding is called when a WireGuard client was added, before that is answered; nil: nothing is.
 	Adding func(ctx context.Context)
 
 	mu       sync.Mutex
 	attached map[string]api.Workload
 	clients  map[string]api.WGClient
+	given    map[cni.Key]given
 	stop     context.CancelFunc
 }
 

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/netns"
+	"github.com/weftnet/weft/ipam"
+)
+
+// errTakenBack ends an attach that waits for an address when the same is detached.
+var errTakenBack = errors.New("it was detached meanwhile")
+
+// attachNetns gives the namespace of r an interface and addresses, or repairs those that it has, and returns what it has then.
+func (ws *workloads) attachNetns(ctx context.Context, r api.AttachRequest) (api.Workload, error) {
+	if err := checkIfName(r.IfName); err != nil {
+		return api.Workload{}, err
+	}
+	ns, err := ws.namespace(r.Netns)
+	if err != nil {
+		return api.Workload{}, err
+	}
+	want := workload{ID: workloadID(ns, r.IfName), Netns: r.Netns, NetnsID: string(ns), IfName: r.IfName}
+	if r.IP.IsValid() {
+		want.IPs = []netip.Addr{r.IP}
+	}
+	defer ws.lock.lock(want.ID)()
+	w, made, err := ws.attach(ctx, want)
+	if err != nil {
+		return api.Workload{}, err
+	}
+	a := ws.describe(w)
+	a.Warnings = made.Warnings
+	return a, nil
+}
+
+// namespace tells which namespace of a workload a path leads to.
+func (ws *workloads) namespace(path string) (netns.ID, error) {
+	ns, err := ws.netnsAt(path)
+	if err == nil && ns == ws.ownNS {
+		err = fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", path)
+	}
+	return ns, err
+}
+
+// attach gives a workload, which says by its fields what it is to be, addresses and an interface, or repairs those that it has;
+// one that has another namespace than before gets a new interface there, and keeps its addresses. On error nothing is left that was not
+// there before. The caller has the workload's lock.
+func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostnet.Attached, error) {
+	// The address may have to come from another node: reconcile does not wait for
+	// that, and leaves the address alone when it is there.
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	defer ws.expect(want.ID, func() { giveUp(errTakenBack) })()
+	lease, err := ws.lease(ctx, want)
+	if err != nil {
+		return workload{}, hostnet.Attached{}, err
+	}
+	defer ws.gate.RUnlock()
+	w, known := ws.get(want.ID)
+	before := w
+	if !known {
+		w = want
+		w.Boot, w.Attached = ws.boot, ws.now()
+		if w.MTU == 0 {
+			w.MTU = ws.mtu()
+		}
+	}
+	w.Netns, w.NetnsID = want.Netns, want.NetnsID
+	made, err := ws.host.Attach(onHost(w, lease))
+	if err == nil && (!known || w.Netns != before.Netns || w.NetnsID != before.NetnsID) {
+		if err = saveWorkload(ws.st, w); err != nil && !known {
+			err = errors.Join(err, ws.host.Detach(onHost(w, lease)))
+		}
+	}
+	if err != nil {
+		if !known {
+			err = errors.Join(err, ws.alloc.Release(w.ID))
+		}
+		return workload{}, hostnet.Attached{}, err
+	}
+	ws.put(w)
+	if !known {
+		ws.log.Info("workload attached", zap.String("workload", w.ID), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
+	}
+	return w, made, nil
+}
+
+// lease gets a workload its addresses and, when it returns no error, has read-locked the gate.
+func (ws *workloads) lease(ctx context.Context, want workload) (ipam.Lease, error) {
+	for {
+		if err := ws.admits(want.ID); err != nil {
+			return ipam.Lease{}, err
+		}
+		lease, err := ws.allocate(ctx, want)
+		if err != nil {
+			return ipam.Lease{}, err
+		}
+		ws.gate.RLock()
+		_, known := ws.get(want.ID)
+		if err := ws.admits(want.ID); err != nil { // by now
+			if !known {
+				err = errors.Join(err, ws.alloc.Release(want.ID))
+			}
+			ws.gate.RUnlock()
+			return ipam.Lease{}, err
+		}
+		if now, ok := ws.alloc.Lookup(want.ID); ok && now == lease {
+			return lease, nil
+		}
+		ws.gate.RUnlock() // whoever had the gate has released it, as that of a namespace that is gone
+	}
+}
+
+// expect announces a workload, until the function that it returns is called; giveUp has its attach wait no longer.
+func (ws *workloads) expect(id string, giveUp func()) (done func()) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.coming == nil {
+		ws.coming = map[string]func(){}
+	}
+	ws.coming[id] = giveUp
+	return func() {
+		ws.mu.Lock()
+		defer ws.mu.Unlock()
+		delete(ws.coming, id)
+	}
+}
+
+func (ws *workloads) expected(id string) bool {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	_, ok := ws.coming[id]
+	return ok
+}
+
+// hurry has an attach that waits for addresses wait no longer.
+func (ws *workloads) hurry(id string) {
+	ws.mu.Lock()
+	giveUp := ws.coming[id]
+	ws.mu.Unlock()
+	if giveUp != nil {
+		giveUp()
+	}
+}
+
+// allocate gets addresses, those that are wanted if there are any: they are of one slot.
+func (ws *workloads) allocate(ctx context.Context, want workload) (ipam.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachPatience)
+	defer cancel()
+	if len(want.IPs) > 0 {
+		return ws.alloc.AllocateExact(ctx, want.ID, want.IPs[0])
+	}
+	return ws.alloc.Allocate(ctx, want.ID)
+}
+
+// detachNetns takes away what attach gave, and returns the addresses that were
+// released; none if nothing was attached.
+func (ws *workloads) detachNetns(r api.DetachRequest) (api.DetachResult, error) {
+	w, ok := ws.find(r)
+	if !ok {
+		return api.DetachResult{Released: []netip.Addr{}}, nil
+	}
+	defer ws.lock.lock(w.ID)()
+	released, err := ws.detach(w.ID)
+	return api.DetachResult{Released: released}, err
+}
+
+// detach takes a workload away, if there is one of this ID, and returns the addresses that were released. The caller has the
+// workload's lock.
+func (ws *workloads) detach(id string) (released []netip.Addr, err error) {
+	ws.gate.RLock()
+	defer ws.gate.RUnlock()
+	w, ok := ws.get(id)
+	if !ok {
+		return []netip.Addr{}, nil
+	}
+	lease, _ := ws.alloc.Lookup(id)
+	if err := ws.forgetAll([]workload{w})[id]; err != nil {
+		return nil, err
+	}
+	ws.log.Info("workload detached", zap.String("workload", id), zap.Stringers("addresses", addresses(lease)))
+	return addresses(lease), nil
+}
+
+// find looks for the workload by namespace and, as the namespace may be gone,
+// by the path under which it was attached.
+func (ws *workloads) find(r api.DetachRequest) (workload, bool) {
+	ns, err := ws.netnsAt(r.Netns)
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	var byPath *workload
+	for _, w := range ws.all {
+		switch {
+		case w.IfName != r.IfName:
+		case err == nil && w.NetnsID == string(ns):
+			return w, true
+		case w.Netns == r.Netns:
+			byPath = &w
+		}
+	}
+	if byPath != nil {
+		return *byPath, true
+	}
+	return workload{}, false
+}
+
+func workloadID(ns netns.ID, ifname string) string { return string(ns) + "/" + ifname }
+
+func onHost(w workload, l ipam.Lease) hostnet.Workload {
+	mac, _ := net.ParseMAC(w.MAC) // which was checked before it came into the record
+	return hostnet.Workload{ID: w.ID, Netns: w.Netns, IfName: w.IfName, Addrs: addresses(l), MTU: w.MTU, MAC: mac, AddressesOnly: w.AddressesOnly}
+}
+
+// checkIfName holds to what the kernel allows (dev_valid_name, net/core/dev.c).
+func checkIfName(s string) error {
+	if s == "" || len(s) > 15 || s == "." || s == ".." || s == "lo" || strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r == '/' || r == ':' || r == '%' || r > '~'
+	}) {
+		return fmt.Errorf("--ifname %q is no name for an interface; use 1 to 15 letters, digits, '-', '.' and '_'", s)
+	}
+	return nil
+}
+
+// sameAddrs says whether two lists have the same addresses, in whatever order.
+func sameAddrs(a, b []netip.Addr) bool {
+	sorted := func(l []netip.Addr) []netip.Addr { return slices.SortedFunc(slices.Values(l), netip.Addr.Compare) }
+	return slices.Equal(sorted(a), sorted(b))
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/cni"
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/ipam"
+)
+
+const (
+	// readyPatience is how long a runtime's request waits for a node that has just started.
+	readyPatience = 5 * time.Second
+	readyLook     = 20 * time.Millisecond
+
+	// ownerCNI begins the IDs of what runtimes have attached; container and interface follow.
+	ownerCNI = "cni/"
+	// maxContainerID bounds the container's part of it, in bytes: with the other two it is an ID of a workload.
+	maxContainerID = 128
+)
+
+// cniOrigin tells for what a runtime has attached a workload.
+type cniOrigin struct {
+	Network     string  `json:"network"`
+	ContainerID string  `json:"containerID"`
+	Pod         cni.Pod `json:"pod,omitzero"`
+}
+
+// describe is what the user sees of it.
+func (o *cniOrigin) describe() *api.CNIOrigin {
+	if o == nil {
+		return nil
+	}
+	return &api.CNIOrigin{Network: o.Network, ContainerID: o.ContainerID, PodNamespace: o.Pod.Namespace, PodName: o.Pod.Name, PodUID: o.Pod.UID}
+}
+
+func keyID(k cni.Key) string { return ownerCNI + k.ContainerID + "/" + k.IfName }
+
+// key is what a runtime calls the workload.
+func (w workload) key() cni.Key { return cni.Key{ContainerID: w.CNI.ContainerID, IfName: w.IfName} }
+
+// CNIAttach implements [api.Service]. It goes on until it is done, or nothing of it is left, also if the client is killed meanwhile; as long as
+// the address has to come from another node it ends with the client.
+func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, error) {
+	want, err := order(r)
+	if err != nil {
+		return cni.Attachment{}, err
+	}
+	e, err := n.forCNI(ctx)
+	if err != nil {
+		return cni.Attachment{}, err
+	}
+	failed, err := n.workOff(e)
+	if err == nil {
+		err = failed[want.ID]
+	}
+	if err != nil { // it would be taken away again later
+		return cni.Attachment{}, cniError(cni.CodeTryLater, fmt.Errorf("what was deleted before could not be detached yet: %w; try again", err))
+	}
+	a, err := e.workloads.attachCNI(ctx, want)
+	if err != nil {
+		return cni.Attachment{}, cniError(attachCode(err), err)
+	}
+	return a, nil
+}
+
+// CNIDetach implements [api.Service]. As long as this node has yet to start, what is to be detached is kept for later.
+func (n *Node) CNIDetach(ctx context.Context, r cni.Release) error {
+	if r.Key == (cni.Key{}) {
+		e, err := n.forCNI(ctx)
+		if err != nil {
+			return err
+		}
+		_, _ = n.workOff(e) // has told
+		return cniError(cni.CodeFailed, e.workloads.keepOnly(r.Network, r.Valid))
+	}
+	if err := checkKey(r.Key); err != nil {
+		return err
+	}
+	e := n.engines()
+	if e == nil {
+		if err := n.backlog.Put(r); err != nil {
+			return cniError(cni.CodeIO, fmt.Errorf("what is to be deleted cannot be kept for when this node has started: %w; make room in %s", err, n.cfg.RunDir))
+		}
+		if e = n.engines(); e == nil {
+			return nil
+		}
+	}
+	_, _ = n.workOff(e) // has told
+	return cniError(cni.CodeFailed, e.workloads.detachCNI(r))
+}
+
+// forCNI returns the engines once traffic can flow, and waits a little for that.
+func (n *Node) forCNI(ctx context.Context) (*engines, error) {
+	for end := time.Now().Add(readyPatience); ; {
+		e, err := n.ready()
+		if err == nil {
+			return e, nil
+		}
+		if n.whyRetired() != nil {
+			return nil, cniError(cni.CodeFailed, err)
+		}
+		if n.isStopping() || !time.Now().Before(end) {
+			return nil, cniError(cni.CodeTryLater, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, cniError(cni.CodeTryLater, err)
+		case <-time.After(readyLook):
+		}
+	}
+}
+
+// order is the record of what is asked for, as far as it can be known before it is attached.
+func order(r cni.Request) (workload, error) {
+	if err := checkKey(r.Key); err != nil {
+		return workload{}, err
+	}
+	if r.Network == "" {
+		return workload{}, cniError(cni.CodeConfig, errors.New("the network has no name; give the configuration one"))
+	}
+	w := workload{
+		ID: keyID(r.Key), Netns: r.Netns, IfName: r.IfName, MTU: r.MTU, AddressesOnly: r.AddressesOnly,
+		CNI: &cniOrigin{Network: r.Network, ContainerID: r.ContainerID, Pod: r.Pod},
+	}
+	for _, a := range r.IPs {
+		w.IPs = append(w.IPs, a.Unmap())
+	}
+	if r.MAC != "" {
+		mac, err := net.ParseMAC(r.MAC)
+		if err != nil {
+			return workload{}, cniError(cni.CodeEnvironment, fmt.Errorf("%q is no hardware address; give one as 0a:58:0a:20:00:05", r.MAC))
+		}
+		w.MAC = mac.String()
+	}
+	return w, nil
+}
+
+// checkKey sees to it that the IDs of different keys differ. The plugin has looked closer.
+func checkKey(k cni.Key) error {
+	if k.ContainerID == "" || len(k.ContainerID) > maxContainerID || strings.Contains(k.ContainerID, "/") {
+		return cniError(cni.CodeEnvironment, fmt.Errorf("%q is no ID of a container; it has 1 to %d bytes, and none of them is a slash", k.ContainerID, maxContainerID))
+	}
+	if checkIfName(k.IfName) != nil {
+		return cniError(cni.CodeEnvironment, fmt.Errorf("%q is no name for an interface; use 1 to 15 letters, digits, '-', '.' and '_'", k.IfName))
+	}
+	return nil
+}
+
+// attachCNI attaches what a runtime asks for.
+func (ws *workloads) attachCNI(ctx context.Context, want workload) (cni.Attachment, error) {
+	if !want.AddressesOnly {
+		ns, err := ws.namespace(want.Netns)
+		if err != nil {
+			return cni.Attachment{}, cniError(cni.CodeEnvironment, err)
+		}
+		want.NetnsID = string(ns)
+	}
+	if err := ws.checkWanted(want.IPs); err != nil {
+		return cni.Attachment{}, err
+	}
+	defer ws.lock.lock(want.ID)()
+	if w, ok := ws.get(want.ID); ok {
+		if err := w.other(want); err != nil {
+			return cni.Attachment{}, err
+		}
+	}
+	w, made, err := ws.attach(ctx, want)
+	if err != nil {
+		return cni.Attachment{}, err
+	}
+	return ws.attachment(w, made), nil
+}
+
+// other says what is asked for otherwise than it was attached, if anything is. Where it is has no part in that.
+func (w workload) other(want workload) error {
+	differs := ""
+	switch {
+	case w.CNI.Network != want.CNI.Network:
+		differs = fmt.Sprintf("for network %s", w.CNI.Network)
+	case w.AddressesOnly && !want.AddressesOnly:
+		differs = "with addresses only"
+	case want.AddressesOnly && !w.AddressesOnly:
+		differs = "with an interface"
+	case !sameAddrs(w.IPs, want.IPs):
+		differs = "with other addresses wanted"
+	case w.MAC != want.MAC:
+		differs = "with another hardware address wanted"
+	case want.MTU != 0 && w.MTU != want.MTU:
+		differs = fmt.Sprintf("with an MTU of %d", w.MTU)
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s of container %s is attached already, %s; delete that first", w.IfName, w.CNI.ContainerID, differs)
+}
+
+// checkWanted refuses addresses that no workload can have at once.
+func (ws *workloads) checkWanted(ips []netip.Addr) error {
+	for i, a := range ips {
+		slot, ok := ws.space.Slot(a)
+		if !ok {
+			return &ipam.OutsideError{Addr: a, Universe: ws.space}
+		}
+		if i == 0 {
+			continue
+		}
+		if first, _ := ws.space.Slot(ips[0]); first != slot || ips[0].Is4() == a.Is4() {
+			v4, v6 := ws.space.Addrs(first)
+			return fmt.Errorf("%v and %v cannot be had together: whoever has %v has %v; ask for these two, or for one", ips[0], a, v4, v6)
+		}
+	}
+	return nil
+}
+
+// attachment is what the runtime gets to know of w.
+func (ws *workloads) attachment(w workload, made hostnet.Attached) cni.Attachment {
+	a := cni.Attachment{MTU: made.MTU, Addresses: made.Addrs, Warnings: made.Warnings}
+	for _, r := range made.Routes {
+		a.Routes = append(a.Routes, cni.Route{Dst: r.Dst, GW: r.Gateway})
+	}
+	if w.AddressesOnly {
+		a.Universe = ws.space.Prefixes()
+		return a
+	}
+	a.HostIf, a.HostMAC, a.MAC = hostnet.HostIf(w.ID), made.HostMAC.String(), made.MAC.String()
+	return a
+}
+
+// detachCNI takes away what a runtime has attached. What belongs to another network is not meant: the runtime deletes what it was refused.
+func (ws *workloads) detachCNI(r cni.Release) error {
+	id := keyID(r.Key)
+	ws.hurry(id)
+	defer ws.lock.lock(id)()
+	if w, ok := ws.get(id); !ok || w.CNI.Network != r.Network {
+		return nil
+	}
+	_, err := ws.detach(id)
+	return err
+}
+
+// keepOnly takes away what runtimes have attached to a network and do not name. What was attached since it was called stays, and so does what is
+// being attached.
+func (ws *workloads) keepOnly(network string, valid []cni.Key) error {
+	ws.mu.Lock()
+	finished := ws.finished
+	ws.mu.Unlock()
+	keep := make(map[string]bool, len(valid))
+	for _, k := range valid {
+		keep[keyID(k)] = true
+	}
+	ws.gate.Lock()
+	defer ws.gate.Unlock()
+	var gone []workload
+	for _, w := range ws.list() {
+		if w.CNI != nil && w.CNI.Network == network && !keep[w.ID] && w.finished <= finished && !ws.expected(w.ID) {
+			gone = append(gone, w)
+		}
+	}
+	failed := ws.forgetAll(gone)
+	for _, w := range gone {
+		if failed[w.ID] == nil {
+			ws.log.Info("workload detached, as the runtime knows it no longer", zap.String("workload", w.ID))
+		}
+	}
+	return failures("releasing what the runtime knows no longer", failed)
+}
+
+// attachCode tells whether the runtime may succeed if it tries again.
+func attachCode(err error) uint {
+	var full *ipam.ExhaustedError
+	var late *ipam.WaitError
+	if errors.As(err, &full) || errors.As(err, &late) {
+		return cni.CodeTryLater
+	}
+	return cni.CodeFailed
+}
+
+// cniError is err as the runtime gets it: what is to be done, behind the last semicolon, by itself. Nil stays nil.
+func cniError(code uint, err error) error {
+	if err == nil {
+		return nil
+	}
+	var ce *cni.Error
+	if errors.As(err, &ce) {
+		return err
+	}
+	ce = &cni.Error{Code: code, Msg: strings.ReplaceAll(err.Error(), "\n", "; ")}
+	if i := strings.LastIndex(ce.Msg, "; "); i >= 0 {
+		ce.Msg, ce.Details = ce.Msg[:i], ce.Msg[i+2:]
+	}
+	return ce
+}
+
+// workOff does what runtimes have deleted while no daemon was there, and returns what of it could not be done, by workload; it is done the next time.
+// The error says that it is not known what there is to do.
+func (n *Node) workOff(e *engines) (failed map[string]error, err error) {
+	failed = map[string]error{}
+	known := false
+	err = n.backlog.Each(func(r cni.Release) error {
+		known = true
+		if checkKey(r.Key) != nil {
+			return nil // nothing is attached under such a key
+		}
+		err := e.workloads.detachCNI(r)
+		if err != nil {
+			failed[keyID(r.Key)] = err
+		}
+		return err
+	})
+	if err == nil {
+		n.setWarning("backlog", "")
+		return nil, nil
+	}
+	text := strings.ReplaceAll(err.Error(), "\n", "; ")
+	n.log.Warn("not all that was deleted while no daemon ran could be detached; trying again", zap.String("error", text))
+	n.setWarning("backlog", "not all that was deleted while no daemon ran could be detached: "+text)
+	if known {
+		return failed, nil
+	}
+	return nil, err
+}
