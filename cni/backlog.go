@@ -41,7 +41,8 @@ type Backlog struct {
 	dir      string
 	patience time.Duration // with who holds the lock
 
-	each sync.Mutex // held by Each: a release is never carried out twice at a time
+	step func(name string) // told what Put has done; may be nil
+	each sync.Mutex        // held by Each: a release is never carried out twice at a time
 }
 
 // NewBacklog returns the backlog of the daemon with that run directory. Nothing is read or made before the first call.
@@ -93,6 +94,9 @@ func (b *Backlog) put(name string, content []byte) error {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
+		if b.step != nil {
+			b.step("del-written")
+		}
 		err = os.Rename(temporary, filepath.Join(b.dir, name))
 	}
 	if err != nil {

@@ -4,12 +4,19 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 )
 
+// ErrNotRunning says that no daemon answers: it has not done what it was asked for.
+var ErrNotRunning = errors.New("no weft daemon is running")
+
+// ErrBrokenOff says that the daemon ended before it answered: it has done what it was asked for, or not.
+var ErrBrokenOff = errors.New("the weft daemon ended before it answered")
+
 // Daemon is what the plugin needs of the daemon of its host: one round trip for each verb. Errors are of type [*Error] where the daemon has refused, or
-// wrap [ErrNotRunning] where there is none.
+// wrap [ErrNotRunning] where there is none, or [ErrBrokenOff] where it has ended meanwhile.
 type Daemon interface {
 	// Attach is ADD. When it returns, packets flow, or nothing remains. Asked again for the same key, it gives the same answer.
 	Attach(ctx context.Context, r Request) (Attachment, error)
