@@ -37,6 +37,7 @@ import (
 	"sync"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 )
 
 // RouteProtocol marks Weft's routes (rtm_protocol, see rtnetlink(7)), on the host and inside the workloads.
@@ -100,14 +101,18 @@ type Result struct {
 	Repaired []string // what somebody else had changed in the nftables table since the last Apply, one line each
 }
 
-// A Host is the network of this host. Its methods may be called from any goroutine; they exclude each other.
+// A Host is the network of this host. Its methods may be called from any goroutine. Attach and Detach of different workloads run at
+// the same time; all else excludes each other.
 type Host struct {
 	log  *zap.Logger
 	ns   namespace
 	own  ports
 	read func(namespace) (*found, error) // readTable
 
-	mu       sync.Mutex
+	lanes   lanes          // of workloads
+	freeing errgroup.Group // of interfaces, see unplug
+
+	mu       sync.RWMutex
 	last     *applied // nil before the first Apply
 	table    *table   // nil before the first Apply, and when it could not be made
 	repaired []string // since the last Apply
@@ -126,7 +131,14 @@ type applied struct {
 func New(log *zap.Logger) *Host { return newAt(log, here) }
 
 // newAt returns the network of another namespace, which the caller keeps open as long as it uses the Host.
-func newAt(log *zap.Logger, ns namespace) *Host { return &Host{log: log, ns: ns, read: readTable} }
+func newAt(log *zap.Logger, ns namespace) *Host {
+	h := &Host{log: log, ns: ns, read: readTable}
+	h.freeing.SetLimit(maxFreeing)
+	return h
+}
+
+// Close waits until the kernel has freed what was removed, which takes milliseconds.
+func (h *Host) Close() { _ = h.freeing.Wait() } // Detach has had the errors
 
 // normal returns d with defaults filled in, in an order of its own, or says what is wrong with it.
 func (d Desired) normal() (Desired, error) {

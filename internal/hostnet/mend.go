@@ -64,7 +64,7 @@ func (m *mender) workloads(ns namespace, links []netlink.Link, want []Workload) 
 	}
 	errs = append(errs, ns.run(func() error {
 		for _, w := range m.present {
-			if err := vethSettings(HostIf(w.ID), m.state); err != nil {
+			if err := vethSettings(HostIf(w.ID), m.state, writeSysctl); err != nil {
 				return err
 			}
 		}
@@ -107,9 +107,10 @@ func (m *mender) up(l netlink.Link, w Workload) error {
 // vethSettings sets the sysctls of a veth on the host, in the namespace of the calling thread. A workload's router
 // advertisements never count; and where the kernel has no better means, its IPv4 source addresses are checked by the reverse path
 // filter. A veth that is gone, or one too small for IPv6, is no error, nor are settings that nobody may change.
-func vethSettings(name string, state *applied) error {
+// write is writeSysctl, or what does the same to a veth that is new.
+func vethSettings(name string, state *applied, write func(key, value string) error) error {
 	set := func(key, value string) error {
-		err := writeSysctl(key, value)
+		err := write(key, value)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
 			return nil
 		}

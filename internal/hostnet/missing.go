@@ -5,8 +5,8 @@ package hostnet
 // Missing returns the IDs of the workloads, of which only the IDs count, that have no interface on the host, and changes
 // nothing. A namespace that ends takes its interface with it, on both sides; that may be some moments later.
 func (h *Host) Missing(workloads []Workload) ([]string, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.mu.RLock()
+	defer h.mu.RUnlock()
 	c, err := h.ns.open()
 	if err != nil {
 		return nil, err

@@ -21,6 +21,12 @@ func (h *Host) Remove(c Changes) (removed []string, err error) {
 		return nil, err
 	}
 	defer k.Close()
+	line, err := h.ns.line()
+	if err != nil {
+		return nil, err
+	}
+	defer line.close()
+	defer h.Close()
 	var errs []error
 	links, err := k.links()
 	errs = append(errs, err)
@@ -30,7 +36,7 @@ func (h *Host) Remove(c Changes) (removed []string, err error) {
 			if !ours(l) || tunnel(l) != tunnels {
 				continue
 			}
-			if err := k.remove(l); err != nil {
+			if err := h.unplug(line, l); err != nil {
 				errs = append(errs, err)
 				continue
 			}

@@ -17,6 +17,9 @@ import (
 // DefaultIfName is the interface in a workload unless told otherwise.
 const DefaultIfName = "eth0"
 
+// loopback is the index of lo, in every namespace.
+const loopback = 1
+
 // Attach connects w, with the gateway addresses of the last Apply, which must have succeeded so far as to set up the device.
 // When it returns, packets flow. If w is connected already, differences are put right and all else stays; if its namespace was
 // made anew, so is the interface. On error nothing of a new connection remains; one that existed is left as it is.
@@ -27,8 +30,8 @@ const DefaultIfName = "eth0"
 //
 // The errors of internal/netns say that w.Netns is no network namespace.
 func (h *Host) Attach(w Workload) (Attached, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.mu.RLock()
+	defer h.mu.RUnlock()
 	w, err := h.complete(w)
 	if err != nil {
 		return Attached{}, err
@@ -36,38 +39,45 @@ func (h *Host) Attach(w Workload) (Attached, error) {
 	if w.AddressesOnly {
 		return Attached{MTU: w.MTU, Addrs: h.last.usable(w)}, nil
 	}
+	defer h.lanes.lock(w.ID)()
 	file, err := openWorkload(w.Netns, h.ns)
 	if err != nil {
 		return Attached{}, err
 	}
 	defer func() { _ = file.Close() }() // opened for reading
 	a := &attacher{Workload: w, state: h.last, netns: namespace(file.Fd())}
-	if a.host, err = h.ns.open(); err != nil {
-		return Attached{}, err
-	}
-	defer a.host.Close()
-	if a.inner, err = a.netns.open(); err != nil {
-		return Attached{}, err
-	}
-	defer a.inner.Close()
-
-	created, err := a.pair()
-	if err != nil {
-		return Attached{}, err
-	}
-	err = h.ns.run(func() error { return vethSettings(HostIf(w.ID), a.state) })
-	for _, step := range []func() error{a.links, a.inside, a.outside, a.settle} {
-		if err == nil {
-			err = step()
-		}
-	}
-	if err != nil && created {
-		err = errors.Join(err, a.host.remove(a.outer))
+	if done, made := a.quick(h.ns); !done {
+		err = a.thorough(h.ns, made)
 	}
 	if err != nil {
 		return Attached{}, err
 	}
 	return Attached{HostMAC: hostMAC(w.ID), MAC: w.mac(), MTU: w.MTU, Addrs: a.used, Routes: a.ways, Warnings: a.warnings}, nil
+}
+
+// thorough connects a workload whatever it finds. If the interface was made just now it does not outlive an error.
+func (a *attacher) thorough(host namespace, made bool) (err error) {
+	if a.host, err = host.open(); err != nil {
+		return err
+	}
+	defer a.host.Close()
+	if a.inner, err = a.netns.open(); err != nil {
+		return err
+	}
+	defer a.inner.Close()
+	created, err := a.pair()
+	if err == nil {
+		err = host.run(func() error { return vethSettings(HostIf(a.ID), a.state, writeSysctl) })
+	}
+	for _, step := range []func() error{a.links, a.inside, a.outside, a.settle} {
+		if err == nil {
+			err = step()
+		}
+	}
+	if err != nil && (created || made) && a.outer != nil {
+		return errors.Join(err, a.host.remove(a.outer))
+	}
+	return err
 }
 
 // complete fills in defaults and refuses what cannot be.
@@ -107,21 +117,22 @@ func (h *Host) complete(w Workload) (Workload, error) {
 
 // Detach disconnects a workload, of which only the ID counts. It is no error if it is not connected, or if its namespace is gone.
 func (h *Host) Detach(w Workload) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if w.AddressesOnly {
 		return nil
 	}
-	c, err := h.ns.open()
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	defer h.lanes.lock(w.ID)()
+	l, err := h.ns.line()
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	l, err := c.link(HostIf(w.ID))
-	if err != nil || !vethOf(l, w.ID) {
+	defer l.close()
+	link, err := l.link(HostIf(w.ID), 0)
+	if err != nil || !vethOf(link, w.ID) {
 		return err
 	}
-	return c.remove(l) // with the peer, and all routes and neighbours of both
+	return h.unplug(l, link) // with the peer, and all routes and neighbours of both
 }
 
 // attacher connects one workload.
@@ -164,6 +175,7 @@ func (a *attacher) pair() (created bool, err error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, a.MTU, hostMAC(a.ID)
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1 // see newVeth
 	v := netlink.NewVeth(attrs)
 	v.PeerName, v.PeerMTU, v.PeerHardwareAddr, v.PeerNamespace = a.IfName, uint32(a.MTU), a.mac(), netlink.NsFd(a.netns)
 	err = a.host.LinkAdd(v)
@@ -257,8 +269,7 @@ func (a *attacher) inside() error {
 		}
 		a.used = append(a.used, addr)
 	}
-	loopback := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}} // in every namespace
-	if err := a.inner.LinkSetUp(loopback); err != nil {
+	if err := a.inner.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: loopback}}); err != nil {
 		return fail("lo", err)
 	}
 	if err := a.inner.LinkSetUp(a.peer); err != nil {
@@ -295,6 +306,18 @@ func (a *attacher) strays() error {
 	return nil
 }
 
+// defaultBy is a workload's default route.
+func defaultBy(addr, gateway netip.Addr, link int) netlink.Route {
+	r := netlink.Route{
+		LinkIndex: link, Gw: gateway.AsSlice(), Src: addr.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+		Protocol: RouteProtocol, Table: unix.RT_TABLE_MAIN, Family: family(addr), Type: unix.RTN_UNICAST,
+	}
+	if addr.Is6() {
+		r.Priority = metric6
+	}
+	return r
+}
+
 // wayOut sets the default route, or that to the universe only.
 func (a *attacher) wayOut(addr, gateway netip.Addr) error {
 	list, err := a.inner.routes(family(addr))
@@ -302,13 +325,7 @@ func (a *attacher) wayOut(addr, gateway netip.Addr) error {
 		return err
 	}
 	index := a.peer.Attrs().Index
-	want := netlink.Route{
-		LinkIndex: index, Gw: gateway.AsSlice(), Src: addr.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
-		Protocol: RouteProtocol, Table: unix.RT_TABLE_MAIN, Family: family(addr), Type: unix.RTN_UNICAST,
-	}
-	if addr.Is6() {
-		want.Priority = metric6
-	}
+	want := defaultBy(addr, gateway, index)
 	dst := everywhere(addr.Is6())
 	var universe netip.Prefix
 	for _, p := range a.state.universe {
@@ -410,7 +427,7 @@ func (a *attacher) settle() error {
 		settled = settled && a.inner.settled(addr)
 	}
 	if !settled {
-		a.warnings = append(a.warnings, fmt.Sprintf("interface %s in %s takes long to come up", a.IfName, a.Netns))
+		a.slow()
 	}
 	return nil
 }
@@ -419,8 +436,13 @@ func (a *attacher) settle() error {
 func (c conn) running(l netlink.Link) bool {
 	return eventually(func() bool {
 		l, err := c.LinkByIndex(l.Attrs().Index)
-		return err == nil && l.Attrs().OperState != netlink.OperDown && l.Attrs().OperState != netlink.OperLowerLayerDown
+		return err == nil && carries(l)
 	})
+}
+
+// carries says whether a link is up at both ends.
+func carries(l netlink.Link) bool {
+	return l.Attrs().OperState != netlink.OperDown && l.Attrs().OperState != netlink.OperLowerLayerDown
 }
 
 // settled waits until an address of the namespace is in use, and says whether it is.

@@ -450,6 +450,7 @@ func TestHundredCyclesLeaveNothing(t *testing.T) {
 		must(t, err)
 		must(t, h.Detach(w))
 	}
+	h.Close()
 	differ(t, "the host", host, snapshot(t, h.ns))
 	differ(t, "the workload", inside, snapshot(t, ns))
 	// Each snapshot keeps connections open until the test ends: two here, one for routes.
@@ -523,6 +524,15 @@ func BenchmarkAttachDetach(b *testing.B) {
 			must(b, err)
 			must(b, h.Detach(w))
 			b.StartTimer()
+		}
+	})
+	b.Run("detach", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			_, err := h.Attach(w)
+			must(b, err)
+			b.StartTimer()
+			must(b, h.Detach(w))
 		}
 	})
 	b.Run("attached already", func(b *testing.B) {
