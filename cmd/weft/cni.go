@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftnet/weft/internal/cniinstall"
+)
+
+// pluginFile is the name of the plugin's file, which lies beside that of weft.
+const pluginFile = "weft-cni"
+
+// cniPrefix begins the IDs of what runtimes have asked for.
+const cniPrefix = "cni/"
+
+func (c *cli) cni() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cni",
+		Short: "Install the plugin by which container runtimes use the mesh, or take it away",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(c.cniInstall(), c.cniUninstall())
+	return cmd
+}
+
+// cniDirs are the flags that say where the runtime looks.
+func cniDirs(cmd *cobra.Command, conf *cniinstall.Config) {
+	cmd.Flags().StringVar(&conf.BinDir, "bin-dir", cniinstall.DefaultBinDir, "directory in which the runtime looks for plugins")
+	cmd.Flags().StringVar(&conf.ConfDir, "conf-dir", cniinstall.DefaultConfDir, "directory in which the runtime looks for network configurations")
+}
+
+func (c *cli) cniInstall() *cobra.Command {
+	var conf cniinstall.Config
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "Put the CNI plugin and a network configuration to where container runtimes look for them",
+		Long: `Install copies the plugin, weft-cni, into the runtime's directory of plugins under
+the name weft, and makes the network configuration 10-weft.conflist, with the
+plugins portmap and bandwidth behind it if they are there. A file of somebody
+else's under one of these names is kept as NAME.before-weft. Installed already,
+both are brought up to date; a runtime may call the plugin at the same time.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cniPaths(&conf); err != nil {
+				return err
+			}
+			run, err := absolute(c.runDir)
+			if err != nil {
+				return err
+			}
+			if run != defaultRunDir {
+				conf.RunDir = run
+			}
+			r, err := cniinstall.Install(cmd.Context(), conf)
+			return c.reported(r, err)
+		},
+	}
+	cniDirs(cmd, &conf)
+	cmd.Flags().StringVar(&conf.Plugin, "from", "", "file of the plugin (default: weft-cni beside weft)")
+	return cmd
+}
+
+func (c *cli) cniUninstall() *cobra.Command {
+	var conf cniinstall.Config
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take the CNI plugin and its network configuration away, and put back what was there before",
+		Long: `Uninstall undoes install. A runtime cannot remove a container without the plugins
+by which it was connected: so it refuses while there are such containers.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cniPaths(&conf); err != nil {
+				return err
+			}
+			if n := c.cniContainers(cmd.Context()); n > 0 && !force {
+				return fmt.Errorf("containers still have interfaces or addresses by the plugin, and without it the runtime cannot remove them (%d, see weft ps); remove them first, or give --force", n)
+			}
+			r, err := cniinstall.Uninstall(cmd.Context(), conf)
+			if err == nil && len(r.Done) == 0 {
+				r.Done = []string{fmt.Sprintf("the CNI plugin is not installed (in %s and %s)", conf.BinDir, conf.ConfDir)}
+			}
+			return c.reported(r, err)
+		},
+	}
+	cniDirs(cmd, &conf)
+	cmd.Flags().BoolVar(&force, "force", false, "although there are containers that the runtime cannot remove then")
+	return cmd
+}
+
+// cniPaths makes the paths absolute, and finds the plugin if it is not named.
+func cniPaths(conf *cniinstall.Config) error {
+	if conf.Plugin == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("finding the CNI plugin beside weft: %w; name its file by --from", err)
+		}
+		conf.Plugin = filepath.Join(filepath.Dir(exe), pluginFile)
+	}
+	for _, p := range []*string{&conf.Plugin, &conf.BinDir, &conf.ConfDir} {
+		var err error
+		if *p, err = absolute(*p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cniContainers counts the attachments that runtimes have asked for; if no daemon runs, that cannot be known.
+func (c *cli) cniContainers(ctx context.Context) (n int) {
+	list, err := c.client().Workloads(ctx)
+	if err != nil {
+		return 0
+	}
+	for _, w := range list {
+		if strings.HasPrefix(w.ID, cniPrefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// reported prints what was done, also if not all of it was.
+func (c *cli) reported(r cniinstall.Report, err error) error {
+	for _, w := range r.Warnings {
+		c.warn(w)
+	}
+	for _, d := range r.Done {
+		err = errors.Join(err, c.println(d))
+	}
+	return err
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/api/apitest"
+)
+
+// TestCNIInstall installs a plugin that does not run here: the command line is told, and nothing was changed. What an installation
+// does is tested in internal/cniinstall.
+func TestCNIInstall(t *testing.T) {
+	dir := t.TempDir()
+	where := []string{"--bin-dir", filepath.Join(dir, "bin"), "--conf-dir", filepath.Join(dir, "conf")}
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte("x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args      []string
+		out, errs string
+		code      int
+	}{
+		{[]string{"install", "--from", text}, "", "weft: " + text + " is not Weft's CNI plugin; name the file weft-cni by --from\n", exitFailed},
+		{[]string{"uninstall"}, "the CNI plugin is not installed (in " + where[1] + " and " + where[3] + ")\n", "", exitDone},
+		{[]string{"install", "x"}, "", "weft: unknown command \"x\" for \"weft cni install\"\nweft: try: weft help\n", exitUsage},
+	} {
+		args := append([]string{"cni"}, append(c.args, where...)...)
+		if code, out, errs := run(t, dir, args...); code != c.code || out != c.out || errs != c.errs {
+			t.Errorf("weft %s: exit %d, %q, %q", strings.Join(args, " "), code, out, errs)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v: %v", err, entries)
+	}
+	// Without --from the plugin is the one beside weft, which for this test there is not.
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs := run(t, dir, append([]string{"cni", "install"}, where...)...)
+	if want := "weft: the CNI plugin " + filepath.Join(filepath.Dir(exe), "weft-cni") + " is not there; it is built together with weft: copy weft-cni to beside it, or name its file by --from\n"; code != exitFailed || errs != want {
+		t.Errorf("exit %d, %q", code, errs)
+	}
+}
+
+// TestCNIUninstallRefuses has containers that nobody could remove any more.
+func TestCNIUninstallRefuses(t *testing.T) {
+	d := daemon()
+	dir := apitest.Serve(t, d)
+	bin := t.TempDir()
+	for _, id := range []string{"cni/0123abcd", "cni/4567cdef", "4:4026532000"} {
+		if _, err := d.Attach(t.Context(), api.AttachRequest{Netns: id, IfName: "eth0"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{"cni", "uninstall", "--bin-dir", bin, "--conf-dir", bin}
+	want := "weft: containers still have interfaces or addresses by the plugin, and without it the runtime cannot remove them (2, see weft ps); remove them first, or give --force\n"
+	if code, out, errs := run(t, dir, args...); code != exitFailed || out != "" || errs != want {
+		t.Errorf("exit %d, %q, %q", code, out, errs)
+	}
+	want = "the CNI plugin is not installed (in " + bin + " and " + bin + ")\n"
+	if code, out, errs := run(t, dir, append(args, "--force")...); code != exitDone || out != want || errs != "" {
+		t.Errorf("exit %d, %q, %q", code, out, errs)
+	}
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cniinstall
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+const (
+	networkName = "weft"
+	// oldVersion is what runtimes understand that do not know cniVersions, which came after it.
+	oldVersion = "1.0.0"
+	maxConf    = 1 << 20 // bytes of a configuration that is read
+)
+
+// conf is a network configuration, as far as it is Weft's.
+type conf struct {
+	CNIVersion  string   `json:"cniVersion"`
+	CNIVersions []string `json:"cniVersions,omitempty"`
+	Name        string   `json:"name"`
+	Plugins     []plugin `json:"plugins"`
+}
+
+type plugin struct {
+	Type         string          `json:"type"`
+	RunDir       string          `json:"runDir,omitempty"`
+	SNAT         bool            `json:"snat,omitempty"`
+	Capabilities map[string]bool `json:"capabilities"`
+}
+
+// chained are the plugins that follow Weft's, if they are there, and what for.
+func chained() []struct {
+	plugin
+	what string
+} {
+	return []struct {
+		plugin
+		what string
+	}{
+		{plugin{Type: "portmap", SNAT: true, Capabilities: map[string]bool{"portMappings": true}}, "ports of the host for containers (hostPort)"},
+		{plugin{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}}, "limits of bandwidth"},
+	}
+}
+
+// conf returns the configuration for what is installed.
+func (c Config) conf(ctx context.Context, r *Report) (conf, error) {
+	path := filepath.Join(c.BinDir, PluginName)
+	common, err := versions(ctx, path)
+	if err != nil {
+		return conf{}, err
+	}
+	out := conf{Name: networkName, Plugins: []plugin{own(c.RunDir)}}
+	for _, p := range chained() {
+		path := filepath.Join(c.BinDir, p.Type)
+		if _, err := os.Stat(path); err != nil {
+			r.warn("there is no plugin %s, so no %s: put it there and install again if they are wanted", path, p.what)
+			continue
+		}
+		theirs, err := versions(ctx, path)
+		if err == nil {
+			theirs = slices.DeleteFunc(slices.Clone(common), func(v string) bool { return !slices.Contains(theirs, v) })
+			if base(theirs) == "" {
+				err = fmt.Errorf("plugin %s knows no version of CNI that Weft's knows", path)
+			}
+		}
+		if err != nil {
+			r.warn("%v; it is left out, so no %s", err, p.what)
+			continue
+		}
+		common = theirs
+		out.Plugins = append(out.Plugins, p.plugin)
+	}
+	if out.CNIVersion = base(common); out.CNIVersion == "" {
+		return conf{}, fmt.Errorf("plugin %s knows no version of CNI up to %s", path, oldVersion)
+	}
+	out.CNIVersions = common
+	return out, nil
+}
+
+func own(runDir string) plugin {
+	return plugin{Type: PluginName, RunDir: runDir, Capabilities: map[string]bool{"ips": true, "mac": true}}
+}
+
+// base returns the last of sorted versions that every runtime understands, "" if there is none.
+func base(versions []string) string {
+	last := ""
+	for _, v := range versions {
+		if compareVersions(v, oldVersion) <= 0 {
+			last = v
+		}
+	}
+	return last
+}
+
+func (c conf) text() (io.Reader, error) {
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("writing the configuration: %w", err)
+	}
+	return bytes.NewReader(append(b, '\n')), nil
+}
+
+func (c conf) equal(o conf) bool { return reflect.DeepEqual(c, o) }
+
+// confState is whose work a configuration is.
+type confState int
+
+const (
+	foreign confState = iota // or none
+	edited                   // one with Weft's plugin that Weft has not made so
+	asMade
+)
+
+// readConf reads a configuration, and tells whose it is.
+func readConf(path string) (conf, confState) {
+	b, err := readBounded(path)
+	if err != nil {
+		return conf{}, foreign
+	}
+	var list struct {
+		Plugins []struct {
+			Type string `json:"type"`
+		} `json:"plugins"`
+	}
+	if json.Unmarshal(b, &list) != nil {
+		return conf{}, foreign
+	}
+	if !slices.ContainsFunc(list.Plugins, func(p struct {
+		Type string `json:"type"`
+	},
+	) bool {
+		return p.Type == PluginName
+	}) {
+		return conf{}, foreign
+	}
+	var c conf
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if dec.Decode(&c) != nil || !c.made() {
+		return conf{}, edited
+	}
+	return c, asMade
+}
+
+// made tells whether Weft writes such a configuration.
+func (c conf) made() bool {
+	as := conf{CNIVersion: base(c.CNIVersions), CNIVersions: c.CNIVersions, Name: networkName}
+	if len(c.Plugins) > 0 {
+		as.Plugins = append(as.Plugins, own(c.Plugins[0].RunDir))
+	}
+	for _, p := range chained() {
+		if slices.ContainsFunc(c.Plugins, func(o plugin) bool { return o.Type == p.Type }) {
+			as.Plugins = append(as.Plugins, p.plugin)
+		}
+	}
+	return c.equal(as)
+}
+
+func isConf(path string) bool {
+	_, state := readConf(path)
+	return state != foreign
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(filepath.Clean(path))
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxConf+1))
+	if err = errors.Join(err, f.Close()); err == nil && len(b) > maxConf {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxConf)
+	}
+	return b, err
+}
+
+// earlier lists the configurations that runtimes find before Weft's: they go by the order of the names.
+func earlier(dir string) (names []string, err error) {
+	entries, err := os.ReadDir(dir) // sorted
+	if err != nil {
+		return nil, fmt.Errorf("directory %s cannot be read: %w", dir, plain(err))
+	}
+	for _, e := range entries {
+		switch filepath.Ext(e.Name()) {
+		case ".conf", ".conflist", ".json":
+			if !e.IsDir() && strings.Compare(e.Name(), ConfName) < 0 {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names, nil
+}
