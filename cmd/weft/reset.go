@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/cniinstall"
 	"github.com/weftnet/weft/internal/node"
 )
 
@@ -20,7 +21,8 @@ func (c *cli) reset() *cobra.Command {
 		Short: "Remove everything that Weft made on this host, and nothing else",
 		Long: `Reset ends the daemon, detaches the workloads, and removes every device, route,
 rule and file that Weft made on this host. Run weft leave first if the mesh is
-to get the node's addresses back.`,
+to get the node's addresses back, and weft cni uninstall to take the plugin for
+container runtimes away.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if st, err := c.client().Status(cmd.Context()); err == nil && !cmd.Flags().Changed("data-dir") {
@@ -40,6 +42,9 @@ to get the node's addresses back.`,
 			removed, err := node.Reset(cmd.Context(), data, run)
 			if err != nil {
 				return err
+			}
+			if plugin := cniinstall.Installed(cniinstall.DefaultBinDir); plugin != "" {
+				c.note(fmt.Sprintf("the CNI plugin %s stays; weft cni uninstall takes it away", plugin))
 			}
 			if asJSON {
 				return c.printJSON(map[string][]string{"removed": append([]string{}, removed...)})

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netlock"
@@ -61,6 +62,8 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 			err = errors.Join(err, fmt.Errorf("removing %s: %w", f, rerr))
 		}
 	}
+	cleared, cerr := cni.NewBacklog(runDir).Clear()
+	removed, err = append(removed, cleared...), errors.Join(err, cerr)
 	// Directories go if nothing else lies in them.
 	for _, d := range []string{dataDir, runDir} {
 		if os.Remove(d) == nil {
