@@ -275,7 +275,7 @@ func (a *Allocator) giveUp(now time.Time, v view) {
 			return a.hopelessExact(w, now, v)
 		}
 		if a.hopeless(w, now, v) {
-			return a.exhausted(now, v)
+			return a.exhausted(now, v, 2*silence)
 		}
 		return nil
 	})
@@ -325,8 +325,8 @@ func later(x, y time.Time) time.Time {
 	return y
 }
 
-// exhausted says who holds the universe, as far as is known.
-func (a *Allocator) exhausted(now time.Time, v view) *ExhaustedError {
+// exhausted says who holds the universe, as far as was said no longer ago than known.
+func (a *Allocator) exhausted(now time.Time, v view, known time.Duration) *ExhaustedError {
 	e := &ExhaustedError{Universe: a.cfg.Universe, Usable: uint64(a.size) - 2 - a.cfg.Reserve.Len(), Reserved: a.cfg.Reserve.Len(), Majority: a.majority(v), Self: a.cfg.Self}
 	for o, s := range a.share() {
 		h := Holder{Owner: o, Usable: a.space.usable(s)}
@@ -335,7 +335,7 @@ func (a *Allocator) exhausted(now time.Time, v view) *ExhaustedError {
 		case o == a.cfg.Self:
 			n := a.counts()
 			h.InUse, h.Resting, h.Reachable = n.inUse, n.resting, true
-		case v.has(o) && answered && now.Sub(d.at) < 2*silence:
+		case v.has(o) && answered && now.Sub(d.at) < known:
 			h.InUse, h.Resting, h.Reachable = d.usage.inUse, d.usage.resting, true
 		}
 		if h.Usable > 0 {
