@@ -25,6 +25,9 @@ type Route struct {
 	Gateway netip.Addr // the host's overlay address
 }
 
+// MACs returns the hardware addresses that the two ends of a workload's interface have, that on the host first.
+func MACs(w Workload) (host, inside net.HardwareAddr) { return hostMAC(w.ID), w.mac() }
+
 // mac returns the hardware address of the workload's interface: the one that is wanted, or one computed from the ID.
 func (w Workload) mac() net.HardwareAddr {
 	if len(w.MAC) > 0 {
