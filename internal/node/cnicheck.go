@@ -4,8 +4,8 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/weftnet/weft/cni"
@@ -25,19 +25,56 @@ func (n *Node) CNICheck(ctx context.Context, r cni.CheckRequest) error {
 		return err
 	}
 	_, _ = n.workOff(e) // has told
-	return cniError(cni.CodeDiffers, e.workloads.checkCNI(r))
+	return cniError(cni.CodeFailed, e.workloads.checkCNI(r))
 }
 
-// checkCNI names the first difference between what a runtime was told, the record, and the host.
+// available says why nothing can be attached; and by its code, whether what is attached may not be reached either.
+func (n *Node) available() error {
+	e, err := n.ready()
+	if err != nil {
+		attached, lerr := n.attached()
+		if lerr != nil {
+			return cniError(cni.CodeUnavailable, errors.Join(err, lerr))
+		}
+		if attached > 0 {
+			return cniError(cni.CodeLimited, err)
+		}
+		return cniError(cni.CodeUnavailable, err)
+	}
+	if err := e.workloads.disordered(); err != nil {
+		return cniError(cni.CodeLimited, fmt.Errorf("the host's network is not in order: %w; see weft status", err))
+	}
+	if err := e.workloads.admits(""); err != nil { // a new one
+		return cniError(cni.CodeUnavailable, err)
+	}
+	return cniError(cni.CodeUnavailable, e.alloc.Exhausted())
+}
+
+// attached is how many workloads there are, also before the node has come up.
+func (n *Node) attached() (int, error) {
+	if e := n.engines(); e != nil {
+		return len(e.workloads.list()), nil
+	}
+	all, err := loadWorkloads(n.store)
+	return len(all), err
+}
+
+// checkCNI names the first difference between what a runtime was told and the record, or between the record and the host.
 func (ws *workloads) checkCNI(r cni.CheckRequest) error {
 	id := keyID(r.Key)
 	defer ws.lock.lock(id)()
+	ws.gate.RLock()
+	defer ws.gate.RUnlock()
 	w, ok := ws.get(id)
-	if !ok || w.CNI.Network != r.Network {
+	lease, held := ws.alloc.Lookup(id)
+	if !ok || !held || w.CNI.Network != r.Network {
 		return cniError(cni.CodeUnknown, fmt.Errorf("container %s has no %s of network %s; add it", r.ContainerID, r.IfName, r.Network))
 	}
+	differs := func(err error) error {
+		return cniError(cni.CodeDiffers, fmt.Errorf("%s of container %s: %w; delete it, and add it again", r.IfName, r.ContainerID, err))
+	}
 	if w.AddressesOnly != r.AddressesOnly {
-		return fmt.Errorf("%s of container %s is attached for another kind of plugin; delete it and add it again", r.IfName, r.ContainerID)
+		return differs(errors.New("it was added for another kind of plugin"))
 	}
 	if !w.AddressesOnly {
 		ns, err := ws.namespace(r.Netns)
@@ -45,40 +82,51 @@ func (ws *workloads) checkCNI(r cni.CheckRequest) error {
 			return cniError(cni.CodeEnvironment, err)
 		}
 		if string(ns) != w.NetnsID {
-			return fmt.Errorf("%s of container %s is in %s, which is not %s; delete it and add it again", r.IfName, r.ContainerID, w.Netns, r.Netns)
+			return differs(fmt.Errorf("it is in %s, and not in %s", w.Netns, r.Netns))
 		}
+		w.Netns = r.Netns
 	}
-	lease, ok := ws.alloc.Lookup(id)
-	if !ok {
-		return fmt.Errorf("the addresses of %s of container %s are not allocated; delete it and add it again", r.IfName, r.ContainerID)
+	want := onHost(w, lease)
+	if err := ws.promised(want, r.Want); err != nil {
+		return differs(err)
 	}
-	if err := ws.compare(w, addresses(lease), r.Want); err != nil {
-		return fmt.Errorf("%s of container %s %w; delete it and add it again", r.IfName, r.ContainerID, err)
+	if len(r.Want.Addresses) > 0 {
+		want.Addrs = r.Want.Addresses // the namespace may be without IPv6
 	}
-	return nil
+	err := ws.host.Check(want)
+	var d *hostnet.DifferenceError
+	if errors.As(err, &d) {
+		return differs(err)
+	}
+	return err
 }
 
-// compare names the first thing that a runtime was told otherwise than it is.
-func (ws *workloads) compare(w workload, addrs []netip.Addr, want cni.Attachment) error {
-	is := func(what string, is, was any) error { return fmt.Errorf("has %s %v, and was said to have %v", what, is, was) }
-	switch {
-	case want.HostIf != "" && want.HostIf != hostnet.HostIf(w.ID):
-		return is("the interface on the host", hostnet.HostIf(w.ID), want.HostIf)
-	case want.MTU != 0 && want.MTU != w.MTU:
-		return is("the MTU", w.MTU, want.MTU)
+// promised names the first thing that a runtime was told otherwise than it is meant to be.
+func (ws *workloads) promised(w hostnet.Workload, want cni.Attachment) error {
+	is := func(what string, is, was any) error { return fmt.Errorf("it has %s %v, and not %v", what, is, was) }
+	if !w.AddressesOnly {
+		host, inside := hostnet.MACs(w)
+		switch {
+		case want.HostIf != "" && want.HostIf != hostnet.HostIf(w.ID):
+			return is("the interface on the host", hostnet.HostIf(w.ID), want.HostIf)
+		case want.HostMAC != "" && want.HostMAC != host.String():
+			return is("the hardware address on the host", host, want.HostMAC)
+		case want.MAC != "" && want.MAC != inside.String():
+			return is("the hardware address", inside, want.MAC)
+		case want.MTU != 0 && want.MTU != w.MTU:
+			return is("an MTU of", w.MTU, want.MTU)
+		}
 	}
 	for _, a := range want.Addresses {
-		if !slices.Contains(addrs, a.Unmap()) {
-			return is("the addresses", addrs, a)
+		if !slices.Contains(w.Addrs, a) {
+			return is("the addresses", w.Addrs, a)
 		}
 	}
-	return nil
-}
-
-// available says why nothing can be attached.
-func (n *Node) available() error {
-	if _, err := n.ready(); err != nil {
-		return cniError(cni.CodeUnavailable, err)
+	own, _ := ws.alloc.Lookup(hostOwner)
+	for _, r := range want.Routes {
+		if ws.space.Contains(r.GW) && !slices.Contains(addresses(own), r.GW) {
+			return is("the gateways", addresses(own), r.GW)
+		}
 	}
 	return nil
 }

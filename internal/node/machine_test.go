@@ -43,8 +43,9 @@ type fakeHost struct {
 	lacks   error // for kernel paths
 	guarded func(lines []string)
 	ways    *fakeKernel
-	unruly  bool // Apply refuses the rules of kernel paths
-	v4only  bool // the host has no IPv6
+	broken  error // what Apply ends in
+	unruly  bool  // Apply refuses the rules of kernel paths
+	v4only  bool  // the host has no IPv6
 
 	refusing error // what SetPlain ends in, and Apply with other rules than before
 }
@@ -55,6 +56,9 @@ func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, 
 	defer h.covered()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.broken != nil {
+		return hostnet.Result{Changes: c}, h.broken
+	}
 	if h.unruly && d.Plain.VXLANPort != 0 {
 		return hostnet.Result{Changes: c}, errors.New("such rules are refused")
 	}
@@ -123,6 +127,18 @@ func (h *fakeHost) Missing(all []hostnet.Workload) ([]string, error) {
 		}
 	}
 	return missing, nil
+}
+
+func (h *fakeHost) Check(w hostnet.Workload) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch is, ok := h.up[w.ID]; {
+	case !ok:
+		return &hostnet.DifferenceError{Text: "interface " + hostnet.HostIf(w.ID) + " on the host is gone"}
+	case is.MTU != w.MTU:
+		return &hostnet.DifferenceError{Text: fmt.Sprintf("it has an MTU of %d instead of %d", is.MTU, w.MTU)}
+	}
+	return nil
 }
 
 func (h *fakeHost) Remove(hostnet.Changes) ([]string, error) {

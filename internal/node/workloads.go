@@ -39,6 +39,7 @@ type hostNetwork interface {
 	Attach(hostnet.Workload) (hostnet.Attached, error)
 	Detach(hostnet.Workload) error
 	Missing([]hostnet.Workload) ([]string, error)
+	Check(hostnet.Workload) error
 	Remove(hostnet.Changes) ([]string, error)
 	plainHost
 }
@@ -77,6 +78,7 @@ type workloads struct {
 	roomy    int      // MTU of workloads where packets leave by the kernel; 0: that of the device
 	repaired []string // what others had changed, and nobody has been told yet
 	refusal  error    // why nothing new is attached; nil: it is
+	disorder error    // why the last apply could not bring the host's network into order
 	retired  bool     // nothing is on the network any more, see retire.go
 }
 
@@ -130,9 +132,14 @@ func (ws *workloads) reconcile() (undone, err error) {
 // apply hands the whole desired state to the host. What that changes on it is
 // saved first, so that reset can restore it after a crash as well. The caller
 // has the gate.
-func (ws *workloads) apply() (hostnet.Result, error) {
+func (ws *workloads) apply() (res hostnet.Result, err error) {
 	ws.ruling.Lock()
 	defer ws.ruling.Unlock()
+	defer func() {
+		ws.mu.Lock()
+		defer ws.mu.Unlock()
+		ws.disorder = err
+	}()
 	ws.mu.Lock()
 	d, before, retired := ws.desired, ws.changes, ws.retired
 	ws.mu.Unlock()
@@ -151,8 +158,7 @@ func (ws *workloads) apply() (hostnet.Result, error) {
 	if err != nil {
 		return hostnet.Result{}, err
 	}
-	res, err := ws.host.Apply(d, before)
-	if err != nil {
+	if res, err = ws.host.Apply(d, before); err != nil {
 		return res, err
 	}
 	if err := saveChanges(ws.st, res.Changes); err != nil {
@@ -229,6 +235,13 @@ func (ws *workloads) changed() hostnet.Changes {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	return ws.changes
+}
+
+// disordered is why the host's network could not be brought into order.
+func (ws *workloads) disordered() error {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.disorder
 }
 
 func (ws *workloads) warnings() []string {
