@@ -14,7 +14,8 @@ func (c *cli) detach() *cobra.Command {
 		Use:   "detach (--netns PATH | --pid PID)",
 		Short: "Take a namespace's interface away and give its addresses back",
 		Long: `Detach undoes attach. Detaching what is not attached, or whose namespace is
-gone, is no error.`,
+gone, is no error. It also takes away what a container runtime has attached
+by the CNI plugin, and should have deleted: weft ps has its namespace.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path, err := t.path()

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.uber.org/zap"
 
@@ -28,6 +29,8 @@ const (
 	ownerCNI = "cni/"
 	// maxContainerID bounds the container's part of it, in bytes: with the other two it is an ID of a workload.
 	maxContainerID = 128
+	// maxShown bounds what is only shown, in bytes.
+	maxShown = 253
 )
 
 // cniOrigin tells for what a runtime has attached a workload.
@@ -129,6 +132,11 @@ func order(r cni.Request) (workload, error) {
 	}
 	if r.Network == "" {
 		return workload{}, cniError(cni.CodeConfig, errors.New("the network has no name; give the configuration one"))
+	}
+	for what, text := range map[string]string{"name of the network": r.Network, "pod's namespace": r.Pod.Namespace, "pod's name": r.Pod.Name, "pod's UID": r.Pod.UID} {
+		if len(text) > maxShown || strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) }) {
+			return workload{}, cniError(cni.CodeConfig, fmt.Errorf("%.40q is no %s; it has at most %d bytes, all printable", text, what, maxShown))
+		}
 	}
 	w := workload{
 		ID: keyID(r.Key), Netns: r.Netns, IfName: r.IfName, MTU: r.MTU, AddressesOnly: r.AddressesOnly,

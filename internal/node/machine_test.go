@@ -129,6 +129,8 @@ func (h *fakeHost) Missing(all []hostnet.Workload) ([]string, error) {
 	return missing, nil
 }
 
+func (h *fakeHost) Close() {}
+
 func (h *fakeHost) Check(w hostnet.Workload) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -153,6 +153,9 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	defer func() {
 		stopServing()
 		err = errors.Join(err, served.Wait())
+		if e := n.engines(); e != nil {
+			e.workloads.host.Close() // nobody detaches any more
+		}
 	}()
 	n.log.Info("weft starts", zap.String("version", cfg.Version), zap.String("name", cfg.Name),
 		zap.Stringer("node", n.state.identity.ID), zap.String("socket", srv.Path()))

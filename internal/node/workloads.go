@@ -41,6 +41,7 @@ type hostNetwork interface {
 	Missing([]hostnet.Workload) ([]string, error)
 	Check(hostnet.Workload) error
 	Remove(hostnet.Changes) ([]string, error)
+	Close()
 	plainHost
 }
 
