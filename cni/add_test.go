@@ -155,7 +155,7 @@ func TestAddAsIPAM(t *testing.T) {
 		conf := p.conf("type", "ptp", "runDir", nil, "mtu", "of ptp", "unknown", 1, "ipam", obj{"type": "weft", "runDir": p.runDir}, "dns", obj{"domain": "d"},
 			"runtimeConfig", obj{"ips": []string{"10.32.0.9"}, "mac": "of ptp", "portMappings": []int{}}, "prevResult", obj{"interfaces": "of ptp"})
 		sameJSON(t, name, p.ok(t, env("ADD", "CNI_ARGS", "MAC=02:00:00:00:00:0a"), conf), `{"cniVersion":"1.1.0",
-			"ips":[{"address":"10.32.0.5/32","gateway":"10.32.0.1"},{"address":"fd00::5/128","gateway":"fd00::1"}],
+			"ips":[{"address":"10.32.0.5/12","gateway":"10.32.0.1"},{"address":"fd00::5/64","gateway":"fd00::1"}],
 			"routes":[{"dst":"0.0.0.0/0","gw":"10.32.0.1"},{"dst":"::/0","gw":"fd00::1"}],"dns":{"domain":"d"}}`)
 		want := Request{Key: Key{"c1", "eth0"}, Network: "net", Netns: "/run/netns/a", AddressesOnly: true, IPs: addrs("10.32.0.9")}
 		if got := p.daemon.requests[0]; fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {

@@ -164,11 +164,14 @@ func identifier(s string) bool {
 	return true
 }
 
-// badIfName tells what is wrong with the name of an interface, or nothing. The kernel numbers the names that have a percent sign.
+// badIfName tells what is wrong with the name of an interface, or nothing. The kernel would take more, but numbers the names that have a percent
+// sign, and others read a slash, a colon or an at sign in their own way.
 func badIfName(s string) string {
-	bad := func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '/' || r == ':' || r == '%' }
+	bad := func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && !strings.ContainsRune("-._", r)
+	}
 	if s == "" || len(s) > maxIfName || s == "." || s == ".." || strings.ContainsFunc(s, bad) {
-		return "it has to be of 1 to " + strconv.Itoa(maxIfName) + " visible ASCII characters, and has no slash, colon or percent sign"
+		return "it has to be of 1 to " + strconv.Itoa(maxIfName) + " letters, digits, hyphens, dots and underscores"
 	}
 	return ""
 }

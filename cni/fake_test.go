@@ -79,7 +79,9 @@ func (f *fake) Attach(ctx context.Context, r Request) (Attachment, error) {
 		},
 		Warnings: f.warnings,
 	}
-	if !r.AddressesOnly {
+	if r.AddressesOnly {
+		a.Universe = []netip.Prefix{netip.MustParsePrefix("10.32.0.0/12"), netip.MustParsePrefix("fd00::/64")}
+	} else {
 		a.HostIf, a.HostMAC, a.MAC, a.MTU = "weft0a", "02:00:00:00:00:01", "02:00:00:00:00:02", 1380
 	}
 	return a, nil

@@ -43,7 +43,7 @@ func (c *call) result(r Request, a Attachment, prev *types100.Result) *types100.
 		index = types100.Int(len(out.Interfaces) - 1)
 	}
 	for _, ip := range a.Addresses {
-		out.IPs = append(out.IPs, &types100.IPConfig{Interface: index, Address: ipNet(netip.PrefixFrom(ip, ip.BitLen())), Gateway: a.gateway(ip)})
+		out.IPs = append(out.IPs, &types100.IPConfig{Interface: index, Address: ipNet(a.prefix(ip)), Gateway: a.gateway(ip)})
 	}
 	for _, rt := range a.Routes {
 		out.Routes = append(out.Routes, &types.Route{Dst: ipNet(rt.Dst), GW: rt.GW.AsSlice()})
@@ -58,6 +58,16 @@ func (c *call) printResult(r *types100.Result) error {
 		return err
 	}
 	return c.print(converted)
+}
+
+// prefix is ip in its network: alone, where it is on an interface, as the kernel has it then.
+func (a Attachment) prefix(ip netip.Addr) netip.Prefix {
+	for _, u := range a.Universe {
+		if u.Contains(ip) {
+			return netip.PrefixFrom(ip, u.Bits())
+		}
+	}
+	return netip.PrefixFrom(ip, ip.BitLen())
 }
 
 // gateway is the one of ip's family.
@@ -84,8 +94,8 @@ func (c *call) previous() (*types100.Result, error) {
 		return nil, invalid(`"prevResult" cannot be used: `+oneLine(why), "the runtime has to give what the plugin before, or ADD, has answered, in version %s", c.version)
 	}
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &keys); err != nil {
-		return bad(err.Error())
+	if json.Unmarshal(raw, &keys) != nil {
+		return bad("it is no object")
 	}
 	has := false
 	for k := range keys {
