@@ -81,6 +81,12 @@ func (h *Host) Apply(d Desired, prior Changes) (res Result, err error) {
 			return res, fmt.Errorf("setting the MTU of %s to %d: %w", d.Device, d.MTU, err)
 		}
 	}
+	if h.conf6 == nil {
+		if h.conf6, err = h.ns.openConf6(); err != nil {
+			return res, err
+		}
+	}
+	state.conf6 = h.conf6
 	err = h.ns.run(func() error {
 		s, err := plan(d, prior)
 		if err != nil {

@@ -34,6 +34,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 
 	"go.uber.org/zap"
@@ -116,6 +117,7 @@ type Host struct {
 	last     *applied // nil before the first Apply
 	table    *table   // nil before the first Apply, and when it could not be made
 	repaired []string // since the last Apply
+	conf6    *os.File // see openConf6; nil before the first Apply, and where there is no IPv6
 }
 
 // applied is what Attach needs to know of the last Apply.
@@ -125,6 +127,7 @@ type applied struct {
 	gateways map[bool]netip.Addr // the host's overlay address, by whether it is v6
 	v6       bool                // the host can do IPv6
 	strict   bool                // no fib expression: each veth needs the reverse path filter
+	conf6    *os.File            // of the Host, see openConf6
 }
 
 // New returns the network of the namespace that the process runs in. It does nothing yet.
@@ -137,8 +140,20 @@ func newAt(log *zap.Logger, ns namespace) *Host {
 	return h
 }
 
-// Close waits until the kernel has freed what was removed, which takes milliseconds.
-func (h *Host) Close() { _ = h.freeing.Wait() } // Detach has had the errors
+// Close waits until the kernel has freed what was removed, which takes milliseconds. After it comes Apply, if anything.
+func (h *Host) Close() {
+	_ = h.freeing.Wait() // Detach has had the errors
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.close()
+}
+
+func (h *Host) close() {
+	if h.conf6 != nil {
+		_ = h.conf6.Close() // opened for reading
+	}
+	h.conf6, h.last = nil, nil
+}
 
 // normal returns d with defaults filled in, in an order of its own, or says what is wrong with it.
 func (d Desired) normal() (Desired, error) {

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"slices"
@@ -62,14 +61,9 @@ func (m *mender) workloads(ns namespace, links []netlink.Link, want []Workload) 
 		m.removed = append(m.removed, l.Attrs().Name)
 		errs = append(errs, m.c.remove(l))
 	}
-	errs = append(errs, ns.run(func() error {
-		for _, w := range m.present {
-			if err := vethSettings(HostIf(w.ID), m.state, writeSysctl); err != nil {
-				return err
-			}
-		}
-		return nil
-	}))
+	for _, w := range m.present {
+		errs = append(errs, vethSettings(ns, HostIf(w.ID), m.state))
+	}
 	return errors.Join(errs...)
 }
 
@@ -102,28 +96,6 @@ func (m *mender) up(l netlink.Link, w Workload) error {
 		}
 	}
 	return nil
-}
-
-// vethSettings sets the sysctls of a veth on the host, in the namespace of the calling thread. A workload's router
-// advertisements never count; and where the kernel has no better means, its IPv4 source addresses are checked by the reverse path
-// filter. A veth that is gone, or one too small for IPv6, is no error, nor are settings that nobody may change.
-// write is writeSysctl, or what does the same to a veth that is new.
-func vethSettings(name string, state *applied, write func(key, value string) error) error {
-	set := func(key, value string) error {
-		err := write(key, value)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
-			return nil
-		}
-		return err
-	}
-	var err error
-	if state.v6 {
-		err = set(confKey("ipv6", name, "accept_ra"), "0")
-	}
-	if state.strict {
-		err = errors.Join(err, set(confKey("ipv4", name, "rp_filter"), "1"))
-	}
-	return err
 }
 
 // A routeKey tells routes of the main table apart.

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -38,7 +36,7 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 	}
 	index, peer, err := ends(answers[1])
 	if err == nil {
-		err = host.visit(func() error { return vethSettings(HostIf(a.ID), a.state, writeNew) })
+		err = vethSettings(host, HostIf(a.ID), a.state)
 	}
 	if err != nil {
 		return false, true
@@ -156,16 +154,6 @@ func ends(a answer) (outer, peer int, err error) {
 		return 0, 0, err
 	}
 	return l.Attrs().Index, l.Attrs().ParentIndex, nil
-}
-
-// writeNew writes a setting without a look at it.
-func writeNew(key, value string) error {
-	fd, err := unix.Open(filepath.Join("/proc/sys", key), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("open", err)
-	}
-	_, err = unix.Write(fd, []byte(value))
-	return errors.Join(err, unix.Close(fd))
 }
 
 // The requests that follow are those which the netlink package makes of the same values, to be sent together.

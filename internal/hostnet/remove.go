@@ -26,7 +26,8 @@ func (h *Host) Remove(c Changes) (removed []string, err error) {
 		return nil, err
 	}
 	defer line.close()
-	defer h.Close()
+	defer h.close()
+	defer func() { _ = h.freeing.Wait() }() // unplug has had the errors
 	var errs []error
 	links, err := k.links()
 	errs = append(errs, err)
@@ -61,7 +62,7 @@ func (h *Host) Remove(c Changes) (removed []string, err error) {
 		removed = append(removed, restored...)
 		return err
 	}))
-	h.last, h.table = nil, nil
+	h.table = nil
 	return removed, errors.Join(errs...)
 }
 

@@ -124,6 +124,21 @@ func listenTo(f *os.File, news chan<- struct{}) error {
 	}
 }
 
+// ofWorkload says whether the interface that a message is about is that of a workload on the host: they come and go by the hundred.
+func ofWorkload(body []byte) bool {
+	for b := body[min(len(body), unix.SizeofIfInfomsg):]; len(b) >= unix.SizeofRtAttr; {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return false
+		}
+		if binary.NativeEndian.Uint16(b[2:]) == unix.IFLA_IFNAME {
+			return isHostIf(unix.ByteSliceToString(b[unix.SizeofRtAttr:size]))
+		}
+		b = b[min(len(b), align(size)):]
+	}
+	return false
+}
+
 // concernsExit tells whether one of the netlink messages in b is about an interface, an address that others could reach, or a
 // default route. What is cut off or makes no sense may be.
 func concernsExit(b []byte) bool {
@@ -138,7 +153,9 @@ func concernsExit(b []byte) bool {
 		body := b[unix.SizeofNlMsghdr:size]
 		switch binary.NativeEndian.Uint16(b[4:]) {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			return true
+			if !ofWorkload(body) {
+				return true
+			}
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR: // family, prefix length, flags, scope
 			if len(body) < unix.SizeofIfAddrmsg || body[3] < unix.RT_SCOPE_LINK {
 				return true

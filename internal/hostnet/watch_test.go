@@ -5,6 +5,7 @@ package hostnet
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"testing"
 	"time"
@@ -75,10 +76,15 @@ func TestWatch(t *testing.T) {
 	for i := range 20 {
 		dst := &net.IPNet{IP: net.IPv4(10, 32, 0, byte(i)).To4(), Mask: net.CIDRMask(32, 32)}
 		must(t, c.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: unix.RT_SCOPE_LINK, Protocol: RouteProtocol}))
+		v := netlink.NewVeth(netlink.NewLinkAttrs())
+		v.Name, v.PeerName = HostIf(fmt.Sprint(i)), HostIf(fmt.Sprint("peer ", i))
+		must(t, c.LinkAdd(v))
+		must(t, c.LinkSetUp(v))
+		must(t, c.LinkDel(v))
 	}
 	select {
 	case <-told:
-		t.Error("the route of a workload is told")
+		t.Error("the route or the interface of a workload is told")
 	case <-time.After(5 * watchSettle):
 	}
 	cancel()
@@ -98,6 +104,14 @@ func TestConcernsExit(t *testing.T) {
 		}
 		return b
 	}
+	link := func(name string) []byte {
+		b := make([]byte, 16)
+		b = binary.NativeEndian.AppendUint16(b, 5) // some other attribute first
+		b = append(binary.NativeEndian.AppendUint16(b, unix.IFLA_MTU), 1, 0, 0, 0)
+		b = binary.NativeEndian.AppendUint16(b, uint16(4+len(name)+1))
+		b = binary.NativeEndian.AppendUint16(b, unix.IFLA_IFNAME)
+		return append(append(b, name...), 0)
+	}
 	global, local := []byte{2, 24, 0, 0, 1, 0, 0, 0}, []byte{10, 64, 0, unix.RT_SCOPE_LINK, 1, 0, 0, 0}
 	deflt, host := make([]byte, 12), append([]byte{2, 32}, make([]byte, 11)...)
 	for name, x := range map[string]struct {
@@ -106,6 +120,11 @@ func TestConcernsExit(t *testing.T) {
 	}{
 		"nothing":                {nil, false},
 		"an interface":           {message(unix.RTM_NEWLINK), true},
+		"eth0":                   {message(unix.RTM_NEWLINK, link("eth0")...), true},
+		"the TUN device":         {message(unix.RTM_DELLINK, link(DefaultDevice)...), true},
+		"a workload's interface": {message(unix.RTM_NEWLINK, link(HostIf("x"))...), false},
+		"one without a name":     {message(unix.RTM_NEWLINK, make([]byte, 24)...), true},
+		"a name cut short":       {message(unix.RTM_NEWLINK, link(HostIf("x"))[:30]...), true},
 		"an address":             {message(unix.RTM_NEWADDR, global...), true},
 		"a link-local address":   {message(unix.RTM_DELADDR, local...), false},
 		"a default route":        {message(unix.RTM_DELROUTE, deflt...), true},

@@ -67,7 +67,7 @@ func (a *attacher) thorough(host namespace, made bool) (err error) {
 	defer a.inner.Close()
 	created, err := a.pair()
 	if err == nil {
-		err = host.run(func() error { return vethSettings(HostIf(a.ID), a.state, writeSysctl) })
+		err = vethSettings(host, HostIf(a.ID), a.state)
 	}
 	for _, step := range []func() error{a.links, a.inside, a.outside, a.settle} {
 		if err == nil {
