@@ -34,10 +34,12 @@ COMPARE   ?=
 # NEBULA is the release to compare with (1.12, the first with offloads, needs a newer Go than Weft); empty: bin/nebula and
 # bin/nebula-cert as they are, if they are there
 NEBULA    ?= v1.11.1
+# PODS is how many pods `make benchcni` has; with other than 1000 it writes no document
+PODS      ?= 1000
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz soak model mutants scale bench image clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak model mutants scale bench benchcni image clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -115,6 +117,11 @@ bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.m
 	$(BIN)/bench -weft $(BIN)/weft -wireguard-go $(BIN)/wireguard-go -nebula $(BIN)/nebula -rounds $(ROUNDS) \
 		$(if $(COMPARE),$(COMPARE),-o docs/benchmarks.md)
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
+
+benchcni: build ## Compare the CNI plugin with the reference plugins, pod by pod, for PODS pods (default 1000), and write docs/benchmarks-cni.md (root)
+	$(CNIBUILD)
+	$(BUILD) -o $(BIN)/bench ./integration/bench
+	$(BIN)/bench cni -weft $(BIN)/weft -weft-cni $(BIN)/weft-cni -reference $(BIN)/cni -pods $(PODS) $(if $(filter 1000,$(PODS)),-o docs/benchmarks-cni.md)
 
 image: ## Build the container image (docker; IMAGE=name:tag)
 	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .

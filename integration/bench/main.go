@@ -4,7 +4,8 @@
 // of them run between the same two hosts, network namespaces of this machine, and take turns, so that what else the machine
 // does disturbs all alike. It removes all that it made, also when it is interrupted. It needs root and the built binaries of
 // weft and wireguard-go, and goes without Nebula where there is no binary; `make bench` runs it. Called as `bench flood` it is
-// the sender of its own UDP measurements.
+// the sender of its own UDP measurements. Called as `bench cni` it compares Weft's CNI plugin with the reference plugins, which
+// `make benchcni` runs.
 package main
 
 import (
@@ -39,8 +40,13 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == floodCommand {
-		os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case floodCommand:
+			os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
+		case cniCommand:
+			os.Exit(cniMain(os.Args[2:], os.Stdout, os.Stderr))
+		}
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
