@@ -44,6 +44,7 @@ func (c *call) add(ctx context.Context) error {
 	if err == nil {
 		c.step("add-answer")
 		if err = c.printResult(c.result(r, a, prev)); err == nil {
+			c.step("add-printed")
 			c.warn(a.Warnings)
 			return nil
 		}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/weftnet/weft/cni"
+	"github.com/weftnet/weft/internal/fault"
 )
 
 func main() {
@@ -24,5 +25,6 @@ func main() {
 		Stderr:  output(2),
 		Name:    filepath.Base(os.Args[0]),
 		Connect: connect,
+		Step:    fault.Point,
 	}))
 }

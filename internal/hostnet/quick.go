@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/fault"
 )
 
 // quick connects a workload that has nothing yet in a few messages, and says whether it has. If there is anything that takes
@@ -34,6 +36,7 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 	if err != nil || answers[0].err != nil {
 		return false, false
 	}
+	fault.Point("quick-made")
 	index, peer, err := ends(answers[1])
 	if err == nil {
 		err = vethSettings(host, HostIf(a.ID), a.state)
@@ -42,18 +45,15 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 		return false, true
 	}
 	addrs := a.state.usable(a.Workload)
-	for _, batch := range []struct {
-		l        *line
-		requests []*nl.NetlinkRequest
-	}{
-		{outer, a.hostSide(index, addrs)},
-		{inner, a.workloadSide(peer, addrs)},
-	} {
-		answers, err := batch.l.do(batch.requests...)
-		if err != nil || failed(answers) != nil {
-			return false, true
-		}
+	fault.Point("quick-set")
+	if outer.done(a.hostSide(index, addrs)) != nil {
+		return false, true
 	}
+	fault.Point("quick-outside")
+	if inner.done(a.workloadSide(peer, addrs)) != nil {
+		return false, true
+	}
+	fault.Point("quick-inside")
 	a.used = addrs
 	for _, addr := range addrs {
 		a.ways = append(a.ways, Route{Dst: everywhere(addr.Is6()), Gateway: a.state.gateways[addr.Is6()]})
@@ -62,6 +62,15 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 		a.slow()
 	}
 	return true, true
+}
+
+// done makes the requests, and returns the first error.
+func (l *line) done(requests []*nl.NetlinkRequest) error {
+	answers, err := l.do(requests...)
+	if err != nil {
+		return err
+	}
+	return failed(answers)
 }
 
 // virgin says whether a namespace has neither the interface nor routes that would have to be looked at.

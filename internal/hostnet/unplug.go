@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/fault"
 )
 
 // maxFreeing bounds how many interfaces are being freed, each by a thread that the kernel holds; Detach waits for its turn.
@@ -19,6 +21,7 @@ const maxFreeing = 64
 // lets who asks for the removal wait until no processor can be looking at it, which takes ten times as long as the removal, and
 // a goroutine does that waiting.
 func (h *Host) unplug(l *line, link netlink.Link) error {
+	fault.Point("unplug")
 	index := link.Attrs().Index
 	freed := make(chan error, 1)
 	h.freeing.Go(func() error {
@@ -55,6 +58,7 @@ func (n namespace) free(index int) error {
 	msg.Index = int32(index)
 	r.AddData(msg)
 	answers, err := l.do(r)
+	fault.Point("unplugged")
 	if err == nil {
 		err = failed(answers)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/fault"
 )
 
 // DefaultIfName is the interface in a workload unless told otherwise.
@@ -172,6 +174,7 @@ func (a *attacher) pair() (created bool, err error) {
 		if err := a.host.remove(a.outer); err != nil {
 			return false, err
 		}
+		fault.Point("thorough-removed")
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, a.MTU, hostMAC(a.ID)
@@ -187,6 +190,7 @@ func (a *attacher) pair() (created bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("making interface %s in %s: %w", a.IfName, a.Netns, err)
 	}
+	fault.Point("thorough-made")
 	a.outer = v
 	a.peer, err = a.inner.link(a.IfName)
 	if err == nil && a.peer == nil {
@@ -225,6 +229,7 @@ func (a *attacher) taken() error {
 
 // links brings both ends up: the host's first and the workload's second, so that the workload can send at once.
 func (a *attacher) links() error {
+	fault.Point("thorough-links")
 	m := &mender{c: a.host, state: a.state}
 	if a.outer.Attrs().Alias == "" && a.state.v6 && a.MTU >= minMTU6 {
 		// The gateway is the address of the device: this end needs none, nor has it to announce one.
@@ -255,6 +260,7 @@ func (a *attacher) inside() error {
 	fail := func(what any, err error) error {
 		return fmt.Errorf("setting up %s in %s: %v: %w", a.IfName, a.Netns, what, err)
 	}
+	fault.Point("thorough-inside")
 	if err := a.strays(); err != nil {
 		return err
 	}
@@ -383,6 +389,7 @@ func (a *attacher) replace(want netlink.Route, dst netip.Prefix, list []netlink.
 
 // outside leads the workload's addresses to it.
 func (a *attacher) outside() error {
+	fault.Point("thorough-outside")
 	index := a.outer.Attrs().Index
 	for _, addr := range a.state.usable(a.Workload) {
 		if err := a.host.NeighSet(neighbour(index, addr, a.mac())); err != nil {
@@ -422,6 +429,7 @@ func (a *attacher) reroute(want netlink.Route, k routeKey) error {
 // end that was up first starts when the carrier comes, which was when the other went up; asking for the link makes it start at once
 // since Linux 6.9. And IPv6 addresses are in use some microseconds after they were added.
 func (a *attacher) settle() error {
+	fault.Point("thorough-settle")
 	settled := a.host.running(a.outer) && a.inner.running(a.peer)
 	for _, addr := range a.used {
 		settled = settled && a.inner.settled(addr)

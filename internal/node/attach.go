@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/ipam"
@@ -68,6 +69,7 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		return workload{}, hostnet.Attached{}, err
 	}
 	defer ws.gate.RUnlock()
+	fault.Point("attach-leased")
 	w, known := ws.get(want.ID)
 	before := w
 	if !known {
@@ -79,18 +81,21 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	}
 	w.Netns, w.NetnsID = want.Netns, want.NetnsID
 	made, err := ws.host.Attach(onHost(w, lease))
+	fault.Point("attach-connected")
 	if err == nil && (!known || w.Netns != before.Netns || w.NetnsID != before.NetnsID) {
 		if err = saveWorkload(ws.st, w); err != nil && !known {
 			err = errors.Join(err, ws.host.Detach(onHost(w, lease)))
 		}
 	}
 	if err != nil {
+		fault.Point("attach-undoing")
 		if !known {
 			err = errors.Join(err, ws.alloc.Release(w.ID))
 		}
 		return workload{}, hostnet.Attached{}, err
 	}
 	ws.put(w)
+	fault.Point("attach-kept")
 	if !known {
 		ws.log.Info("workload attached", zap.String("workload", w.ID), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
 	}
@@ -190,6 +195,7 @@ func (ws *workloads) detach(id string) (released []netip.Addr, err error) {
 	if err := ws.forgetAll([]workload{w})[id]; err != nil {
 		return nil, err
 	}
+	fault.Point("detach-done")
 	ws.log.Info("workload detached", zap.String("workload", id), zap.Stringers("addresses", addresses(lease)))
 	return addresses(lease), nil
 }

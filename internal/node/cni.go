@@ -16,6 +16,7 @@ import (
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/ipam"
 )
@@ -64,6 +65,7 @@ func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, er
 	if err != nil {
 		return cni.Attachment{}, err
 	}
+	fault.Point("cni-attach")
 	failed, err := n.workOff(e)
 	if err == nil {
 		err = failed[want.ID]
@@ -91,6 +93,7 @@ func (n *Node) CNIDetach(ctx context.Context, r cni.Release) error {
 	if err := checkKey(r.Key); err != nil {
 		return err
 	}
+	fault.Point("cni-detach")
 	e := n.engines()
 	if e == nil {
 		if err := n.backlog.Put(r); err != nil {
@@ -276,6 +279,7 @@ func (ws *workloads) keepOnly(network string, valid []cni.Key) error {
 		}
 	}
 	failed := ws.forgetAll(gone)
+	fault.Point("gc-done")
 	for _, w := range gone {
 		if failed[w.ID] == nil {
 			ws.log.Info("workload detached, as the runtime knows it no longer", zap.String("workload", w.ID))
@@ -321,6 +325,7 @@ func (n *Node) workOff(e *engines) (failed map[string]error, err error) {
 			return nil // nothing is attached under such a key
 		}
 		err := e.workloads.detachCNI(r)
+		fault.Point("backlog-carried-out")
 		if err != nil {
 			failed[keyID(r.Key)] = err
 		}

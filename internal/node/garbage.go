@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/ipam"
@@ -132,6 +133,7 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 	if len(ids) == 0 {
 		return failed
 	}
+	fault.Point("forget-disconnected")
 	if err := deleteWorkloads(ws.st, ids); err != nil {
 		for _, id := range ids {
 			failed[id] = err
@@ -144,6 +146,7 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 		delete(ws.state, id)
 	}
 	ws.mu.Unlock()
+	fault.Point("forget-forgotten")
 	maps.Copy(failed, ws.release(ids))
 	return failed
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/ipam"
@@ -77,6 +78,7 @@ func (s ipamStore) LoadIPAM() (ipam.State, error) {
 }
 
 func (s ipamStore) SaveIPAM(c ipam.Change) error {
+	fault.Point("addresses-saving")
 	return s.st.Update(func(tx *store.Tx) error {
 		var errs []error
 		if c.Ring != nil {

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/internal/store"
@@ -97,10 +98,12 @@ func (ws *workloads) reconcile() (undone, err error) {
 		strays = append(strays, l.Owner)
 	}
 	undone = errors.Join(undone, failures("releasing addresses without workload", ws.release(strays)))
+	fault.Point("reconcile-released")
 	res, err := ws.apply()
 	if err != nil {
 		return undone, err
 	}
+	fault.Point("reconcile-applied")
 	var gone []workload
 	for _, id := range res.Missing {
 		w, ok := ws.get(id)
