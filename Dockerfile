@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-# The image holds one static file and nothing else: no shell, no libc, no package manager.
+# The image holds two static files and the licences of what is linked into them: no shell, no libc, no package manager.
+# `make image` makes the same one without a container engine, for amd64 and arm64.
 #
 #   docker build --build-arg VERSION=v0.1.0 -t weft .
 #   docker run -d --name weft --privileged --network host --pid host \
@@ -19,14 +20,18 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=dev
-RUN mkdir -p /out && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/ ./cmd/...
+RUN mkdir -p /out/bin && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /out/bin/ ./cmd/...
+RUN go -C tools/image run . licenses -o /out/licenses -C /src ./cmd/...
 
 FROM scratch
+ARG VERSION=dev
 LABEL org.opencontainers.image.title="weft" \
       org.opencontainers.image.description="An encrypted container network in one file" \
       org.opencontainers.image.source="https://github.com/weftnet/weft" \
-      org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /out/ /usr/local/bin/
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION"
+COPY --from=build /out/licenses/ /licenses/
+COPY --from=build /out/bin/ /usr/local/bin/
 ENV PATH=/usr/local/bin
 ENTRYPOINT ["/usr/local/bin/weft"]
 CMD ["help"]

@@ -11,7 +11,8 @@ LINT      := $(GO) tool -modfile=tools/go.mod golangci-lint
 # CNIBUILD builds the reference plugins and cnitool, pinned in tools/cni/go.mod, into bin/cni
 CNIBUILD  := $(BUILD) -modfile=tools/cni/go.mod -o $(BIN)/cni/ tool
 COMMANDS  := $(notdir $(patsubst %/,%,$(dir $(wildcard cmd/*/main.go))))
-IMAGE     ?= weft:$(VERSION)
+# IMAGE is the name that `make image` gives the image, the one that the manifests ask for unless they are told another
+IMAGE     ?= ghcr.io/weftnet/weft:dev
 # PKG and RUN narrow `make test`: make test PKG=./ipam/... RUN=TestMerge
 PKG       ?= ./...
 RUN       ?=
@@ -123,8 +124,16 @@ benchcni: build ## Compare the CNI plugin with the reference plugins, pod by pod
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench cni -weft $(BIN)/weft -weft-cni $(BIN)/weft-cni -reference $(BIN)/cni -pods $(PODS) $(if $(filter 1000,$(PODS)),-o docs/benchmarks-cni.md)
 
-image: ## Build the container image (docker; IMAGE=name:tag)
-	docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+# Without what Go would note of the checkout, so that the Dockerfile and another clone of the same version make the same files.
+image: ## Pack the container image for amd64 and arm64 into bin/weft-image.tar, without a container engine (IMAGE=name:tag)
+	@set -eu; rm -rf $(BIN)/image; for arch in amd64 arm64; do \
+		mkdir -p $(BIN)/image/$$arch; \
+		GOOS=linux GOARCH=$$arch $(BUILD) -buildvcs=false -o $(BIN)/image/$$arch/ ./cmd/...; \
+	done
+	$(GO) -C tools/image run . licenses -o '$(CURDIR)/$(BIN)/image/licenses' -C '$(CURDIR)' ./cmd/...
+	$(GO) -C tools/image run . pack -o '$(CURDIR)/$(BIN)/weft-image.tar' -name '$(IMAGE)' -version '$(VERSION)' \
+		-licenses '$(CURDIR)/$(BIN)/image/licenses' amd64='$(CURDIR)/$(BIN)/image/amd64' arm64='$(CURDIR)/$(BIN)/image/arm64'
+	@ls -l $(BIN)/weft-image.tar
 
 clean: ## Remove what was built
 	rm -rf $(BIN)
