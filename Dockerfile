@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
-# The image holds two static files and the licences of what is linked into them: no shell, no libc, no package manager.
+# The image holds static files, which are weft, its CNI plugin and the CNI project's portmap for nodes without one, and the licences of what is
+# linked into them: no shell, no libc, no package manager.
 # `make image` makes the same one without a container engine, for amd64 and arm64.
 #
 #   docker build --build-arg VERSION=v0.1.0 -t weft .
@@ -21,7 +22,10 @@ RUN go mod download
 COPY . .
 ARG VERSION=dev
 RUN mkdir -p /out/bin && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o /out/bin/ ./cmd/...
-RUN go -C tools/image run . licenses -o /out/licenses -C /src ./cmd/...
+ARG PORTMAP=github.com/containernetworking/plugins/plugins/meta/portmap
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -modfile=tools/cni/go.mod -o /out/bin/ $PORTMAP
+RUN go -C tools/image run . licenses -o /out/licenses -C /src ./cmd/... && \
+    go -C tools/image run . licenses -o /out/licenses -C /src -modfile tools/cni/go.mod $PORTMAP
 
 FROM scratch
 ARG VERSION=dev

@@ -18,6 +18,8 @@ PKG       ?= ./...
 RUN       ?=
 # LARGE are the tests that the race detector crashes in (golang.org/issue/78156), or is too slow for; they run without it
 LARGE     := ^(TestTenNodesFailure|TestCutIsBounded|TestPartitionAmongTheDead|TestScale)$$
+# MODULES are those of tools and tests whose libraries are not Weft's
+MODULES   := tools/image deploy
 FUZZTIME  ?= 10s
 # SIMS is how many runs of the simulator of address management `make test` has, SOAK how long `make soak` has new ones
 SIMS      ?= 10000
@@ -40,7 +42,7 @@ PODS      ?= 1000
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz soak model mutants scale bench benchcni image clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak model mutants scale bench benchcni image manifests clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -82,10 +84,12 @@ test: build ## Run all tests with the race detector, also those that build hosts
 		parts $$(awk '$$1 == "FAIL" && $$2 ~ /\// { print $$2 }' "$$log/out"); \
 	fi; \
 	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh ./internal/node; fi; \
+	$(if $(RUN)$(filter-out ./...,$(PKG)),:,for m in $(MODULES); do CGO_ENABLED=0 $(GO) -C $$m test ./...; done); \
 	$(if $(RUN)$(filter-out ./...,$(PKG)),:,CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -v -run '^(TestSimulation|TestCrashAtEveryCommit)$$' ./ipam -sim.runs=$(SIMS) -sim.crashes=20)
 
 lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS
 	$(LINT) run
+	@for m in $(MODULES); do (cd $$m && $(GO) tool -modfile='$(CURDIR)/tools/go.mod' golangci-lint run) || exit 1; done
 	GOOS=darwin CGO_ENABLED=0 $(GO) vet ./router/tun/portable
 
 fmt: ## Format the source
@@ -124,13 +128,21 @@ benchcni: build ## Compare the CNI plugin with the reference plugins, pod by pod
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench cni -weft $(BIN)/weft -weft-cni $(BIN)/weft-cni -reference $(BIN)/cni -pods $(PODS) $(if $(filter 1000,$(PODS)),-o docs/benchmarks-cni.md)
 
+manifests: ## Write deploy/kubernetes/weft.yaml anew from the Helm chart
+	$(GO) -C deploy test -count 1 -run '^TestManifestIsTheChart$$' -update .
+
+# PORTMAP is the CNI project's plugin for hostPort, which the image brings for nodes that have none; its version is in tools/cni/go.mod
+PORTMAP   := github.com/containernetworking/plugins/plugins/meta/portmap
+
 # Without what Go would note of the checkout, so that the Dockerfile and another clone of the same version make the same files.
 image: ## Pack the container image for amd64 and arm64 into bin/weft-image.tar, without a container engine (IMAGE=name:tag)
 	@set -eu; rm -rf $(BIN)/image; for arch in amd64 arm64; do \
 		mkdir -p $(BIN)/image/$$arch; \
 		GOOS=linux GOARCH=$$arch $(BUILD) -buildvcs=false -o $(BIN)/image/$$arch/ ./cmd/...; \
+		GOOS=linux GOARCH=$$arch $(BUILD) -buildvcs=false -modfile=tools/cni/go.mod -o $(BIN)/image/$$arch/ $(PORTMAP); \
 	done
 	$(GO) -C tools/image run . licenses -o '$(CURDIR)/$(BIN)/image/licenses' -C '$(CURDIR)' ./cmd/...
+	$(GO) -C tools/image run . licenses -o '$(CURDIR)/$(BIN)/image/licenses' -C '$(CURDIR)' -modfile tools/cni/go.mod $(PORTMAP)
 	$(GO) -C tools/image run . pack -o '$(CURDIR)/$(BIN)/weft-image.tar' -name '$(IMAGE)' -version '$(VERSION)' \
 		-licenses '$(CURDIR)/$(BIN)/image/licenses' amd64='$(CURDIR)/$(BIN)/image/amd64' arm64='$(CURDIR)/$(BIN)/image/arm64'
 	@ls -l $(BIN)/weft-image.tar
@@ -139,4 +151,4 @@ clean: ## Remove what was built
 	rm -rf $(BIN)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

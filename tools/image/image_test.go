@@ -243,11 +243,11 @@ func TestLicenses(t *testing.T) {
 	write("lib/other/LICENSE", "not linked")
 	write("lib/license.go", "package lib\n")
 	out := filepath.Join(t.TempDir(), "licenses")
-	if err := licenses(out, module, []string{"."}); err == nil || !strings.Contains(err.Error(), "example.org/lib has no file LICENSE") {
+	if err := licenses(out, module, "", []string{"."}); err == nil || !strings.Contains(err.Error(), "example.org/lib has no file LICENSE") {
 		t.Errorf("a module without a licence: %v", err)
 	}
 	write("lib/NOTICE", "of the module")
-	if err := licenses(out, module, []string{"."}); err != nil {
+	if err := licenses(out, module, "", []string{"."}); err != nil {
 		t.Fatal(err)
 	}
 	got := []string{}
@@ -260,6 +260,10 @@ func TestLicenses(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	write("other.mod", "module example.org/main\ngo 1.26\n")
+	if err := licenses(out, module, "other.mod", []string{"."}); err == nil || !strings.Contains(err.Error(), "example.org/lib") {
+		t.Errorf("a go.mod without the library: %v", err)
 	}
 	if want := []string{"LICENSE", "example.org/lib/NOTICE", "example.org/lib/sub/COPYING.txt", "go/LICENSE"}; !slices.Equal(got, want) {
 		t.Errorf("collected %q, want %q", got, want)

@@ -30,12 +30,13 @@ type listed struct {
 	}
 }
 
-// licenses copies the licence texts of all that the packages in module link to out, which it makes anew: those of the module itself
-// on top, those of Go in go/, those of other modules by their paths. A module without a licence is an error.
-func licenses(out, module string, packages []string) error {
+// licenses copies the licence texts of all that the packages in module link to out: those of the module itself on top, those of Go
+// in go/, those of other modules by their paths. The packages' versions are those of modfile, the module's own go.mod if it is empty. A
+// module without a licence is an error.
+func licenses(out, module, modfile string, packages []string) error {
 	found := map[string]string{} // name below out -> file
 	for _, arch := range architectures() {
-		list, err := listPackages(module, arch, packages)
+		list, err := listPackages(module, modfile, arch, packages)
 		if err != nil {
 			return err
 		}
@@ -61,7 +62,6 @@ func licenses(out, module string, packages []string) error {
 	}
 	text := filepath.Join(strings.TrimSpace(string(goroot)), "LICENSE")
 	if _, err := os.Stat(text); err != nil {
-		// Debian keeps the texts of its packages elsewhere.
 		return fmt.Errorf("the licence of Go's library: %w; use a Go distribution that has it", err)
 	}
 	found[filepath.Join("go", "LICENSE")] = text
@@ -69,8 +69,12 @@ func licenses(out, module string, packages []string) error {
 }
 
 // listPackages returns the packages and all that they import, as built for Linux on arch.
-func listPackages(module, arch string, packages []string) ([]listed, error) {
-	cmd := exec.Command("go", append([]string{"list", "-deps", "-json=ImportPath,Dir,Standard,Module"}, packages...)...)
+func listPackages(module, modfile, arch string, packages []string) ([]listed, error) {
+	args := []string{"list", "-deps", "-json=ImportPath,Dir,Standard,Module"}
+	if modfile != "" {
+		args = append(args, "-modfile="+modfile)
+	}
+	cmd := exec.Command("go", append(args, packages...)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0")
 	var stderr bytes.Buffer
@@ -140,9 +144,6 @@ func isLicense(name string) bool {
 }
 
 func copyAll(out string, found map[string]string) error {
-	if err := os.RemoveAll(out); err != nil {
-		return err
-	}
 	for name, from := range found {
 		text, err := os.ReadFile(from)
 		if err != nil {

@@ -2,10 +2,10 @@
 
 // Command image packs Weft's container image without a container engine.
 //
-//	image licenses -o DIR [-C MODULE] PACKAGE...
+//	image licenses -o DIR [-C MODULE] [-modfile FILE] PACKAGE...
 //	image pack -o FILE -name NAME -version VERSION -licenses DIR ARCH=DIR...
 //
-// The first copies the licence texts of everything that is linked into PACKAGEs; the second writes an image for each ARCH,
+// The first adds the licence texts of everything that is linked into PACKAGEs to DIR; the second writes an image for each ARCH,
 // from the binaries in its DIR, and one index over all of them, as one tarball that `ctr images import`, `podman load` and
 // `docker load` take. The same input makes the same bytes.
 //
@@ -39,13 +39,14 @@ func run(args []string, stderr io.Writer) error {
 	switch args[0] {
 	case "licenses":
 		module := fs.String("C", ".", "directory of the module that the packages are in")
+		modfile := fs.String("modfile", "", "go.mod of the packages, relative to the module, unless it is the module's own")
 		if err := fs.Parse(args[1:]); err != nil {
 			return err
 		}
 		if *out == "" || fs.NArg() == 0 {
 			return errors.New("licenses: give -o DIR and at least one package")
 		}
-		return licenses(*out, *module, fs.Args())
+		return licenses(*out, *module, *modfile, fs.Args())
 	case "pack":
 		var p pack
 		fs.StringVar(&p.name, "name", "", "name of the image, such as registry.example/weft:v1")
