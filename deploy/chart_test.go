@@ -35,8 +35,8 @@ func TestValuesBecomeFlags(t *testing.T) {
 		{"port: 7000", "kube launch --port=7000", "kube install"},
 		{"logLevel: debug", "kube launch --log-level=debug", "kube install"},
 		{"dataDir: /data/weft", "kube launch --data-dir=/data/weft", "kube install"},
-		{"cni: {binDir: /usr/lib/cni}", "kube launch --cni-bin-dir=/usr/lib/cni", "kube install --cni-bin-dir=/usr/lib/cni"},
-		{"cni: {confDir: /var/lib/cni/conf}", "kube launch --cni-conf-dir=/var/lib/cni/conf", "kube install"},
+		{"cni: {binDir: /usr/lib/cni}", "kube launch --bin-dir=/usr/lib/cni", "kube install --bin-dir=/usr/lib/cni"},
+		{"cni: {confDir: /var/lib/cni/conf}", "kube launch --conf-dir=/var/lib/cni/conf", "kube install"},
 		{"{mtu: 1400, extraArgs: [--quarantine=2m, --no-gro]}", "kube launch --mtu=1400 --quarantine=2m --no-gro", "kube install"},
 	} {
 		spec := daemonSet(t, c.values).Spec.Template.Spec
@@ -117,30 +117,11 @@ func TestValuesRefused(t *testing.T) {
 		"port: 65535":            "port",
 		"logLevel: loud":         "logLevel",
 		"cni: {binDir: cni/bin}": "binDir",
-		"name: No":               "name",
+		"name: other":            "name",
 		"image: {digest: x}":     "digest",
 	} {
 		if _, err := render(t, values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want an error that names %s", values, err, want)
-		}
-	}
-}
-
-// TestAnotherName shows that nothing but the name of the image, paths and labels' keys are tied to the name weft.
-func TestAnotherName(t *testing.T) {
-	text, err := render(t, "name: net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := objects(t, text)
-	d := find[*appsv1.DaemonSet](t, all, "net")
-	if environment(d, "WEFT_DAEMONSET") != "net" || environment(d, "WEFT_SECRET") != "net" || d.Spec.Template.Spec.ServiceAccountName != "net" {
-		t.Errorf("the DaemonSet is %+v", d.Spec.Template.Spec)
-	}
-	role := find[*rbacv1.Role](t, all, "net")
-	for _, r := range role.Rules[1:] {
-		if !slices.Equal(r.ResourceNames, []string{"net"}) {
-			t.Errorf("the role lets the daemon at %v", r.ResourceNames)
 		}
 	}
 }

@@ -4,14 +4,14 @@
 
 {{- define "weft.cniArgs" -}}
 {{- $args := list -}}
-{{- if ne .Values.cni.binDir "/opt/cni/bin" }}{{ $args = append $args (printf "--cni-bin-dir=%s" .Values.cni.binDir) }}{{ end -}}
-{{- if ne .Values.cni.confDir "/etc/cni/net.d" }}{{ $args = append $args (printf "--cni-conf-dir=%s" .Values.cni.confDir) }}{{ end -}}
+{{- if ne .Values.cni.binDir "/opt/cni/bin" }}{{ $args = append $args (printf "--bin-dir=%s" .Values.cni.binDir) }}{{ end -}}
+{{- if ne .Values.cni.confDir "/etc/cni/net.d" }}{{ $args = append $args (printf "--conf-dir=%s" .Values.cni.confDir) }}{{ end -}}
 {{- toJson $args -}}
 {{- end }}
 
 {{- define "weft.installArgs" -}}
 {{- $args := list "kube" "install" -}}
-{{- if ne .Values.cni.binDir "/opt/cni/bin" }}{{ $args = append $args (printf "--cni-bin-dir=%s" .Values.cni.binDir) }}{{ end -}}
+{{- if ne .Values.cni.binDir "/opt/cni/bin" }}{{ $args = append $args (printf "--bin-dir=%s" .Values.cni.binDir) }}{{ end -}}
 {{- toJson $args -}}
 {{- end }}
 
