@@ -23,6 +23,9 @@ import (
 //
 // Who has just learnt much at once has nobody to expect gossip from: it sends
 // digests to epidemicNodes members at once, marked fresh, and these need not wait.
+//
+// Gossip misses one node now and then (budget.go). So each node that has passed on changes sends digests to calmNodes members once no more have come for
+// as long as gossip takes to everybody, marked fresh, too: whoever was missed knows it a moment later, and not by its turn.
 const (
 	digestVersion = 1
 
@@ -30,6 +33,7 @@ const (
 	freshPatience  = 200 * time.Millisecond // give or take a half
 	freshPause     = time.Second            // at least between two rounds of fresh digests, and between two syncs
 	epidemicNodes  = 3
+	calmNodes      = 2
 	maxFruitless   = 5 // doublings of the pause after syncs that did not change the difference
 	digestQueue    = 16
 )
@@ -240,6 +244,14 @@ func (m *Mesh) nudge() {
 	}
 }
 
+// stir notes that a change has come which others have to get, too.
+func (m *Mesh) stir() {
+	select {
+	case m.stirred <- struct{}{}:
+	default:
+	}
+}
+
 // digestLoop sends digests and acts on those of others, so that this node has no
 // more than one sync of its own under way.
 func (m *Mesh) digestLoop(ctx context.Context) {
@@ -247,6 +259,8 @@ func (m *Mesh) digestLoop(ctx context.Context) {
 	defer send.Stop()
 	look := time.NewTimer(time.Hour)
 	defer look.Stop()
+	calm := time.NewTimer(time.Hour)
+	defer calm.Stop()
 	var pending *digest
 	var told, synced, rest time.Time // when fresh digests were sent, a sync of this node's own ended, and when the next is due
 	fresh, busy, fruitless, last := false, false, 0, uint64(0)
@@ -268,6 +282,10 @@ func (m *Mesh) digestLoop(ctx context.Context) {
 				fresh = true
 				send.Reset(time.Until(told.Add(freshPause)))
 			}
+		case <-m.stirred:
+			calm.Reset(digestPatience + rand.N(freshPause))
+		case <-calm.C:
+			m.sendDigests(calmNodes, func(d *digest) { d.Fresh = true })
 		case s := <-m.digests:
 			d, ok := m.readDigest(s)
 			if !ok {

@@ -118,6 +118,7 @@ type Mesh struct {
 	changes    chan struct{} // capacity 1
 	rejoinNow  chan struct{} // capacity 1
 	nudged     chan struct{} // capacity 1
+	stirred    chan struct{} // capacity 1
 	gossiping  chan struct{} // capacity 1: changes wait
 	digests    chan rawDigest
 	syncs      chan struct{} // capacity maxSyncs: held by each sync that others began
@@ -187,7 +188,7 @@ func New(cfg Config) (*Mesh, error) {
 		cfg: cfg, id: cfg.Identity.ID(), tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
 		started: time.Now(), universe: cfg.Universe,
 		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
-		nudged: make(chan struct{}, 1), gossiping: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
+		nudged: make(chan struct{}, 1), stirred: make(chan struct{}, 1), gossiping: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
 		states: make(map[string]State), sums: make(map[string]*stateSum), budgets: make(map[string]*budget), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),

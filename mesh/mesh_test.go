@@ -304,6 +304,25 @@ func TestLargeChange(t *testing.T) {
 	})
 }
 
+// Whom gossip has missed does not wait for the comparison by turns.
+func TestMissedByGossip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 14)
+		c.tune.PushPullInterval, c.tune.DigestInterval = time.Hour, time.Hour
+		a, b, d := c.node().start(), c.node("n1").start(), c.node("n1").start()
+		c.eventually(5*time.Second, "whole", whole(a, b, d))
+		time.Sleep(time.Minute)
+		c.net.Filter(func(_ string, from, to *memnet.Host) bool { return from != d.host && to != d.host })
+		a.add("x")
+		time.Sleep(1900 * time.Millisecond) // gossip is over by then
+		if !b.bag.has("x") || d.bag.has("x") {
+			t.Fatal("gossip went other ways than it should")
+		}
+		c.net.Filter(nil)
+		c.eventually(2*time.Second, "who was missed knows the change", agreed(a, b, d))
+	})
+}
+
 // Merges that take their time (a disk) hold up nothing else.
 func TestSlowMerge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

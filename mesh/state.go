@@ -111,6 +111,7 @@ func (m *Mesh) spread(name, key string, delta []byte) {
 	if len(delta) == 0 || !u.Known() {
 		return
 	}
+	m.stir()
 	if len(delta) <= maxGossip {
 		b, err := encodeChange(u.ID, name, delta)
 		if err != nil {
