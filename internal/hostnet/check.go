@@ -27,8 +27,8 @@ func differs(format string, args ...any) error {
 //
 // What others have added to the namespace is no difference, but for addresses of the universe on the interface.
 func (h *Host) Check(w Workload) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.mu.RLock()
+	defer h.mu.RUnlock()
 	w, err := h.complete(w)
 	if err != nil {
 		return err
@@ -36,6 +36,7 @@ func (h *Host) Check(w Workload) error {
 	if w.AddressesOnly {
 		return nil
 	}
+	defer h.lanes.lock(w.ID)()
 	file, err := openWorkload(w.Netns, h.ns)
 	if err != nil {
 		return err
