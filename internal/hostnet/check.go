@@ -34,7 +34,7 @@ func (h *Host) Check(w Workload) error {
 		return err
 	}
 	if w.AddressesOnly {
-		return nil
+		return h.checkGiven(w)
 	}
 	defer h.lanes.lock(w.ID)()
 	file, err := openWorkload(w.Netns, h.ns)

@@ -61,7 +61,8 @@ type Workload struct {
 	MTU    int          // bytes; 0 is the MTU of the last Apply
 	// MAC is the hardware address of the interface inside; nil is one computed from the ID.
 	MAC net.HardwareAddr
-	// AddressesOnly is a workload whose interface somebody else makes.
+	// AddressesOnly is a workload whose interface somebody else makes, with a route on the host: all that there is to do is to let its
+	// packets pass.
 	AddressesOnly bool
 }
 
@@ -193,7 +194,7 @@ func (d Desired) normal() (Desired, error) {
 func (d Desired) filters() filters {
 	return filters{
 		device: d.Device, universe: d.Universe, masquerade: d.Masquerade, addrs: byFamily(d.Addrs),
-		port: d.Plain.VXLANPort, devices: d.Plain.Devices,
+		port: d.Plain.VXLANPort, devices: d.Plain.Devices, given: d.addressesOnly(),
 	}
 }
 

@@ -16,7 +16,8 @@ import (
 // filters is what the table is to do.
 //
 //	prerouting   before connection tracking: a workload sends from its own addresses only, and what comes from
-//	             the universe comes by Weft's devices only, or by the kernel path of the peer that has the source
+//	             the universe comes by Weft's devices only, or by the kernel path of the peer that has the source, or from a
+//	             workload whose interface is not Weft's
 //	leak         a packet to the universe leaves by Weft's devices, by a kernel path to the peer that has the destination,
 //	             as a probe of one, or not at all, whatever became of its routes; and nobody beyond the device is told of a shorter way, which
 //	             the kernel suspects where it forwards a packet back into the device, as it does for WireGuard clients
@@ -39,6 +40,7 @@ type filters struct {
 	addrs      map[bool]netip.Addr // the host's overlay address, by whether it is v6
 	port       uint16              // UDP, of VXLAN; 0: no kernel paths
 	devices    []string            // of VXLAN
+	given      []netip.Addr        // whose interfaces are not Weft's
 }
 
 // rules is a table as it should be.
@@ -130,6 +132,9 @@ func (f filters) arriving(r *rules, use features) {
 		pre.add("", workloads(expr.MetaKeyIIFNAME), accept())
 	}
 	for _, p := range f.universe {
+		if use.fib {
+			pre.add("", given(p, source), verdict(expr.VerdictGoto, "workload"))
+		}
 		if use.plain {
 			pre.add("", match(p, source, expr.CmpOpEq), segmentSet(p.Addr().Is6()).lookup(), accept())
 		}
@@ -140,6 +145,7 @@ func (f filters) arriving(r *rules, use features) {
 // fromWorkloads adds the check of what workloads send.
 func (f filters) fromWorkloads(r *rules, use features) {
 	workload, link := r.chain("workload", "", nil, nil), r.chain("link", "", nil, nil)
+	f.addGiven(r)
 	for _, p := range []string{"fe80::/10", "::/128"} {
 		workload.add("", match(netip.MustParsePrefix(p), source, expr.CmpOpEq), verdict(expr.VerdictJump, link.name))
 	}
@@ -193,6 +199,9 @@ func (f filters) leaving(r *rules, use features) {
 			}
 			leak.add("", match(p, destination, expr.CmpOpEq), outSet(p.Addr().Is6()).lookup(), accept())
 		}
+		if use.fib {
+			leak.add("", given(p, destination), accept())
+		}
 		leak.add("never in plaintext", match(p, destination, expr.CmpOpEq), drop())
 	}
 	if use.plain {
@@ -218,6 +227,9 @@ func (f filters) translation(r *rules, use features) {
 	nat.add("", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, "lo"), accept())
 	nat.add("", workloads(expr.MetaKeyOIFNAME), name(expr.MetaKeyOIFNAME, expr.CmpOpNeq, f.device), accept())
 	for _, p := range f.universe {
+		if use.fib {
+			nat.add("", given(p, destination), accept())
+		}
 		var asHost any = &expr.Masq{FullyRandom: true}
 		if a, ok := f.addrs[p.Addr().Is6()]; ok {
 			asHost = sourceNAT(a)
@@ -296,6 +308,10 @@ func (f filters) transit(r *rules) {
 	transit := r.chain("transit", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
 		f.ours(transit, key)
+	}
+	for _, p := range f.universe {
+		transit.add("", given(p, source), accept())
+		transit.add("", given(p, destination), accept())
 	}
 	transit.add("",
 		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register},

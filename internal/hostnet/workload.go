@@ -32,14 +32,14 @@ const loopback = 1
 //
 // The errors of internal/netns say that w.Netns is no network namespace.
 func (h *Host) Attach(w Workload) (Attached, error) {
+	if w.AddressesOnly {
+		return h.give(w)
+	}
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	w, err := h.complete(w)
 	if err != nil {
 		return Attached{}, err
-	}
-	if w.AddressesOnly {
-		return Attached{MTU: w.MTU, Addrs: h.last.usable(w)}, nil
 	}
 	defer h.lanes.lock(w.ID)()
 	file, err := openWorkload(w.Netns, h.ns)
@@ -117,10 +117,10 @@ func (h *Host) complete(w Workload) (Workload, error) {
 	return w, nil
 }
 
-// Detach disconnects a workload, of which only the ID counts. It is no error if it is not connected, or if its namespace is gone.
+// Detach disconnects a workload, of which only the ID counts, or the addresses if it has nothing else. It is no error if it is not connected, or if its namespace is gone.
 func (h *Host) Detach(w Workload) error {
 	if w.AddressesOnly {
-		return nil
+		return h.take(w)
 	}
 	h.mu.RLock()
 	defer h.mu.RUnlock()
