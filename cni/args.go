@@ -71,7 +71,7 @@ func (c *call) args() (w wishes, p Pod, err error) {
 		}
 		values[k] = v
 	}
-	ignore, err := strconv.ParseBool(strings.ToLower(cmp.Or(values["IgnoreUnknown"], "0")))
+	ignore, err := strconv.ParseBool(cmp.Or(values["IgnoreUnknown"], "0"))
 	if err != nil {
 		return bad("has IgnoreUnknown=" + quoted(values["IgnoreUnknown"]))
 	}

@@ -211,6 +211,88 @@ func TestBacklogStoppedWriter(t *testing.T) {
 	}
 }
 
+// TestBacklogRemovedMeanwhile: what waits for the lock of a directory that is then removed comes into the next one.
+func TestBacklogRemovedMeanwhile(t *testing.T) {
+	run := t.TempDir()
+	dir := filepath.Join(run, "cni")
+	for again := range 2 {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		locked, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Flock(int(locked.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- NewBacklog(run).Put(release("a")) }()
+		time.Sleep(20 * time.Millisecond) // it waits by now, or will find the directory as it is then: both have to do
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+		if again == 1 { // by another plugin
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = locked.Close()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if got := worked(t, NewBacklog(run)); fmt.Sprint(got) != "[a]" {
+			t.Errorf("%v is kept, want [a]", got)
+		}
+	}
+}
+
+// TestBacklogLocksTheOneThatIsThere: two that hold locks of different directories would write the same file.
+func TestBacklogLocksTheOneThatIsThere(t *testing.T) {
+	run := t.TempDir()
+	b := NewBacklog(run)
+	dir := filepath.Join(run, "cni")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first, err := b.lock(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		f, err := b.lock(time.Minute)
+		if err == nil {
+			_ = f.Close()
+		}
+		got <- err
+	}()
+	for opened(t, dir) < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := errors.Join(os.Rename(dir, dir+"-old"), os.Mkdir(dir, 0o700), first.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory that is no longer there was locked: %v", err)
+	}
+}
+
+// opened returns how often this process has the directory open.
+func opened(t *testing.T, dir string) (n int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", fd.Name())); err == nil && to == dir {
+			n++
+		}
+	}
+	return n
+}
+
 func TestBacklogUnwritable(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

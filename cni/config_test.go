@@ -94,6 +94,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"namespace that is relative": {env: []string{"CNI_NETNS", "netns/a"}, code: 4, want: `CNI_NETNS "netns/a" is no`},
 		"namespace and control":      {env: []string{"CNI_NETNS", "/a\nb"}, code: 4, want: `CNI_NETNS "/a\nb" is no`},
+		"namespace and UTF-8":        {env: []string{"CNI_NETNS", "/a\xff"}, code: 4, want: `CNI_NETNS "/a\xff" is no`},
 		"unknown argument": {
 			env: []string{"CNI_ARGS", "A=b"}, code: 4,
 			want: `CNI_ARGS has "A=b", which weft does not know; it has to be KEY=VALUE;KEY=VALUE, with the keys IP, MAC and those of Kubernetes, or IgnoreUnknown=1`,

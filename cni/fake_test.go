@@ -153,6 +153,7 @@ type plugin struct {
 	name   string
 	runDir string
 	step   func(string)
+	asked  string                                  // run directory of the daemon that was asked
 	out    interface{ Write([]byte) (int, error) } // nil: kept
 }
 
@@ -190,7 +191,7 @@ func (p *plugin) run(ctx context.Context, e map[string]string, stdin string) (co
 	var o, se bytes.Buffer
 	v := Env{
 		Getenv: func(k string) string { return e[k] }, Stdin: strings.NewReader(stdin), Stdout: &o, Stderr: &se, Name: p.name, Step: p.step,
-		Connect: func(string) Daemon { return p.daemon },
+		Connect: func(dir string) Daemon { p.asked = dir; return p.daemon },
 	}
 	if p.out != nil {
 		v.Stdout = p.out

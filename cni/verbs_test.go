@@ -65,6 +65,8 @@ func TestDelTakesWhatAddRefused(t *testing.T) {
 		if p.daemon.asked != 0 {
 			t.Errorf("%s: the daemon was asked", name)
 		}
+		p.ok(t, env("GC"), p.conf(append(c.conf, "cni.dev/valid-attachments", []int{})...))
+		p.daemon.released = nil
 		p.ok(t, env("DEL", c.env...), p.conf(c.conf...))
 		if r := p.daemon.released; len(r) != 1 || r[0].Key != (Key{"c1", "eth0"}) || len(c.env) > 0 && c.env[0] == "CNI_NETNS" && r[0].Netns != "" {
 			t.Errorf("%s: released %+v", name, r)
@@ -290,6 +292,39 @@ func TestAddIsAtomic(t *testing.T) {
 	}
 }
 
+// TestAddThatIsRefusedAfterDoubt: what a daemon has attached before it ended is taken away, whatever the next one says.
+func TestAddThatIsRefusedAfterDoubt(t *testing.T) {
+	p := newPlugin(t)
+	synctest.Test(t, func(t *testing.T) {
+		attach := p.daemon.after(ErrBrokenOff)
+		p.daemon.fail = func(verb string) error {
+			if p.daemon.asked == 1 {
+				return attach(verb)
+			}
+			if verb == "attach" {
+				return &Error{CodeFailed, "the namespace is gone", "make one"}
+			}
+			return nil
+		}
+		if e := p.refused(t, env("ADD"), p.conf()); e != (Error{CodeFailed, "the namespace is gone", "make one"}) {
+			t.Errorf("got %+v", e)
+		}
+	})
+	if len(p.daemon.held) != 0 {
+		t.Errorf("%v stays", p.daemon.held)
+	}
+}
+
+// TestRunDirectory: the daemon asked is the one that the configuration names.
+func TestRunDirectory(t *testing.T) {
+	p := newPlugin(t)
+	for dir, want := range map[any]string{"/run//weft/x/": "/run/weft/x", nil: "/run/weft"} {
+		if p.ok(t, env("STATUS"), p.conf("runDir", dir)); p.asked != want {
+			t.Errorf("%v: asked %s, want %s", dir, p.asked, want)
+		}
+	}
+}
+
 // after attaches, and answers with err nevertheless.
 func (f *fake) after(err error) func(string) error {
 	return func(verb string) error {
@@ -376,6 +411,16 @@ func TestCheckOfWhatWasAdded(t *testing.T) {
 	}
 }
 
+// TestCheckOfAReorderedResult: an interface in another namespace is not weft's end on the host.
+func TestCheckOfAReorderedResult(t *testing.T) {
+	p := newPlugin(t)
+	p.ok(t, env("ADD"), p.conf())
+	p.ok(t, env("CHECK"), p.conf("prevResult", json.RawMessage(`{"interfaces":[{"name":"eth0","sandbox":"/run/netns/b"},{"name":"eth0","sandbox":"/run/netns/a"}]}`)))
+	if got := p.daemon.checks[0].Want; got.HostIf != "" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestCheckAsIPAM(t *testing.T) {
 	p := newPlugin(t)
 	conf := []any{"type", "ptp", "runDir", nil, "ipam", obj{"type": "weft", "runDir": p.runDir}}
@@ -438,7 +483,7 @@ func TestGC(t *testing.T) {
 			left = append(left, k.ContainerID+"/"+k.IfName)
 		}
 		slices.Sort(left)
-		if got := strings.Join(left, " "); got != c.want || p.daemon.released[0].Network != "net" {
+		if got := strings.Join(left, " "); got != c.want || len(p.daemon.released[0].Valid) != len(strings.Fields(c.want)) || p.daemon.released[0].Network != "net" {
 			t.Errorf("%s: %s stays, want %s", name, got, c.want)
 		}
 	}
