@@ -63,7 +63,12 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	// that, and leaves the address alone when it is there.
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	defer ws.expect(want.ID, func() { giveUp(errTakenBack) })()
+	coming := arrival{record: want, giveUp: func() { giveUp(errTakenBack) }}
+	coming.record.Boot, coming.record.Attached = ws.boot, ws.now()
+	if want.MTU == 0 {
+		coming.record.MTU = ws.mtu()
+	}
+	defer ws.expect(&coming)()
 	lease, err := ws.lease(ctx, want)
 	if err != nil {
 		return workload{}, hostnet.Attached{}, err
@@ -73,19 +78,19 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	w, known := ws.get(want.ID)
 	before := w
 	if !known {
-		w = want
-		w.Boot, w.Attached = ws.boot, ws.now()
-		if w.MTU == 0 {
-			w.MTU = ws.mtu()
+		w = coming.record
+		if !ws.hasKept(&coming) { // it had the addresses already
+			err = saveWorkload(ws.st, w)
 		}
 	}
 	w.Netns, w.NetnsID = want.Netns, want.NetnsID
-	made, err := ws.host.Attach(onHost(w, lease))
+	var made hostnet.Attached
+	if err == nil {
+		made, err = ws.host.Attach(onHost(w, lease))
+	}
 	fault.Point("attach-connected")
-	if err == nil && (!known || w.Netns != before.Netns || w.NetnsID != before.NetnsID) {
-		if err = saveWorkload(ws.st, w); err != nil && !known {
-			err = errors.Join(err, ws.host.Detach(onHost(w, lease)))
-		}
+	if err == nil && known && (w.Netns != before.Netns || w.NetnsID != before.NetnsID) {
+		err = saveWorkload(ws.st, w)
 	}
 	if err != nil {
 		fault.Point("attach-undoing")
@@ -128,19 +133,32 @@ func (ws *workloads) lease(ctx context.Context, want workload) (ipam.Lease, erro
 	}
 }
 
-// expect announces a workload, until the function that it returns is called; giveUp has its attach wait no longer.
-func (ws *workloads) expect(id string, giveUp func()) (done func()) {
+// arrival is an attach under way.
+type arrival struct {
+	record workload // as it is to be kept, if it is not known yet
+	kept   bool     // it is, together with the addresses
+	giveUp func()   // has the attach wait for addresses no longer
+}
+
+// expect announces an attach, until the function that it returns is called.
+func (ws *workloads) expect(a *arrival) (done func()) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if ws.coming == nil {
-		ws.coming = map[string]func(){}
+		ws.coming = map[string]*arrival{}
 	}
-	ws.coming[id] = giveUp
+	ws.coming[a.record.ID] = a
 	return func() {
 		ws.mu.Lock()
 		defer ws.mu.Unlock()
-		delete(ws.coming, id)
+		delete(ws.coming, a.record.ID)
 	}
+}
+
+func (ws *workloads) hasKept(a *arrival) bool {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return a.kept
 }
 
 func (ws *workloads) expected(id string) bool {
@@ -153,10 +171,10 @@ func (ws *workloads) expected(id string) bool {
 // hurry has an attach that waits for addresses wait no longer.
 func (ws *workloads) hurry(id string) {
 	ws.mu.Lock()
-	giveUp := ws.coming[id]
+	a := ws.coming[id]
 	ws.mu.Unlock()
-	if giveUp != nil {
-		giveUp()
+	if a != nil {
+		a.giveUp()
 	}
 }
 

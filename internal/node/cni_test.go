@@ -277,7 +277,7 @@ func TestCNIGC(t *testing.T) {
 				left = append(left, keyID(r.Key))
 			}
 		}
-		coming := n1.service().(*Node).engines().workloads.expect("cni/c5/eth0", func() {}) // it is being attached again
+		coming := n1.service().(*Node).engines().workloads.expect(&arrival{record: workload{ID: "cni/c5/eth0"}, giveUp: func() {}}) // it is being attached again
 		left = append(left, "cni/c5/eth0", hostOwner, byHand.ID)
 		slices.Sort(left)
 		keep = append(keep, cni.Key{ContainerID: "unheard", IfName: "eth0"})

@@ -118,12 +118,14 @@ func (ws *workloads) orphan(w workload) (bool, error) {
 }
 
 // forgetAll removes interface, record and addresses of workloads, in few commits, as there may be hundreds, and returns what
-// failed, by workload; such a one keeps what is left of it. What a crash leaves undone is a stray. The caller has the gate.
+// failed, by workload; such a one keeps what is left of it. After a crash in between it has lost its interface. The caller has the gate.
 func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 	failed = map[string]error{}
+	leased := map[string]bool{}
 	var ids []string
 	for _, w := range gone {
-		lease, _ := ws.alloc.Lookup(w.ID)
+		lease, ok := ws.alloc.Lookup(w.ID)
+		leased[w.ID] = ok
 		if err := ws.host.Detach(onHost(w, lease)); err != nil {
 			failed[w.ID] = err
 			continue
@@ -134,20 +136,29 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 		return failed
 	}
 	fault.Point("forget-disconnected")
-	if err := deleteWorkloads(ws.st, ids); err != nil {
-		for _, id := range ids {
-			failed[id] = err
+	maps.Copy(failed, ws.release(ids)) // with their records
+	var bare []string
+	for _, id := range ids {
+		if !leased[id] {
+			bare = append(bare, id)
 		}
-		return failed
+	}
+	if len(bare) > 0 {
+		if err := deleteWorkloads(ws.st, bare); err != nil {
+			for _, id := range bare {
+				failed[id] = err
+			}
+		}
 	}
 	ws.mu.Lock()
+	defer ws.mu.Unlock()
 	for _, id := range ids {
-		delete(ws.all, id)
-		delete(ws.state, id)
+		if failed[id] == nil {
+			delete(ws.all, id)
+			delete(ws.state, id)
+		}
 	}
-	ws.mu.Unlock()
 	fault.Point("forget-forgotten")
-	maps.Copy(failed, ws.release(ids))
 	return failed
 }
 

@@ -136,7 +136,7 @@ func TestRebootReleasesAddresses(t *testing.T) {
 	})
 }
 
-// A crash between the record and the address leaves an address that nobody has a record of, which the next start releases.
+// An address that nobody has a record of is released at the next start.
 func TestRebootHalfForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
@@ -168,7 +168,7 @@ func TestGarbageLeavesWhatIsComing(t *testing.T) {
 		c.ready(n1)
 		e := n1.service().(*Node).engines()
 		id := workloadID(netns.ID("net:[7]"), "eth0")
-		came := e.workloads.expect(id, func() {})
+		came := e.workloads.expect(&arrival{record: workload{ID: id}, giveUp: func() {}})
 		if _, err := e.alloc.Allocate(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}

@@ -43,9 +43,10 @@ type fakeHost struct {
 	lacks   error // for kernel paths
 	guarded func(lines []string)
 	ways    *fakeKernel
-	broken  error // what Apply ends in
-	unruly  bool  // Apply refuses the rules of kernel paths
-	v4only  bool  // the host has no IPv6
+	broken  error                  // what Apply ends in
+	unruly  bool                   // Apply refuses the rules of kernel paths
+	v4only  bool                   // the host has no IPv6
+	visited func(hostnet.Workload) // is called by Attach and Detach first, if it is set
 
 	refusing error // what SetPlain ends in, and Apply with other rules than before
 }
@@ -85,6 +86,9 @@ func (h *fakeHost) Apply(d hostnet.Desired, c hostnet.Changes) (hostnet.Result, 
 func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.visited != nil {
+		h.visited(w)
+	}
 	if h.fail != nil {
 		return hostnet.Attached{}, h.fail
 	}
@@ -110,6 +114,9 @@ func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 func (h *fakeHost) Detach(w hostnet.Workload) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.visited != nil {
+		h.visited(w)
+	}
 	if err := h.stuck[w.ID]; err != nil {
 		return err
 	}

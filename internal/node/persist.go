@@ -40,8 +40,12 @@ func usable(tx *store.Tx) error {
 	return nil
 }
 
-// ipamStore keeps the allocator's state; it implements ipam.Store.
-type ipamStore struct{ st *store.Store }
+// ipamStore keeps the allocator's state; it implements ipam.Store. The record of a workload comes and goes in the transaction in which its addresses do: one
+// commit for an attach and one for a detach, and those of several at a time are shared.
+type ipamStore struct {
+	st        *store.Store
+	workloads func() *workloads // which come later than the allocator
+}
 
 func (s ipamStore) LoadIPAM() (ipam.State, error) {
 	var state ipam.State
@@ -79,7 +83,8 @@ func (s ipamStore) LoadIPAM() (ipam.State, error) {
 
 func (s ipamStore) SaveIPAM(c ipam.Change) error {
 	fault.Point("addresses-saving")
-	return s.st.Update(func(tx *store.Tx) error {
+	records := s.workloads().records(c.Put)
+	err := s.st.Update(func(tx *store.Tx) error {
 		var errs []error
 		if c.Ring != nil {
 			errs = append(errs, tx.Put(store.IPAM, keyRing, c.Ring))
@@ -88,7 +93,7 @@ func (s ipamStore) SaveIPAM(c ipam.Change) error {
 			errs = append(errs, tx.Put(store.IPAM, keyGrants, c.Grants))
 		}
 		for _, owner := range c.Delete {
-			errs = append(errs, tx.Delete(store.Allocations, owner))
+			errs = append(errs, tx.Delete(store.Allocations, owner), tx.Delete(store.Workloads, owner))
 		}
 		for _, slot := range c.Wake {
 			errs = append(errs, tx.Delete(store.IPAM, restKey(slot)))
@@ -100,8 +105,46 @@ func (s ipamStore) SaveIPAM(c ipam.Change) error {
 			nanos := uint64(r.Until.UnixNano())
 			errs = append(errs, tx.Put(store.IPAM, restKey(r.Slot), binary.BigEndian.AppendUint64(nil, nanos)))
 		}
+		for _, w := range records {
+			errs = append(errs, putWorkload(tx, w))
+		}
 		return errors.Join(errs...)
 	})
+	if err == nil {
+		s.workloads().saved(records)
+	}
+	return err
+}
+
+// records returns what is to be kept of the workloads among those who have addresses.
+func (ws *workloads) records(have []ipam.Allocation) (records []workload) {
+	if ws == nil {
+		return nil
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, h := range have {
+		if w, ok := ws.all[h.Owner]; ok {
+			records = append(records, w)
+		} else if a := ws.coming[h.Owner]; a != nil {
+			records = append(records, a.record)
+		}
+	}
+	return records
+}
+
+// saved takes note that records are on disk.
+func (ws *workloads) saved(records []workload) {
+	if ws == nil {
+		return
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range records {
+		if a := ws.coming[w.ID]; a != nil {
+			a.kept = true
+		}
+	}
 }
 
 func restKey(slot uint32) string { return prefixRest + strconv.FormatUint(uint64(slot), 10) }
@@ -210,11 +253,15 @@ func loadWorkloads(st *store.Store) (map[string]workload, error) {
 }
 
 func saveWorkload(st *store.Store, w workload) error {
+	return st.Update(func(tx *store.Tx) error { return putWorkload(tx, w) })
+}
+
+func putWorkload(tx *store.Tx, w workload) error {
 	b, err := json.Marshal(w)
 	if err != nil {
 		return fmt.Errorf("saving workload %s: %w", w.ID, err)
 	}
-	return st.Update(func(tx *store.Tx) error { return tx.Put(store.Workloads, w.ID, b) })
+	return tx.Put(store.Workloads, w.ID, b)
 }
 
 func deleteWorkloads(st *store.Store, ids []string) error {

@@ -49,7 +49,7 @@ func storedAllocator(tb testing.TB, dir string) (*ipam.Allocator, *countingStore
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &countingStore{Store: ipamStore{st}}
+	s := &countingStore{Store: ipamStore{st, func() *workloads { return nil }}}
 	a, err := ipam.New(ipam.Config{Self: 1, Universe: u, Seed: founder(1), Store: s, Net: alone{}, Now: time.Now})
 	if err != nil {
 		tb.Fatal(err)

@@ -140,7 +140,7 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}()
 	if e.alloc, err = ipam.New(ipam.Config{
 		Self: ring.Owner(n.state.identity.ID), Universe: u, Seed: seed, Reserve: reserve,
-		Store: ipamStore{n.store}, Net: &ipamNet{m: e.mesh, alone: &e.adopting}, Now: time.Now,
+		Store: ipamStore{n.store, func() *workloads { return e.workloads }}, Net: &ipamNet{m: e.mesh, alone: &e.adopting}, Now: time.Now,
 		Quarantine: n.cfg.Quarantine, ReclaimAfter: n.cfg.ReclaimAfter,
 		NameOf: n.nameOf(e.mesh), Log: n.log.Named("ipam"), OnChange: n.changed.raise,
 		OnNews: n.noteAddresses(e),

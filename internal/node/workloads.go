@@ -46,9 +46,10 @@ type hostNetwork interface {
 	plainHost
 }
 
-// workloads keeps the attached namespaces: their addresses, their record in the
-// store and their interfaces, in this order when attaching and in the opposite
-// order when detaching. What a crash leaves in between, reconcile puts right.
+// workloads keeps the attached namespaces: their addresses together with their
+// record in the store, in one commit, and their interfaces, in this order when
+// attaching and in the opposite order when detaching. What a crash leaves in
+// between, reconcile puts right.
 // It is safe for concurrent use.
 type workloads struct {
 	st      *store.Store
@@ -71,10 +72,10 @@ type workloads struct {
 
 	mu       sync.Mutex
 	all      map[string]workload
-	state    map[string]string // ID -> what is wrong, absent: nothing
-	coming   map[string]func() // by the IDs that are being attached, one attach each, by lock: has that wait no longer
-	finished uint64            // attaches
-	desired  hostnet.Desired   // without the workloads
+	state    map[string]string   // ID -> what is wrong, absent: nothing
+	coming   map[string]*arrival // by ID, one attach each, by lock
+	finished uint64              // attaches
+	desired  hostnet.Desired     // without the workloads
 	changes  hostnet.Changes
 	notes    []string
 	roomy    int      // MTU of workloads where packets leave by the kernel; 0: that of the device

@@ -402,6 +402,15 @@ func (s *Store) Update(f func(*Tx) error) error {
 	}
 }
 
+// Commits is how often something was written since the file was made, 0 if that cannot be told.
+func (s *Store) Commits() (n int) {
+	_ = s.db.View(func(tx *bolt.Tx) error {
+		n = tx.ID()
+		return nil
+	})
+	return n
+}
+
 // Get returns a copy of the value of key, nil if there is none.
 func (t *Tx) Get(b Bucket, key string) []byte {
 	bucket := t.tx.Bucket([]byte(b))
