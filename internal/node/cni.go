@@ -83,12 +83,7 @@ func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, er
 // CNIDetach implements [api.Service]. As long as this node has yet to start, what is to be detached is kept for later.
 func (n *Node) CNIDetach(ctx context.Context, r cni.Release) error {
 	if r.Key == (cni.Key{}) {
-		e, err := n.forCNI(ctx)
-		if err != nil {
-			return err
-		}
-		_, _ = n.workOff(e) // has told
-		return cniError(cni.CodeFailed, e.workloads.keepOnly(r.Network, r.Valid))
+		return n.cniGC(ctx, r)
 	}
 	if err := checkKey(r.Key); err != nil {
 		return err
@@ -105,6 +100,20 @@ func (n *Node) CNIDetach(ctx context.Context, r cni.Release) error {
 	}
 	_, _ = n.workOff(e) // has told
 	return cniError(cni.CodeFailed, e.workloads.detachCNI(r))
+}
+
+// cniGC releases what a runtime does not know any more. What was attached since it asked stays: it could not know.
+func (n *Node) cniGC(ctx context.Context, r cni.Release) error {
+	var known uint64 // nothing of this run
+	if e := n.engines(); e != nil {
+		known = e.workloads.count()
+	}
+	e, err := n.forCNI(ctx)
+	if err != nil {
+		return err
+	}
+	_, _ = n.workOff(e) // has told
+	return cniError(cni.CodeFailed, e.workloads.keepOnly(r.Network, r.Valid, known))
 }
 
 // forCNI returns the engines once traffic can flow, and waits a little for that.
@@ -174,7 +183,7 @@ func (ws *workloads) attachCNI(ctx context.Context, want workload) (cni.Attachme
 	if !want.AddressesOnly {
 		ns, err := ws.namespace(want.Netns)
 		if err != nil {
-			return cni.Attachment{}, cniError(cni.CodeEnvironment, err)
+			return cni.Attachment{}, cniError(cni.CodeEnvironment, advised(err))
 		}
 		want.NetnsID = string(ns)
 	}
@@ -260,12 +269,16 @@ func (ws *workloads) detachCNI(r cni.Release) error {
 	return err
 }
 
-// keepOnly takes away what runtimes have attached to a network and do not name. What was attached since it was called stays, and so does what is
-// being attached.
-func (ws *workloads) keepOnly(network string, valid []cni.Key) error {
+// count is how many attaches have succeeded in this run.
+func (ws *workloads) count() uint64 {
 	ws.mu.Lock()
-	finished := ws.finished
-	ws.mu.Unlock()
+	defer ws.mu.Unlock()
+	return ws.finished
+}
+
+// keepOnly takes away what runtimes have attached to a network and do not name, as far as it is of the first known attaches. What is being
+// attached again stays as well.
+func (ws *workloads) keepOnly(network string, valid []cni.Key, known uint64) error {
 	keep := make(map[string]bool, len(valid))
 	for _, k := range valid {
 		keep[keyID(k)] = true
@@ -274,7 +287,7 @@ func (ws *workloads) keepOnly(network string, valid []cni.Key) error {
 	defer ws.gate.Unlock()
 	var gone []workload
 	for _, w := range ws.list() {
-		if w.CNI != nil && w.CNI.Network == network && !keep[w.ID] && w.finished <= finished && !ws.expected(w.ID) {
+		if w.CNI != nil && w.CNI.Network == network && !keep[w.ID] && w.finished <= known && !ws.expected(w.ID) {
 			gone = append(gone, w)
 		}
 	}
@@ -286,6 +299,14 @@ func (ws *workloads) keepOnly(network string, valid []cni.Key) error {
 		}
 	}
 	return failures("releasing what the runtime knows no longer", failed)
+}
+
+// advised is why a namespace cannot be used, and what to do.
+func advised(err error) error {
+	if strings.Contains(err.Error(), "; ") {
+		return err
+	}
+	return fmt.Errorf("%w; give the path of a network namespace that the daemon can open", err)
 }
 
 // attachCode tells whether the runtime may succeed if it tries again.

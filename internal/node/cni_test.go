@@ -81,8 +81,9 @@ func TestCNIGivesWhatIsAskedFor(t *testing.T) {
 		r.IPs = []netip.Addr{netip.MustParseAddr("fd00::77"), netip.MustParseAddr("10.32.0.119")}
 		r.MAC, r.MTU, r.Pod = "0A:58:0a:20:00:77", 1300, cni.Pod{Namespace: "shop", Name: "till", UID: "u-1"}
 		got := c.add(n1, r)
+		hostMAC, _ := hostnet.MACs(hostnet.Workload{ID: "cni/c1/eth0"})
 		want := cni.Attachment{
-			HostIf: hostnet.HostIf("cni/c1/eth0"), HostMAC: "06:00:00:00:00:01", MAC: "0a:58:0a:20:00:77", MTU: 1300,
+			HostIf: hostnet.HostIf("cni/c1/eth0"), HostMAC: hostMAC.String(), MAC: "0a:58:0a:20:00:77", MTU: 1300,
 			Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.119"), netip.MustParseAddr("fd00::77")},
 			Routes: []cni.Route{
 				{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: host[0]},
@@ -178,7 +179,7 @@ func TestCNIRefusals(t *testing.T) {
 			{was, func(r *cni.Request) { r.Network = strings.Repeat("n", 254) }, cni.CodeConfig, `"` + strings.Repeat("n", 40) + `" is no name of the network`, "it has at most 253 bytes, all printable"},
 			{was, func(r *cni.Request) { r.MAC = "hello" }, cni.CodeEnvironment, `"hello" is no hardware address`, "give one as 0a:58:0a:20:00:05"},
 			{was, func(r *cni.Request) { r.Netns = "/proc/self/ns/net" }, cni.CodeEnvironment, "/proc/self/ns/net is the host's own network namespace, which needs no attaching", "give that of a workload"},
-			{was, func(r *cni.Request) { r.Netns = "/run/netns/none" }, cni.CodeEnvironment, "/run/netns/none is no network namespace", ""},
+			{was, func(r *cni.Request) { r.Netns = "/run/netns/none" }, cni.CodeEnvironment, "/run/netns/none is no network namespace", "give the path of a network namespace that the daemon can open"},
 			{was, func(r *cni.Request) {
 				r.ContainerID, r.IPs = "c3", []netip.Addr{netip.MustParseAddr("10.32.0.9")}
 			}, cni.CodeFailed, "address 10.32.0.9 is in use by workload cni/c1/eth0 on this node", "detach it first or choose another"},

@@ -79,7 +79,7 @@ func (ws *workloads) checkCNI(r cni.CheckRequest) error {
 	if !w.AddressesOnly {
 		ns, err := ws.namespace(r.Netns)
 		if err != nil {
-			return cniError(cni.CodeEnvironment, err)
+			return cniError(cni.CodeEnvironment, advised(err))
 		}
 		if string(ns) != w.NetnsID {
 			return differs(fmt.Errorf("it is in %s, and not in %s", w.Netns, r.Netns))

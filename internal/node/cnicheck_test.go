@@ -29,8 +29,6 @@ func TestCNICheckNamesTheDifference(t *testing.T) {
 		check := func(r cni.Request, want cni.Attachment) cni.CheckRequest {
 			return cni.CheckRequest{Key: r.Key, Network: r.Network, Netns: r.Netns, AddressesOnly: r.AddressesOnly, Want: want}
 		}
-		hostMAC, _ := hostnet.MACs(hostnet.Workload{ID: "cni/c1/eth0"})
-		a.HostMAC = hostMAC.String() // the host of the test has one for all
 		for _, r := range []cni.CheckRequest{check(r, a), check(r, cni.Attachment{}), check(only, b), check(only, cni.Attachment{})} {
 			if err := n1.service().CNICheck(t.Context(), r); err != nil {
 				t.Errorf("%+v: %v", r, err)
@@ -47,7 +45,7 @@ func TestCNICheckNamesTheDifference(t *testing.T) {
 			{func(r *cni.CheckRequest) { r.Network = "net2" }, cni.CodeUnknown, "container c1 has no eth0 of network net2", "add it"},
 			{func(r *cni.CheckRequest) { r.IfName = "" }, cni.CodeEnvironment, `"" is no name for an interface`, "use 1 to 15 letters, digits, '-', '.' and '_'"},
 			{func(r *cni.CheckRequest) { r.AddressesOnly = true }, cni.CodeDiffers, was + "it was added for another kind of plugin", again},
-			{func(r *cni.CheckRequest) { r.Netns = "/run/netns/none" }, cni.CodeEnvironment, "/run/netns/none is no network namespace", ""},
+			{func(r *cni.CheckRequest) { r.Netns = "/run/netns/none" }, cni.CodeEnvironment, "/run/netns/none is no network namespace", "give the path of a network namespace that the daemon can open"},
 			{func(r *cni.CheckRequest) { r.Netns = elsewhere }, cni.CodeDiffers, was + "it is in /run/netns/c1, and not in /run/netns/c3", again},
 			{func(r *cni.CheckRequest) { r.Want.HostIf = "veth1" }, cni.CodeDiffers, was + "it has the interface on the host " + a.HostIf + ", and not veth1", again},
 			{func(r *cni.CheckRequest) { r.Want.HostMAC = "06:00:00:00:00:01" }, cni.CodeDiffers, was + "it has the hardware address on the host " + a.HostMAC + ", and not 06:00:00:00:00:01", again},

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -100,10 +99,7 @@ func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 	h.up[w.ID] = w
 	made := hostnet.Attached{MTU: w.MTU, Addrs: w.Addrs}
 	if !w.AddressesOnly {
-		made.MAC, made.HostMAC = w.MAC, net.HardwareAddr{6, 0, 0, 0, 0, 1}
-		if w.MAC == nil {
-			made.MAC = net.HardwareAddr{10, 0, 0, 0, 0, 1}
-		}
+		made.HostMAC, made.MAC = hostnet.MACs(w)
 	}
 	for _, a := range h.desired.Addrs {
 		made.Routes = append(made.Routes, hostnet.Route{Dst: netip.PrefixFrom(a, 0).Masked(), Gateway: a})
