@@ -195,7 +195,7 @@ func TestRBAC(t *testing.T) {
 		"cluster: create,patch events",
 		"cluster: list servicecidrs",
 		"kube-system: create secrets",
-		"kube-system: get,list,watch,update secrets weft",
+		"kube-system: get,list,watch,patch secrets weft",
 		"kube-system: get,list,watch daemonsets weft",
 		"kube-system: get configmaps kubeadm-config,kube-proxy",
 		"default: get services kubernetes",
