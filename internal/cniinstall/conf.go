@@ -38,18 +38,29 @@ type plugin struct {
 	Capabilities map[string]bool `json:"capabilities"`
 }
 
-// chained are the plugins that follow Weft's, if they are there, and what for.
-func chained() []struct {
+// link is a plugin that may follow Weft's.
+type link struct {
 	plugin
-	what string
-} {
-	return []struct {
-		plugin
-		what string
-	}{
-		{plugin{Type: "portmap", SNAT: true, Capabilities: map[string]bool{"portMappings": true}}, "ports of the host for containers (hostPort)"},
-		{plugin{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}}, "limits of bandwidth"},
+	own  string // the name under which Weft installs it itself; "": it does not
+	what string // it is for
+}
+
+// chained are the plugins that follow Weft's, if they are there.
+func chained() []link {
+	return []link{
+		{plugin{Type: "portmap", SNAT: true, Capabilities: map[string]bool{"portMappings": true}}, portmapName, "ports of the host for containers (hostPort)"},
+		{plugin{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}}, "", "limits of bandwidth"},
 	}
+}
+
+// in has the link name the plugin that is to be taken of those in the directory: Weft's own if it is there.
+func (l link) in(dir string) link {
+	if l.own != "" {
+		if _, err := os.Stat(filepath.Join(dir, l.own)); err == nil {
+			l.Type = l.own
+		}
+	}
+	return l
 }
 
 // conf returns the configuration for what is installed.
@@ -61,6 +72,7 @@ func (c Config) conf(ctx context.Context, r *Report) (conf, error) {
 	}
 	out := conf{Name: networkName, Plugins: []plugin{own(c.RunDir)}}
 	for _, p := range chained() {
+		p = p.in(c.BinDir)
 		path := filepath.Join(c.BinDir, p.Type)
 		if _, err := os.Stat(path); err != nil {
 			r.warn("there is no plugin %s, so no %s: put it there and install again if they are wanted", path, p.what)
@@ -159,7 +171,9 @@ func (c conf) made() bool {
 		as.Plugins = append(as.Plugins, own(c.Plugins[0].RunDir))
 	}
 	for _, p := range chained() {
-		if slices.ContainsFunc(c.Plugins, func(o plugin) bool { return o.Type == p.Type }) {
+		i := slices.IndexFunc(c.Plugins, func(o plugin) bool { return o.Type == p.Type || o.Type != "" && o.Type == p.own })
+		if i >= 0 {
+			p.Type = c.Plugins[i].Type
 			as.Plugins = append(as.Plugins, p.plugin)
 		}
 	}

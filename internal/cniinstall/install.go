@@ -60,7 +60,7 @@ func (r *Report) warn(format string, args ...any) {
 	r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...))
 }
 
-// Install installs the plugin, then the configuration. Installed already, it brings both up to date. What is in Done was done also if
+// Install installs the plugin, and the one for ports of the host that may lie beside it, then the configuration. Installed already, it brings both up to date. What is in Done was done also if
 // there is an error.
 func Install(ctx context.Context, c Config) (r Report, err error) {
 	if err := c.checkPlugin(ctx); err != nil {
@@ -77,6 +77,9 @@ func Install(ctx context.Context, c Config) (r Report, err error) {
 	}
 	defer func() { err = errors.Join(err, conf.close(), bin.close()) }()
 	if err := c.putPlugin(bin, &r); err != nil {
+		return r, err
+	}
+	if err := c.putPortmap(bin, &r); err != nil {
 		return r, err
 	}
 	return r, c.putConf(ctx, conf, &r)
@@ -97,7 +100,7 @@ func Uninstall(ctx context.Context, c Config) (r Report, err error) {
 	if bin == nil {
 		return r, nil
 	}
-	return r, remove(bin, PluginName, isPlugin, &r)
+	return r, errors.Join(remove(bin, PluginName, isPlugin, &r), remove(bin, portmapName, always, &r))
 }
 
 // Installed returns the path of the plugin if it is in the directory, else "".
