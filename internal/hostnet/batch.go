@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ func (l *line) close() {
 type answer struct {
 	messages [][]byte // without their headers; of a dump there may be many
 	err      error    // an errno, or netlink.ErrDumpInterrupted
+
+	asked    uint16 // flags of the request
+	complete bool
 }
 
 // do makes the kernel carry out all of the requests, in their order, whatever becomes of those before. The error is of the line
@@ -76,6 +80,9 @@ func (l *line) do(requests ...*nl.NetlinkRequest) ([]answer, error) {
 		l.buf = make([]byte, answerSize)
 	}
 	answers := make([]answer, len(requests))
+	for i, r := range requests {
+		answers[i].asked = r.Flags
+	}
 	for left := len(requests); left > 0; {
 		n, _, flags, _, err := unix.Recvmsg(l.fd, l.buf, nil, 0)
 		if errors.Is(err, unix.EINTR) {
@@ -87,41 +94,56 @@ func (l *line) do(requests ...*nl.NetlinkRequest) ([]answer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("waiting for the kernel's answer: %w", err)
 		}
-		for b := l.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
-			size := int(binary.NativeEndian.Uint32(b))
-			if size < unix.SizeofNlMsghdr || size > len(b) {
-				return nil, errors.New("the kernel's answer makes no sense")
-			}
-			kind, seq := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:])
-			if i := int(seq - first); i >= 0 && i < len(answers) {
-				if answers[i].take(kind, binary.NativeEndian.Uint16(b[6:]), b[unix.SizeofNlMsghdr:size], requests[i].Flags) {
-					left--
-				}
-			}
-			b = b[min(len(b), align(size)):]
+		complete, ok := sortOut(l.buf[:n], first, answers)
+		if !ok {
+			return nil, errors.New("the kernel's answer makes no sense")
 		}
+		left -= complete
 	}
 	return answers, nil
 }
 
+// sortOut adds the messages in b to the answers that they belong to, of which the first is to the request of that number, and says how many are
+// complete by that. What it keeps is copied. It is false if b makes no sense.
+func sortOut(b []byte, first uint32, answers []answer) (complete int, ok bool) {
+	for len(b) > 0 {
+		if len(b) < unix.SizeofNlMsghdr {
+			return complete, false
+		}
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < unix.SizeofNlMsghdr || size > len(b) {
+			return complete, false
+		}
+		kind, flags, seq := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint16(b[6:]), binary.NativeEndian.Uint32(b[8:])
+		if i := seq - first; i < uint32(len(answers)) && !answers[i].complete {
+			if answers[i].take(kind, flags, b[unix.SizeofNlMsghdr:size]) {
+				complete++
+			}
+		}
+		b = b[min(len(b), align(size)):]
+	}
+	return complete, true
+}
+
 // take adds a message to an answer, and says whether that is complete.
-func (a *answer) take(kind, flags uint16, body []byte, asked uint16) bool {
-	dump := asked&unix.NLM_F_DUMP == unix.NLM_F_DUMP
+func (a *answer) take(kind, flags uint16, body []byte) bool {
+	dump := a.asked&unix.NLM_F_DUMP == unix.NLM_F_DUMP
 	if dump && flags&unix.NLM_F_DUMP_INTR != 0 {
 		a.err = netlink.ErrDumpInterrupted
 	}
 	switch kind {
 	case unix.NLMSG_ERROR, unix.NLMSG_DONE:
 		if len(body) >= 4 {
-			if code := int32(binary.NativeEndian.Uint32(body)); code < 0 {
+			if code := int32(binary.NativeEndian.Uint32(body)); code != 0 {
 				a.err = unix.Errno(-code)
 			}
 		}
-		return true
+		a.complete = true
 	default:
-		a.messages = append(a.messages, append([]byte(nil), body...))
-		return !dump && asked&unix.NLM_F_ACK == 0
+		a.messages = append(a.messages, bytes.Clone(body))
+		a.complete = !dump && a.asked&unix.NLM_F_ACK == 0
 	}
+	return a.complete
 }
 
 // failed returns the first error among the answers.

@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -182,4 +183,66 @@ func TestUnplugMany(t *testing.T) {
 		t.Errorf("%d open files, %d before", got-n, files)
 	}
 	differ(t, "the host", before, snapshot(t, h.ns))
+}
+
+func TestSortOut(t *testing.T) {
+	message := func(kind, flags uint16, seq uint32, body ...byte) []byte {
+		b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
+		b = binary.NativeEndian.AppendUint16(b, kind)
+		b = binary.NativeEndian.AppendUint16(b, flags)
+		b = binary.NativeEndian.AppendUint32(b, seq)
+		return append(append(b, 0, 0, 0, 0), body...)
+	}
+	acknowledged := func(seq uint32, e unix.Errno) []byte {
+		return message(unix.NLMSG_ERROR, 0, seq, binary.NativeEndian.AppendUint32(nil, -uint32(e))...)
+	}
+	fresh := func() []answer { return []answer{{asked: unix.NLM_F_ACK}, {}, {asked: unix.NLM_F_DUMP}} }
+	const newLink = unix.RTM_NEWLINK
+	for name, c := range map[string]struct {
+		b        []byte
+		complete int
+		want     string // errors and numbers of messages
+		ok       bool
+	}{
+		"nothing":          {nil, 0, "<nil> 0, <nil> 0, <nil> 0", true},
+		"all":              {slices.Concat(acknowledged(7, 0), message(newLink, 0, 8, 1, 2, 3, 4), message(newLink, 0, 9), message(newLink, 0, 9), message(unix.NLMSG_DONE, 0, 9)), 3, "<nil> 0, <nil> 1, <nil> 2", true},
+		"errors":           {slices.Concat(acknowledged(8, unix.ENODEV), acknowledged(7, unix.EEXIST)), 2, "file exists 0, no such device 0, <nil> 0", true},
+		"disturbed":        {slices.Concat(message(newLink, unix.NLM_F_DUMP_INTR, 9), message(unix.NLMSG_DONE, 0, 9, 0, 0, 0, 0)), 1, "<nil> 0, <nil> 0, results may be incomplete or inconsistent 1", true},
+		"of others":        {slices.Concat(acknowledged(6, unix.EEXIST), message(newLink, 0, 10)), 0, "<nil> 0, <nil> 0, <nil> 0", true},
+		"twice":            {slices.Concat(acknowledged(7, 0), acknowledged(7, unix.EEXIST)), 1, "<nil> 0, <nil> 0, <nil> 0", true},
+		"no header":        {make([]byte, 15), 0, "<nil> 0, <nil> 0, <nil> 0", false},
+		"no length":        {make([]byte, 16), 0, "<nil> 0, <nil> 0, <nil> 0", false},
+		"cut off":          {slices.Concat(acknowledged(7, 0), message(newLink, 0, 8, 1, 2, 3, 4)[:18]), 1, "<nil> 0, <nil> 0, <nil> 0", false},
+		"an empty refusal": {message(unix.NLMSG_ERROR, 0, 7), 1, "<nil> 0, <nil> 0, <nil> 0", true},
+	} {
+		answers := fresh()
+		complete, ok := sortOut(c.b, 7, answers)
+		var got []string
+		for _, a := range answers {
+			got = append(got, fmt.Sprint(a.err, len(a.messages)))
+		}
+		if complete != c.complete || ok != c.ok || strings.Join(got, ", ") != c.want {
+			t.Errorf("%s: %d, %v: %q", name, complete, ok, got)
+		}
+	}
+}
+
+func FuzzSortOut(f *testing.F) {
+	f.Add([]byte{20, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		answers := []answer{{asked: unix.NLM_F_ACK}, {}, {asked: unix.NLM_F_DUMP}}
+		complete, _ := sortOut(b, 7, answers)
+		var size int
+		for _, a := range answers {
+			if a.complete {
+				complete--
+			}
+			for _, m := range a.messages {
+				size += len(m)
+			}
+		}
+		if complete != 0 || size > len(b) {
+			t.Errorf("%d more are complete than said, %d bytes of %d", complete, size, len(b))
+		}
+	})
 }
