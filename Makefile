@@ -64,7 +64,7 @@ test: build ## Run all tests with the race detector, also those that build hosts
 	fi; \
 	log=$$(mktemp -d); trap 'rm -rf "$$log"' EXIT; \
 	all() { \
-		WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go WEFT_CNI_REFERENCE=$(CURDIR)/$(BIN)/cni CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $$@; \
+		WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go WEFT_CNI_BIN=$(CURDIR)/$(BIN)/weft-cni WEFT_CNI_REFERENCE=$(CURDIR)/$(BIN)/cni CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $$@; \
 	}; \
 	parts() { \
 		bad=0; \

@@ -243,7 +243,7 @@ func (c *call) coherent() error {
 	}
 	inside := -1
 	for i, f := range r.Interfaces {
-		if f.Sandbox == c.netns && f.Name == c.ifname {
+		if f.Sandbox == c.netns && (f.Name == c.ifname || c.ifname == "") {
 			inside = i
 		}
 	}

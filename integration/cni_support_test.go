@@ -63,20 +63,26 @@ type cniHost struct {
 // withCNI gives a host the plugins. Whatever Weft's prints from then on is held against the specification.
 func withCNI(t *testing.T, h *lab.Host) *cniHost {
 	t.Helper()
-	c := &cniHost{Host: h, t: t, path: []string{os.Getenv(envReference)}}
-	if built := os.Getenv(envPlugin); built != "" {
-		bin := filepath.Join(h.Dir(), "cni-bin")
-		if err := os.Mkdir(bin, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		// The plugin knows itself by its name.
-		if err := os.Symlink(built, filepath.Join(bin, weftType)); err != nil {
-			t.Fatal(err)
-		}
-		c.path = append(c.path, bin)
+	bin := filepath.Join(h.Dir(), "cni-bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
 	}
+	c := &cniHost{Host: h, t: t, path: []string{os.Getenv(envReference), bin}}
+	c.use(os.Getenv(envPlugin))
 	c.lib = libcni.NewCNIConfigWithCacheDir(c.path, filepath.Join(h.Dir(), "cni-cache"), c)
 	return c
+}
+
+// use makes a program the host's plugin of Weft, which knows itself by its name.
+func (c *cniHost) use(program string) {
+	c.t.Helper()
+	name := filepath.Join(c.path[1], weftType)
+	if err := os.Remove(name); err != nil && !os.IsNotExist(err) {
+		c.t.Fatal(err)
+	}
+	if err := os.Symlink(program, name); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 // FindInPath is part of [invoke.Exec].

@@ -32,6 +32,9 @@ const envWithout = "WEFT_TEST_WITHOUT"
 // envIdle makes the test binary wait until it is killed.
 const envIdle = "WEFT_TEST_IDLE"
 
+// envVarLib makes the test binary become the program that its arguments name, which sees the directory given as /var/lib.
+const envVarLib = "WEFT_TEST_VAR_LIB"
+
 // waiting is how many tests run at once at least, of those that may: they wait for timers most of the time.
 const waiting = 5
 
@@ -43,6 +46,11 @@ func TestMain(m *testing.M) {
 	if what := os.Getenv(envWithout); what != "" {
 		runtime.LockOSThread()
 		fmt.Fprintf(os.Stderr, "becoming weft without %s: %v\n", what, become(what))
+		os.Exit(99)
+	}
+	if dir := os.Getenv(envVarLib); dir != "" {
+		runtime.LockOSThread()
+		fmt.Fprintf(os.Stderr, "becoming %v with %s as /var/lib: %v\n", os.Args[1:], dir, withVarLib(dir))
 		os.Exit(99)
 	}
 	os.Exit(run(m))
@@ -57,6 +65,7 @@ func run(m *testing.M) int {
 	defer func() { _ = os.RemoveAll(dir) }()
 	for _, b := range []struct{ env, pkg, modfile string }{
 		{env: envBinary, pkg: "./cmd/weft"},
+		{env: envPlugin, pkg: "./cmd/weft-cni"},
 		{env: envWireGuard, pkg: "golang.zx2c4.com/wireguard"},
 		{env: envReference, pkg: "tool", modfile: "tools/cni/go.mod"},
 	} {
@@ -136,6 +145,20 @@ func become(without string) error {
 	}
 	path := os.Getenv(envBinary)
 	return syscall.Exec(path, append([]string{path}, os.Args[1:]...), []string{"PATH=" + os.Getenv("PATH")})
+}
+
+// withVarLib replaces the process by the program that its arguments name, with a directory in the place of /var/lib. It returns only if that fails.
+func withVarLib(dir string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := unix.Mount(dir, "/var/lib", "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return syscall.Exec(os.Args[1], os.Args[1:], os.Environ())
 }
 
 // refuseNFTables makes the kernel refuse sockets of NETLINK_NETFILTER to this thread and what it becomes: as a kernel does that has no nftables.

@@ -61,6 +61,12 @@ type workload struct {
 	Addresses []netip.Addr `json:"addresses"`
 	MTU       int          `json:"mtu"`
 	State     string       `json:"state"`
+	CNI       struct {
+		Network      string `json:"network"`
+		ContainerID  string `json:"container_id"`
+		PodNamespace string `json:"pod_namespace"`
+		PodName      string `json:"pod_name"`
+	} `json:"cni"`
 }
 
 // holding is one node's part of the range, in `weft ipam --json`.
