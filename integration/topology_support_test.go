@@ -119,6 +119,13 @@ func explained(t *testing.T, h, to *lab.Host) {
 // workload on each.
 func launched(t *testing.T, hosts []*lab.Host, by func(i int) []*lab.Host, flags ...string) []*lab.Workload {
 	t.Helper()
+	mesh(t, hosts, by, flags...)
+	return attach(t, len(hosts), hosts...)
+}
+
+// mesh is launched without workloads.
+func mesh(t *testing.T, hosts []*lab.Host, by func(i int) []*lab.Host, flags ...string) {
+	t.Helper()
 	flags = append([]string{"--range", lab.DefaultRange}, flags...)
 	var secret string
 	for i, h := range hosts {
@@ -134,7 +141,6 @@ func launched(t *testing.T, hosts []*lab.Host, by func(i int) []*lab.Host, flags
 			secret = h.Token()
 		}
 	}
-	return attach(t, len(hosts), hosts...)
 }
 
 // first has all join by the first of the hosts.
