@@ -3,12 +3,17 @@
 package integration
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weftnet/weft/integration/lab"
 )
@@ -93,6 +98,33 @@ func TestCNIGone(t *testing.T) {
 	}
 	clean.leaks(t)
 
+	// The daemon is there and does not answer: it is the same, and done when it goes on.
+	hung := h.added(n, "hung")
+	h.Freeze()
+	h.del(n, hung)
+	if k := h.last(weftType, "DEL"); k.took > soon {
+		t.Errorf("DEL with a daemon that hangs took %v", k.took)
+	}
+	refusedBy(t, h.status(n), 50)
+	h.Thaw()
+	eventually(t, patience, func() error {
+		if left := beyond(owners(t, h.Host), clean.owners); len(left) != 0 {
+			return fmt.Errorf("addresses are with %v", left)
+		}
+		return nil
+	})
+	clean.leaks(t)
+
+	// What cannot be kept for the daemon is an error: the runtime is told, and asks again.
+	full := h.added(n, "full")
+	h.Kill()
+	lost := h.weftConf().with(keys{"runDir": "/proc/weft"})
+	refusedBy(t, h.tryDel(network(t, newest, "weft", lost), full), 5, "weft launch", "/proc/weft")
+	h.Relaunch()
+	ready(t, h.Host)
+	h.del(n, full)
+	clean.leaks(t)
+
 	// ADD that is asked for while the daemon starts waits for it.
 	h.Kill()
 	patient := h.newPod("patient")
@@ -174,6 +206,29 @@ func TestCNIStatus(t *testing.T) {
 		founder.del(founder.weft(), p)
 	}
 	eventually(t, patience, func() error { return founder.status(founder.weft()) })
+	// And a node whose addresses others have taken over says that its containers are off the network.
+	p := joiner.added(joiner.weft(), "last")
+	joiner.Kill()
+	eventually(t, found, func() error {
+		r, err := founder.TryWeft(context.Background(), "forget", joiner.Name(), "--force")
+		if err == nil && r.Code != 0 {
+			err = errors.New(r.Stderr)
+		}
+		return err
+	})
+	joiner.Relaunch()
+	eventually(t, found, func() error {
+		err := joiner.status(joiner.weft())
+		var e *types.Error
+		if errors.As(err, &e) && e.Code == 51 {
+			return nil
+		}
+		return fmt.Errorf("a node that was forgotten says %w", err)
+	})
+	err = joiner.status(joiner.weft())
+	refusedBy(t, err, 51)
+	t.Log(err)
+	joiner.del(joiner.weft(), p)
 }
 
 // TestCNIGC releases what is not valid, and nothing else: by libcni, which deletes what it remembers itself first, and past it.
