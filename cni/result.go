@@ -3,7 +3,9 @@
 package cni
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -119,7 +121,7 @@ func (c *call) previous() (*types100.Result, error) {
 		} `json:"routes"`
 	}
 	if err := json.Unmarshal(raw, &lists); err != nil {
-		return bad(err.Error())
+		return bad(mistyped(err))
 	}
 	for _, i := range lists.Interfaces {
 		if i == nil {
@@ -138,13 +140,22 @@ func (c *call) previous() (*types100.Result, error) {
 	}
 	res, err := create.Create(c.version, raw)
 	if err != nil {
-		return bad(err.Error())
+		return bad(mistyped(err))
 	}
 	prev, err := types100.GetResult(res)
 	if err != nil {
 		return bad(err.Error())
 	}
 	return prev, nil
+}
+
+// mistyped tells what in a result is of another kind than it should be, without the names that it has in Go.
+func mistyped(err error) string {
+	var t *json.UnmarshalTypeError
+	if !errors.As(err, &t) {
+		return err.Error()
+	}
+	return "a " + t.Value + " where the specification has none: " + quoted(cmp.Or(t.Field, "result"))
 }
 
 // wanted is what prev says of the attachment that r asks for: what weft has made, and what plugins after it have made of that.
