@@ -14,10 +14,12 @@ import (
 )
 
 func (c *cli) ps() *cobra.Command {
-	cmd := &cobra.Command{Use: "ps", Short: "List the workloads attached on this host",
+	cmd := &cobra.Command{
+		Use: "ps", Short: "List the workloads attached on this host",
 		Long: `Ps lists the workloads attached on this host: those of weft attach by their
 namespace and interface, containers of the CNI plugin by their pod, or the
-beginning of their ID, and their interface. --json has the whole of it.`}
+beginning of their ID, and their interface. --json has the whole of it.`,
+	}
 	return reading(c, cmd, func(ctx context.Context, cl *api.Client) ([]api.Workload, error) { return cl.Workloads(ctx) }, showWorkloads)
 }
 

@@ -51,9 +51,6 @@ func (o *cniOrigin) describe() *api.CNIOrigin {
 
 func keyID(k cni.Key) string { return ownerCNI + k.ContainerID + "/" + k.IfName }
 
-// key is what a runtime calls the workload.
-func (w workload) key() cni.Key { return cni.Key{ContainerID: w.CNI.ContainerID, IfName: w.IfName} }
-
 // CNIAttach implements [api.Service]. It goes on until it is done, or nothing of it is left, also if the client is killed meanwhile; as long as
 // the address has to come from another node it ends with the client.
 func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, error) {
@@ -205,7 +202,7 @@ func (ws *workloads) attachCNI(ctx context.Context, want workload) (cni.Attachme
 
 // other says what is asked for otherwise than it was attached, if anything is. Where it is has no part in that.
 func (w workload) other(want workload) error {
-	differs := ""
+	var differs string
 	switch {
 	case w.CNI.Network != want.CNI.Network:
 		differs = fmt.Sprintf("for network %s", w.CNI.Network)

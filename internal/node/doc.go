@@ -8,7 +8,7 @@
 // makes the engines and connects them (wire.go), gets the host its address,
 // puts the host's network into the desired state (workloads.go), and then keeps
 // the router's peers in step with records and ring (sync.go) until it is told to
-// stop. service.go answers the command line. client.go keeps the WireGuard clients
+// stop. service.go answers the command line, cni.go container runtimes by the plugin; attach.go is where both come together. client.go keeps the WireGuard clients
 // that join by this node, wireguard.go answers for them. kernelpaths.go has packets go by the kernel alone where the network below is trusted.
 //
 // Invariants: what is answered or gossiped has been persisted; a first start
