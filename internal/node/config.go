@@ -78,6 +78,9 @@ type Config struct {
 	Kernel       KernelConfig
 	// Quarantine is how long a freed address rests; 0: DefaultQuarantine, negative: not at all.
 	Quarantine time.Duration
+	// Guide directs the node; nil: the rest of Config does.
+	Guide Guide
+	join  bool // by the hosts that the guide named
 
 	Log         *zap.Logger
 	Out         io.Writer // where the join command is printed

@@ -128,6 +128,7 @@ type state struct {
 	signer   mesh.Identity
 	universe universe // zero: not known yet
 	first    bool     // the first start with this data directory
+	founding bool     // its mesh is yet to be confirmed by the guide
 }
 
 // loadState reads the node's identity, or draws a new one, which is not saved
@@ -162,6 +163,7 @@ func loadState(st *store.Store) (state, error) {
 		if err := json.Unmarshal(tx.Get(store.Meta, keyUniverse), &s.universe); err != nil {
 			return fmt.Errorf("reading the node's universe: %w", err)
 		}
+		s.founding = tx.Get(store.Meta, keyFounding) != nil
 		return nil
 	})
 	if err != nil || !s.first {
@@ -196,6 +198,11 @@ func saveState(st *store.Store, s state) error {
 	return st.Update(func(tx *store.Tx) error {
 		if err := tx.Put(store.Meta, keyIdentity, id); err != nil {
 			return err
+		}
+		if s.founding {
+			if err := tx.Put(store.Meta, keyFounding, []byte("1")); err != nil {
+				return err
+			}
 		}
 		return tx.Put(store.Meta, keyUniverse, u)
 	})
@@ -251,7 +258,7 @@ func (c *Config) chooseUniverse(s state) (universe, error) {
 			return universe{}, fmt.Errorf("--seed %s: %w", strings.Join(c.Seed, ","), err)
 		}
 		mine = universe{Range: c.Range, Seed: seed.Encode()}
-	case len(c.Peers) == 0 && s.universe.isZero():
+	case len(c.Peers) == 0 && !c.join && s.universe.isZero():
 		mine = universe{Range: c.Range, Seed: founder(s.identity.ID).Encode()}
 	}
 	if s.universe.isZero() {

@@ -51,7 +51,7 @@ func (k *kernelPaths) giveUp(err error) bool {
 // end takes all off the host when the daemon ends in order, unless it is to outlive it. What ends the daemon otherwise leaves it, for the next one.
 func (k *kernelPaths) end(inOrder bool) {
 	k.mu.Lock()
-	keep := k.keep
+	keep := k.keep || k.n.cfg.Guide != nil // whose next daemon stands by, mostly
 	k.mu.Unlock()
 	if inOrder && k.trusts() && (!keep || k.n.isLeaving() || !k.on()) {
 		if err := k.remove(); err != nil {

@@ -20,7 +20,6 @@ import (
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
-	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam"
@@ -84,9 +83,9 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 		cfg: cfg, sys: sys, log: cfg.Log, started: time.Now(), changed: newSignal(), targeted: newSignal(),
 		phase: api.Starting, warning: map[string]string{}, backlog: cni.NewBacklog(cfg.RunDir),
 	}
-	lock, err := sys.lock(ctx, netlock.Holder{PID: os.Getpid(), Socket: filepath.Join(cfg.RunDir, api.SocketName)})
+	lock, err := n.takeLock(ctx)
 	if err != nil {
-		return err
+		return whyEnded(ctx, err)
 	}
 	defer closing(&err, lock)
 	if err := sys.probe(); err != nil {
@@ -110,22 +109,11 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	if n.history, err = loadHistory(n.store, n.state.identity.ID, n.log.Named("events")); err != nil {
 		return err
 	}
-	found, err := cfg.findToken(n.state.first)
-	if err != nil {
-		return err
-	}
-	n.saveToken = found.save
-	if cfg.TokenFile != "" {
-		n.log.Warn("the token file is not there; going on with the token in the data directory", zap.String("file", cfg.TokenFile))
-	}
-	if n.rotor, err = newRotor(n, found.tokens); err != nil {
-		return err
-	}
-	if n.state.universe, err = cfg.chooseUniverse(n.state); err != nil {
-		return err
-	}
-	if err := cfg.checkAdvertise(n.state.universe); err != nil {
-		return err
+	var found foundTokens
+	if cfg.Guide == nil { // a refusal comes before anything is seen from outside
+		if found, err = n.chooseMesh(); err != nil {
+			return err
+		}
 	}
 	port, err := sys.listen(cfg.Port, cfg.Shards, cfg.Offloads, n.log.Named("underlay"))
 	if err != nil {
@@ -160,6 +148,15 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	n.log.Info("weft starts", zap.String("version", cfg.Version), zap.String("name", cfg.Name),
 		zap.Stringer("node", n.state.identity.ID), zap.String("socket", srv.Path()))
 
+	if cfg.Guide != nil {
+		if err := n.guided(ctx); err != nil {
+			return whyEnded(ctx, err)
+		}
+		if found, err = n.chooseMesh(); err != nil {
+			return err
+		}
+		defer n.beside(ctx)()
+	}
 	if n.state.universe.isZero() {
 		if n.state.universe, err = n.findMesh(ctx); err != nil {
 			return whyEnded(ctx, err)
@@ -181,12 +178,37 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	}
 	port = nil // the engines' now
 	defer closing(&err, e)
-	if err = n.run(ctx, e); err == nil || !n.state.first || n.isMember(e) {
+	founded := n.state.founding
+	if err := n.confirm(ctx, e); err != nil {
+		if done = n.store.Close; errors.Is(err, ErrAnew) {
+			done = n.store.Discard
+		}
+		return n.unmade(ctx, e, err)
+	}
+	if err = n.run(ctx, e); err == nil || !n.state.first || founded || n.isMember(e) {
 		done = n.store.Close
 		return err
 	}
 	// Nobody has anything of this node's: the start is taken back.
 	return errors.Join(err, n.undo(e))
+}
+
+// chooseMesh decides by configuration and data directory about token and universe.
+func (n *Node) chooseMesh() (found foundTokens, err error) {
+	if found, err = n.cfg.findToken(n.state.first); err != nil {
+		return found, err
+	}
+	n.saveToken = found.save
+	if n.cfg.TokenFile != "" {
+		n.log.Warn("the token file is not there; going on with the token in the data directory", zap.String("file", n.cfg.TokenFile))
+	}
+	if n.rotor, err = newRotor(n, found.tokens); err != nil {
+		return found, err
+	}
+	if n.state.universe, err = n.cfg.chooseUniverse(n.state); err != nil {
+		return found, err
+	}
+	return found, n.cfg.checkAdvertise(n.state.universe)
 }
 
 // isMember tells whether others may have learnt from this node what would be

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,6 +27,15 @@ import (
 // the socket in runDir, and nothing else; it returns what it removed. The
 // daemon must have ended. A state that cannot be read any more is removed, too, with what was kept aside of it.
 func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err error) {
+	return reset(ctx, dataDir, runDir, false)
+}
+
+// Withdraw removes what [Reset] does, but for the state of the node, which can be launched again.
+func Withdraw(ctx context.Context, dataDir, runDir string) (removed []string, err error) {
+	return reset(ctx, dataDir, runDir, true)
+}
+
+func reset(ctx context.Context, dataDir, runDir string, keepState bool) (removed []string, err error) {
 	lock, err := awaitLock(ctx, runDir)
 	if err != nil {
 		return nil, err
@@ -52,8 +62,15 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 	if err != nil {
 		return removed, err
 	}
-	for _, f := range append(store.Files(dataDir),
-		append(token.Files(dataDir), filepath.Join(runDir, api.SocketName))...) {
+	files := []string{filepath.Join(runDir, api.SocketName)}
+	if keepState {
+		if err := forgetChanges(dataDir); err != nil {
+			return removed, err
+		}
+	} else {
+		files = slices.Concat(store.Files(dataDir), token.Files(dataDir), files)
+	}
+	for _, f := range files {
 		rerr := os.Remove(f)
 		switch {
 		case rerr == nil:
@@ -62,8 +79,10 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 			err = errors.Join(err, fmt.Errorf("removing %s: %w", f, rerr))
 		}
 	}
-	cleared, cerr := cni.NewBacklog(runDir).Clear()
-	removed, err = append(removed, cleared...), errors.Join(err, cerr)
+	if !keepState {
+		cleared, cerr := cni.NewBacklog(runDir).Clear()
+		removed, err = append(removed, cleared...), errors.Join(err, cerr)
+	}
 	// Directories go if nothing else lies in them.
 	for _, d := range []string{dataDir, runDir} {
 		if os.Remove(d) == nil {
@@ -71,6 +90,18 @@ func Reset(ctx context.Context, dataDir, runDir string) (removed []string, err e
 		}
 	}
 	return removed, err
+}
+
+// forgetChanges has the next launch find a host on which nothing was changed.
+func forgetChanges(dataDir string) error {
+	if !store.Exists(dataDir) {
+		return nil
+	}
+	st, err := store.Open(dataDir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(saveChanges(st, hostnet.Changes{}), st.Close())
 }
 
 // awaitLock takes the lock of the network namespace, so that no daemon runs here

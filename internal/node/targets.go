@@ -27,37 +27,46 @@ const (
 )
 
 // loadTargets returns the hosts that the node was told to connect to while it ran.
-func loadTargets(st *store.Store) (hosts []string, err error) {
+func loadTargets(st *store.Store) (hosts []string, err error) { return loadHosts(st, keyTargets) }
+
+func loadHosts(st *store.Store, key string) (hosts []string, err error) {
 	err = st.View(func(tx *store.Tx) error {
-		if b := tx.Get(store.Meta, keyTargets); b != nil {
+		if b := tx.Get(store.Meta, key); b != nil {
 			return json.Unmarshal(b, &hosts)
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading the hosts of weft connect in %s: %w", st.Dir(), err)
+		return nil, fmt.Errorf("reading the hosts to connect to in %s: %w", st.Dir(), err)
 	}
 	return hosts, nil
 }
 
-func saveTargets(st *store.Store, hosts []string) error {
+func saveTargets(st *store.Store, hosts []string) error { return saveHosts(st, keyTargets, hosts) }
+
+func saveHosts(st *store.Store, key string, hosts []string) error {
 	b, err := json.Marshal(hosts)
 	if err != nil {
 		return fmt.Errorf("saving the hosts to connect to: %w", err)
 	}
 	return st.Update(func(tx *store.Tx) error {
 		if len(hosts) == 0 {
-			return tx.Delete(store.Meta, keyTargets)
+			return tx.Delete(store.Meta, key)
 		}
-		return tx.Put(store.Meta, keyTargets, b)
+		return tx.Put(store.Meta, key, b)
 	})
 }
 
-// allTargets are the hosts of --peer and those of weft connect, each once. One that was kept and is of no use, because an earlier version
+// allTargets are the hosts of --peer, of weft connect and of the guide, each once. One that was kept and is of no use, because an earlier version
 // took it or because --peer gives so many, does not keep the node from starting.
 func (n *Node) allTargets() ([]string, error) {
 	hosts := slices.Clone(n.cfg.Peers)
 	saved, err := loadTargets(n.store)
+	if n.cfg.Guide != nil && err == nil {
+		var more []string
+		more, err = loadHosts(n.store, keyGuided)
+		saved = append(saved, more...)
+	}
 	for _, h := range saved {
 		t, err := canonicalTarget(h, n.cfg.Port)
 		switch {

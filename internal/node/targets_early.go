@@ -95,6 +95,11 @@ func (n *Node) disconnectEarly(hosts []string) (api.DisconnectResult, error) {
 func (n *Node) settleTargets(e *engines) error {
 	n.targeting.Lock()
 	defer n.targeting.Unlock()
+	return n.settle(e)
+}
+
+// settle does that; the caller has targeting.
+func (n *Node) settle(e *engines) error {
 	wanted, err := n.allTargets()
 	if err != nil {
 		return err

@@ -346,6 +346,9 @@ func (n *Node) describe(e *engines) func(*mesh.Record) {
 		if n.cfg.NoRelay {
 			r.Features = append(r.Features, featureNoRelay)
 		}
+		if n.cfg.Guide != nil {
+			r.Features = append(r.Features, FeatureGuided)
+		}
 		r.Features = append(r.Features, e.kernel.features()...)
 		r.TrustedSubnets, r.Hosts = e.kernel.trusted, e.kernel.hosts()
 		r.Endpoints, r.Links = e.where.endpoints(n.cfg.Port), e.where.neighbours()
