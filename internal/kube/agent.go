@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/api"
+)
+
+const (
+	// look is how often the node is looked at, and lookAround how often its mesh is.
+	look       = 250 * time.Millisecond
+	lookAround = 5 * time.Second
+	// glancePatience bounds a question to the API server on whose answer nothing depends.
+	glancePatience = time.Second
+	// spread is the time over which nodes that start with a mesh spread their first requests.
+	spread = 10 * time.Second
+	// joinPatience is how long a node looks for its mesh before it says what may be wrong.
+	joinPatience = 30 * time.Second
+)
+
+// Daemon is the node that an [Agent] directs. Its methods are safe for concurrent use.
+type Daemon interface {
+	Phase() (p api.Phase, waitsFor string)
+	Status() api.Status
+	IPAM() api.IPAM
+	Token() (api.Token, error)
+	Members() []Member
+	Direct(hosts []string) error
+	Warn(about, text string)
+	Forget(ctx context.Context, r api.ForgetRequest, progress func(api.ForgetProgress)) (api.ForgetResult, error)
+}
+
+// Config says what an [Agent] works with.
+type Config struct {
+	Cluster   *Cluster
+	Node      string // name of this host's Node object
+	Namespace string // of Secret and DaemonSet
+	DaemonSet string // that runs this; empty: none does, and nothing is removed when one is deleted
+	// Range and Encryption ("on" or "off") are those of a mesh that this node founds; an empty Range is found out, or DefaultRange.
+	Range, DefaultRange string
+	Encryption          string
+	// Up is called when traffic can flow for the first time, and again while it fails.
+	Up   func(ctx context.Context) error
+	Rand io.Reader // of tokens
+	Log  *zap.Logger
+}
+
+// An Agent directs one node by what the cluster says. Begin, Confirm and Run are called one after the other, and again if the node begins
+// anew, but for Confirm, which may be called while Run runs; Health and Removed at any time.
+type Agent struct {
+	cfg     Config
+	changed chan struct{} // something that is mirrored did
+	nodes   *mirror[machine]
+	secret  *mirror[*secret]
+	set     *mirror[*daemonSet]
+	events  *recorder
+	working sync.WaitGroup
+	ctx     context.Context //nolint:containedctx // of what follows the cluster, from New to Close
+	cancel  context.CancelFunc
+
+	mu        sync.Mutex
+	following bool
+	stage     string // what is done before the node has a phase
+	phase     api.Phase
+	up        bool     // Up has succeeded
+	joining   founding // by which the node was told to join
+	deleted   bool     // the DaemonSet was
+}
+
+// New makes an agent, which does nothing yet. Close ends what it begins.
+func New(c Config) *Agent {
+	a := &Agent{cfg: c, changed: make(chan struct{}, 1), stage: "starting"}
+	a.nodes = newMirror(c.Cluster.nodes(), "", trimNode, a.raise)
+	a.secret = newMirror(c.Cluster.secrets(c.Namespace), SecretName, func(s *secret) *secret {
+		s.ManagedFields, s.Annotations = nil, nil
+		return s
+	}, a.raise)
+	a.set = newMirror(c.Cluster.daemonSets(c.Namespace), c.DaemonSet, func(s *daemonSet) *daemonSet {
+		s.ManagedFields, s.Annotations = nil, nil
+		return s
+	}, a.setChanged)
+	a.events = newRecorder(c.Cluster, c.Node, c.Log)
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	return a
+}
+
+// Close ends what the agent has begun, and waits for that.
+func (a *Agent) Close() {
+	a.cancel()
+	a.working.Wait()
+}
+
+func (a *Agent) raise() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// setChanged remembers that the DaemonSet was deleted, which the API server may not tell any more when that matters.
+func (a *Agent) setChanged() {
+	s, ok, synced := a.set.get(a.cfg.DaemonSet)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.deleted = synced && (!ok || s.DeletionTimestamp != nil)
+}
+
+// follow begins to follow the cluster, once, some time within the next.
+func (a *Agent) follow(within time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.following {
+		return
+	}
+	a.following = true
+	runs := []func(context.Context){a.nodes.run, a.secret.run}
+	if a.cfg.DaemonSet != "" {
+		runs = append(runs, a.set.run)
+	}
+	a.working.Go(func() { a.events.run(a.ctx) })
+	for _, run := range runs {
+		a.working.Go(func() {
+			if within > 0 {
+				select {
+				case <-a.ctx.Done():
+				case <-time.After(rand.N(within)):
+				}
+			}
+			run(a.ctx)
+		})
+	}
+}
+
+func (a *Agent) setStage(s string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stage, a.phase = s, ""
+}
+
+// StandBy says that this node waits for another daemon on its host to end. It can take over at once.
+func (a *Agent) StandBy(by string) {
+	a.cfg.Log.Info("standing by: another daemon runs on this host, and this one takes over when it ends", zap.String("daemon", by))
+	a.setStage(standingBy)
+}
+
+const standingBy = "standing by"
+
+// Health says whether this node does its work, or could at once in the place of another, and in a line what it does.
+func (a *Agent) Health() (ready bool, text string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.phase == "":
+		return a.stage == standingBy, a.stage
+	case a.phase == api.Ready && !a.up:
+		return false, "ready, but for the CNI configuration"
+	}
+	return a.phase == api.Ready, string(a.phase)
+}
+
+// Removed tells whether the DaemonSet that runs this was deleted, so that nothing is to stay on this host.
+func (a *Agent) Removed(ctx context.Context) bool {
+	if a.cfg.DaemonSet == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, glancePatience)
+	defer cancel()
+	var s daemonSet
+	err := a.cfg.Cluster.daemonSets(a.cfg.Namespace).get(ctx, a.cfg.DaemonSet, &s)
+	switch {
+	case err == nil:
+		return s.DeletionTimestamp != nil
+	case errors.Is(err, errMissing):
+		return true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.deleted // the right to ask may have been deleted, too
+}
+
+// Run directs the node until ctx ends, and returns nil then; an error says why the node must end. One that wraps [ErrAnew] says that it is to
+// begin anew.
+func (a *Agent) Run(ctx context.Context, id string, d Daemon) error {
+	a.follow(spread)
+	r := &run{a: a, id: id, d: d, began: time.Now(), reclaim: reclaimer{since: map[string]time.Time{}, tried: map[string]time.Time{}}}
+	defer r.forgetting.Wait()
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for news := true; ; {
+		if err := r.step(ctx, news); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.changed:
+			news = true
+		case <-tick.C:
+			news = false
+		}
+	}
+}
+
+// run is what one Run knows.
+type run struct {
+	a     *Agent
+	id    string
+	d     Daemon
+	began time.Time
+
+	mesh       string // ID of the node's mesh; empty: not known yet
+	phase      api.Phase
+	around     time.Time // when it was last looked around
+	named      attempt
+	told       attempt
+	keeping    attempt
+	upping     attempt
+	absent     time.Time // since when the Secret is not what it should be; zero: it is
+	reclaim    reclaimer
+	forgetting sync.WaitGroup
+}
+
+// attempt is something that is tried again, with growing patience.
+type attempt struct {
+	next time.Time
+	wait time.Duration
+}
+
+// try does it if it is time to. After a success it may be done again at once.
+func (t *attempt) try(do func() error) error {
+	if t.wait > 0 && time.Now().Before(t.next) {
+		return nil
+	}
+	err := do()
+	if err == nil {
+		t.wait = 0
+		return nil
+	}
+	t.wait = min(max(2*t.wait, retryAfter), time.Minute)
+	t.next = time.Now().Add(t.wait + rand.N(t.wait/2))
+	return err
+}
+
+// step looks at the node and, if there is news or it is time to, at the cluster and the mesh.
+func (r *run) step(ctx context.Context, news bool) error {
+	phase, waitsFor := r.d.Phase()
+	r.a.mu.Lock()
+	if phase != api.Starting || r.a.phase != "" {
+		r.a.phase = phase
+	}
+	r.a.mu.Unlock()
+	if phase != r.phase {
+		r.phaseChanged(phase, waitsFor)
+		news = true
+	}
+	if phase == api.Ready {
+		r.bringUp(ctx)
+	}
+	around := time.Since(r.around) >= lookAround
+	if !news && !around {
+		return nil
+	}
+	if around {
+		r.around = time.Now()
+	}
+	nodes, synced := r.a.nodes.snapshot()
+	switch phase {
+	case api.Joining:
+		return r.join(nodes, around)
+	case api.Ready, api.Waiting, api.Retired:
+		r.report(ctx, nodes, phase, waitsFor)
+	}
+	if phase != api.Ready && phase != api.Waiting || !synced {
+		return nil
+	}
+	if err := r.keep(ctx); err != nil || !around {
+		return err
+	}
+	if err := r.d.Direct(choosePeers(r.a.cfg.Node, nodes)); err != nil {
+		r.a.cfg.Log.Warn("the node could not be told whom to connect to", zap.Error(err))
+	}
+	for _, m := range r.reclaim.due(r.id, r.d.Members(), nodes, time.Now()) {
+		r.forgetting.Go(func() { r.a.forget(ctx, r.d, m) })
+	}
+	r.fullness()
+	return nil
+}
+
+func (r *run) phaseChanged(phase api.Phase, waitsFor string) {
+	r.phase = phase
+	switch phase {
+	case api.Waiting:
+		r.a.events.onNode(normal, "Waiting", "waiting for "+waitsFor)
+	case api.Ready:
+		r.a.events.onNode(normal, "WeftIsUp", "the pods of this node can be reached")
+	case api.Retired:
+		r.a.events.onNode(warning, "Retired", waitsFor)
+	}
+}
+
+// join directs a node that looks for its mesh, and has it begin anew if the Secret is another one by now.
+func (r *run) join(nodes map[string]machine, around bool) error {
+	r.a.mu.Lock()
+	by := r.a.joining
+	r.a.mu.Unlock()
+	s, ok, synced := r.a.secret.get(SecretName)
+	if synced && by.version != "" {
+		f, err := readFounding(s)
+		if !ok || err == nil && (!f.founded || f.founder != by.founder || !f.token.Equal(by.token)) {
+			return fmt.Errorf("%w: Secret %s has changed", ErrAnew, r.a.secretPath())
+		}
+	}
+	if !around {
+		return nil
+	}
+	if hosts := chooseDoors(r.a.cfg.Node, by.founder.Node, nodes); len(hosts) > 0 {
+		if err := r.d.Direct(hosts); err != nil {
+			r.a.cfg.Log.Warn("the node could not be told whom to connect to", zap.Error(err))
+		}
+	}
+	if time.Since(r.began) > joinPatience {
+		text := fmt.Sprintf("no node of the mesh that Secret %s names answers; if all nodes were set up anew, that mesh is gone: delete the Secret to have one founded anew", r.a.secretPath())
+		r.d.Warn("join", text)
+		r.a.events.onNode(warning, "NoMesh", text)
+	}
+	return nil
+}
+
+// bringUp lets the cluster use the node.
+func (r *run) bringUp(ctx context.Context) {
+	r.a.mu.Lock()
+	up := r.a.up
+	r.a.mu.Unlock()
+	if up {
+		return
+	}
+	r.d.Warn("join", "")
+	err := r.upping.try(func() error { return r.a.cfg.Up(ctx) })
+	if err != nil {
+		r.d.Warn("up", err.Error())
+		r.a.cfg.Log.Error("the CNI configuration could not be installed", zap.Error(err))
+		r.a.events.onNode(warning, "NotInstalled", brief(err))
+		return
+	}
+	if r.upping.wait == 0 {
+		r.d.Warn("up", "")
+		r.a.mu.Lock()
+		r.a.up = true
+		r.a.mu.Unlock()
+	}
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kubetest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// target is what a request is about.
+type target struct {
+	namespace, plural, name, sub string
+}
+
+func (t target) path() string {
+	if t.namespace == "" {
+		return t.plural + "/" + t.name
+	}
+	return t.namespace + "/" + t.plural + "/" + t.name
+}
+
+// parse reads /api/v1/... and /apis/GROUP/v1/... .
+func parse(path string) (t target, ok bool) {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	switch {
+	case len(parts) > 2 && parts[0] == "api":
+		parts = parts[2:]
+	case len(parts) > 3 && parts[0] == "apis":
+		parts = parts[3:]
+	default:
+		return t, false
+	}
+	if len(parts) > 2 && parts[0] == "namespaces" {
+		t.namespace, parts = parts[1], parts[2:]
+	}
+	t.plural = parts[0]
+	if len(parts) > 1 {
+		t.name = parts[1]
+	}
+	if len(parts) > 2 {
+		t.sub = parts[2]
+	}
+	return t, true
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	t, ok := parse(r.URL.Path)
+	query := r.URL.Query()
+	verb := map[string]string{http.MethodGet: "get", http.MethodPost: "create", http.MethodPatch: "patch"}[r.Method]
+	if verb == "get" && t.name == "" {
+		if verb = "list"; query.Get("watch") != "" {
+			verb = "watch"
+		}
+	}
+	if !ok || verb == "" {
+		refuse(w, http.StatusMethodNotAllowed, "MethodNotAllowed", "kubetest does not do that: "+r.Method+" "+r.URL.Path)
+		return
+	}
+	q := Request{Agent: r.UserAgent(), Verb: verb, Resource: t.plural}
+	s.mu.Lock()
+	s.counts[q]++
+	fate, down := s.fate, s.down
+	s.mu.Unlock()
+	q.Name = t.name
+	became := Pass
+	if fate != nil {
+		became = fate(q)
+	}
+	if down || became == Refuse {
+		panic(http.ErrAbortHandler)
+	}
+	switch verb {
+	case "watch":
+		s.watch(w, r, t, query)
+		return
+	case "list":
+		s.list(w, t, query)
+		return
+	}
+	code, answer := s.change(r, t, verb)
+	if became == Lose {
+		panic(http.ErrAbortHandler)
+	}
+	answerJSON(w, code, answer)
+}
+
+// change does what is asked for, and returns the answer.
+func (s *Server) change(r *http.Request, t target, verb string) (int, any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var body Object
+	if verb != "get" {
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			return status(http.StatusBadRequest, "BadRequest", err.Error())
+		}
+	}
+	if verb == "create" {
+		if t.name, _ = metaOf(body)["name"].(string); t.name == "" {
+			return status(http.StatusUnprocessableEntity, "Invalid", "the object has no name")
+		}
+	}
+	o, ok := s.objects[t.path()]
+	switch {
+	case verb == "create" && ok:
+		return status(http.StatusConflict, "AlreadyExists", t.path()+" already exists")
+	case verb == "create":
+		s.put(t.path(), body)
+		return http.StatusCreated, s.objects[t.path()]
+	case !ok:
+		return status(http.StatusNotFound, "NotFound", t.path()+" not found")
+	case verb == "get":
+		return http.StatusOK, o
+	}
+	if version, ok := metaOf(body)["resourceVersion"]; ok && version != metaOf(o)["resourceVersion"] {
+		return status(http.StatusConflict, "Conflict", "the object has been modified")
+	}
+	if t.sub != "status" {
+		delete(body, "status")
+	}
+	o = clone(o)
+	switch r.Header.Get("Content-Type") {
+	case "application/merge-patch+json":
+		merge(o, body)
+	case "application/strategic-merge-patch+json":
+		conditions(o, body)
+	default:
+		return status(http.StatusUnsupportedMediaType, "UnsupportedMediaType", r.Header.Get("Content-Type"))
+	}
+	s.put(t.path(), o)
+	return http.StatusOK, s.objects[t.path()]
+}
+
+// merge applies a merge patch (RFC 7386).
+func merge(o, patch Object) {
+	for k, v := range patch {
+		sub, is := v.(Object)
+		into, has := o[k].(Object)
+		switch {
+		case v == nil:
+			delete(o, k)
+		case is && has:
+			merge(into, sub)
+		default:
+			o[k] = v
+		}
+	}
+}
+
+// conditions applies a patch of status.conditions, which are merged by their type.
+func conditions(o, patch Object) {
+	st, _ := o["status"].(Object)
+	if st == nil {
+		st = Object{}
+		o["status"] = st
+	}
+	of, _ := patch["status"].(Object)
+	news, _ := of["conditions"].([]any)
+	have, _ := st["conditions"].([]any)
+	for _, n := range news {
+		c, _ := n.(Object)
+		found := false
+		for i, h := range have {
+			if old, _ := h.(Object); old["type"] == c["type"] {
+				merge(old, c)
+				have[i], found = old, true
+			}
+		}
+		if !found {
+			have = append(have, c)
+		}
+	}
+	st["conditions"] = have
+}
+
+// selects tells whether a list or watch has an object of this path.
+func selects(t target, query url.Values, path string) bool {
+	prefix := t.plural + "/"
+	if t.namespace != "" {
+		prefix = t.namespace + "/" + prefix
+	}
+	name, ok := strings.CutPrefix(path, prefix)
+	if wanted, only := strings.CutPrefix(query.Get("fieldSelector"), "metadata.name="); only {
+		return ok && name == wanted
+	}
+	return ok
+}
+
+func (s *Server) list(w http.ResponseWriter, t target, query url.Values) {
+	s.mu.Lock()
+	apiVersion, kind := kindOf(t.plural)
+	items := []Object{}
+	for path, o := range s.objects {
+		if selects(t, query, path) {
+			items = append(items, o)
+		}
+	}
+	answer := Object{"apiVersion": apiVersion, "kind": kind + "List", "metadata": Object{"resourceVersion": strconv.Itoa(s.version)}, "items": items}
+	s.mu.Unlock()
+	answerJSON(w, http.StatusOK, answer)
+}
+
+// watch sends what changes from a version on, until the client or the server goes. Where initial events are asked for, what there is comes
+// first, and a bookmark after it.
+func (s *Server) watch(w http.ResponseWriter, r *http.Request, t target, query url.Values) {
+	s.watches.Add(1)
+	defer s.watches.Add(-1)
+	flush, _ := w.(http.Flusher)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	out := json.NewEncoder(w)
+	s.mu.Lock()
+	at, _ := strconv.Atoi(query.Get("resourceVersion"))
+	var first []Object
+	if query.Get("sendInitialEvents") == "true" {
+		at = s.version
+		for path, o := range s.objects {
+			if selects(t, query, path) {
+				first = append(first, Object{"type": "ADDED", "object": o})
+			}
+		}
+		apiVersion, kind := kindOf(t.plural)
+		first = append(first, Object{"type": "BOOKMARK", "object": Object{"apiVersion": apiVersion, "kind": kind, "metadata": Object{
+			"resourceVersion": strconv.Itoa(at), "annotations": Object{"k8s.io/initial-events-end": "true"},
+		}}})
+	}
+	s.mu.Unlock()
+	for _, e := range first {
+		if out.Encode(e) != nil {
+			return
+		}
+	}
+	for {
+		s.mu.Lock()
+		var events []change
+		for i := len(s.history) - 1; i >= 0 && s.history[i].version > at; i-- {
+			if selects(t, query, s.history[i].path) {
+				events = append(events, s.history[i])
+			}
+		}
+		at = s.version
+		news, down := s.news, s.down
+		s.mu.Unlock()
+		for i := len(events) - 1; i >= 0; i-- {
+			if out.Encode(Object{"type": events[i].kind, "object": events[i].object}) != nil {
+				return
+			}
+		}
+		flush.Flush()
+		if down {
+			panic(http.ErrAbortHandler)
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-news:
+		}
+	}
+}
+
+func status(code int, reason, message string) (int, any) {
+	return code, Object{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason, "message": message, "code": code}
+}
+
+func refuse(w http.ResponseWriter, code int, reason, message string) {
+	_, answer := status(code, reason, message)
+	answerJSON(w, code, answer)
+}
+
+func answerJSON(w http.ResponseWriter, code int, answer any) {
+	b, err := json.Marshal(answer)
+	if err != nil {
+		panic(fmt.Sprintf("kubetest: %v", err))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(b)
+}
