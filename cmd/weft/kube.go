@@ -114,6 +114,9 @@ data directory.`,
 
 // launchInCluster runs the node until it is told to end, and removes it from the host if it is not to come back.
 func (c *cli) launchInCluster(ctx context.Context, l launching, k inCluster) (err error) {
+	if err := writableSettings(kernelSettings); err != nil {
+		return err
+	}
 	cluster, err := kube.Connect(k.kubeconfig, "weft/"+version+" node/"+l.cfg.Name)
 	if err != nil {
 		return err

@@ -57,4 +57,10 @@ func TestOwnPortmap(t *testing.T) {
 	if left := p.files(); !maps.Equal(left, theirs) {
 		t.Errorf("left: %v, want %v", left, theirs)
 	}
+
+	r, err = InstallPlugin(t.Context(), p.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.same("done without a configuration", r.Done, "installed $BIN/weft", "installed $BIN/weft-portmap")
 }

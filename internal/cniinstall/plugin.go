@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-// InstallPlugin installs the plugin alone, as [Install] does; ConfDir is of no interest. No runtime calls it before there is a configuration.
+// InstallPlugin installs the plugin, and the one for ports of the host, as [Install] does; ConfDir is of no interest. No runtime calls it before there is a configuration.
 func InstallPlugin(ctx context.Context, c Config) (r Report, err error) {
 	if err := c.checkPlugin(ctx); err != nil {
 		return r, err
@@ -21,5 +21,8 @@ func InstallPlugin(ctx context.Context, c Config) (r Report, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, bin.close()) }()
-	return r, c.putPlugin(bin, &r)
+	if err := c.putPlugin(bin, &r); err != nil {
+		return r, err
+	}
+	return r, c.putPortmap(bin, &r)
 }

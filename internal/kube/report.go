@@ -31,8 +31,9 @@ func (r *run) report(ctx context.Context, nodes map[string]machine, phase api.Ph
 		return // not known yet, or deleted
 	}
 	if self.nodeID != r.id && phase != api.Retired {
+		// By the subresource, which takes annotations as well: so the right to change all of a Node is not needed.
 		r.warned("the Node could not be annotated", r.named.try(func() error {
-			return r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "", types.MergePatchType, map[string]any{
+			return r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "status", types.MergePatchType, map[string]any{
 				"metadata": map[string]any{"annotations": map[string]string{AnnotationNodeID: r.id}},
 			})
 		}))
