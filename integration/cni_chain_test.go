@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
 
 	"github.com/weftnet/weft/integration/lab"
@@ -187,6 +188,48 @@ func TestCNIBandwidth(t *testing.T) {
 	}
 	h.del(n, p)
 	h.del(h.weft(), free)
+	clean.leaks(t)
+}
+
+// TestCNITuning has the plugin tuning change what Weft has no keys for, and CHECK find nothing wrong with that, also after the daemon was started anew.
+func TestCNITuning(t *testing.T) {
+	t.Parallel()
+	h := cniMesh(t, 1)[0]
+	clean := noted(t, h.Host)
+	const length = 321 // of the queue, in packets
+	var pods []*pod
+	networks := map[*pod]*libcni.NetworkConfigList{}
+	for _, v := range cniVersions[2:] {
+		p := h.newPod("tuned-" + v)
+		networks[p] = network(t, v, "weft", h.weftConf().with(keys{"mtu": 1300}), keys{
+			"type": "tuning", "dataDir": h.Dir() + "/tuning", "promisc": true, "allmulti": true, "txQLen": length, "sysctl": keys{"net.core.somaxconn": "500"},
+		})
+		h.add(networks[p], p)
+		pods = append(pods, p)
+	}
+	tuned := func() {
+		t.Helper()
+		for _, p := range pods {
+			l, err := p.Netlink().LinkByName("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := l.Attrs(); a.MTU != 1300 || a.Promisc == 0 || a.Allmulti == 0 || a.TxQLen != length {
+				t.Errorf("%s: eth0 is %+v", p.ContainerID, a)
+			}
+			if err := h.check(networks[p], p); err != nil {
+				t.Errorf("%s: CHECK: %v", p.ContainerID, err)
+			}
+		}
+	}
+	tuned()
+	h.Kill()
+	h.Relaunch()
+	ready(t, h.Host)
+	tuned()
+	for _, p := range pods {
+		h.del(networks[p], p)
+	}
 	clean.leaks(t)
 }
 
