@@ -4,10 +4,14 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/weftnet/weft/integration/lab"
 )
 
 // TestCNIRefused calls the plugin with what no runtime in its right mind would: it answers with an error as the specification has it, exit code 1 and
@@ -125,6 +129,36 @@ func TestCNIRefused(t *testing.T) {
 			t.Fatalf("%s: there are %v now", c.what, owners(t, h.Host))
 		}
 	}
+	// The other verbs know what they are given as well.
+	for _, verb := range []string{"DEL", "CHECK", "GC", "STATUS"} {
+		for stdin, code := range map[string]uint{"{": 6, conf(keys{"cniVersion": "9.9.9"}): 1, conf(keys{"runDir": "run"}): 7, conf(keys{"name": "../x"}): 7} {
+			k := h.raw(stdin, "CNI_COMMAND="+verb, "CNI_CONTAINERID=victim", "CNI_NETNS="+p.NetNS, "CNI_IFNAME=eth0")
+			if k.code != 1 {
+				t.Errorf("exit code %d: %v", k.code, k)
+			}
+			refusedBy(t, k.refusal(), code)
+		}
+	}
+	for _, verb := range []string{"DEL", "CHECK"} {
+		refusedBy(t, h.raw(conf(nil), "CNI_COMMAND="+verb, "CNI_CONTAINERID=../victim", "CNI_NETNS="+p.NetNS, "CNI_IFNAME=eth0").refusal(), 4, "CNI_CONTAINERID")
+	}
+	refusedBy(t, h.raw(conf(nil), "CNI_COMMAND=CHECK", "CNI_CONTAINERID=victim", "CNI_NETNS="+p.NetNS, "CNI_IFNAME=eth0").refusal(), 7, "prevResult")
+	// Nor does it keep what it cannot tell the runtime of.
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add, err := h.Start(lab.Command{
+		Path: filepath.Join(h.path[1], weftType), Stdin: strings.NewReader(conf(nil)), Stdout: full,
+		Env: []string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=victim", "CNI_NETNS=" + p.NetNS, "CNI_IFNAME=eth0", "CNI_PATH=" + h.path[1]},
+	})
+	if err := errors.Join(err, full.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := add.Wait(soon); err != nil || code != 1 {
+		t.Errorf("ADD that cannot be answered: exit code %d, %v", code, err)
+	}
+
 	before.leaks(t)
 	same(t, "the container", inside, snapshot(t, p.Namespace))
 	if kept, err := os.ReadDir(h.RunDir() + "/cni"); err == nil && len(kept) != 0 {
