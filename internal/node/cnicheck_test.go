@@ -152,3 +152,38 @@ func TestCNIStatusFull(t *testing.T) {
 		}
 	})
 }
+
+// A node that was declared gone attaches nothing, says that its containers are cut off, and lets go of what it has.
+func TestCNIRetired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, n1, _, n3 := trio(t)
+		a, b := request(n3, "a"), request(n3, "b")
+		c.add(n3, a)
+		if err := n3.stop(); err != nil {
+			t.Fatal(err)
+		}
+		c.eventually(10*time.Second, "n3 stopped", func() bool { return peer(n1, "n3").State == "stopped" })
+		if _, _, err := forget(t, n1, api.ForgetRequest{Node: "n3"}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		c.start(n3, nil, "n1")
+		c.eventually(10*time.Second, "n3 retired", func() bool { svc := n3.service(); return svc != nil && svc.Status().Phase == api.Retired })
+		svc := n3.service()
+		is := func(what string, err error, code uint) {
+			t.Helper()
+			var ce *cni.Error
+			if !errors.As(err, &ce) || ce.Code != code || !retiredText.MatchString(ce.Error()) || ce.Details == "" {
+				t.Errorf("%s: %#v", what, err)
+			}
+		}
+		_, err := svc.CNIAttach(t.Context(), b)
+		is("ADD", err, cni.CodeFailed)
+		is("CHECK", svc.CNICheck(t.Context(), cni.CheckRequest{Key: a.Key, Network: a.Network, Netns: a.Netns}), cni.CodeFailed)
+		is("STATUS", svc.CNICheck(t.Context(), cni.CheckRequest{}), cni.CodeLimited)
+		c.del(n3, release(a))
+		if l := svc.Workloads(); len(l) != 0 || len(n3.host.up) != 0 {
+			t.Errorf("left are %+v, %v", l, n3.host.up)
+		}
+		is("STATUS", svc.CNICheck(t.Context(), cni.CheckRequest{}), cni.CodeUnavailable)
+	})
+}
