@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weftnet/weft/cni"
@@ -87,6 +88,8 @@ func (ws *workloads) checkCNI(r cni.CheckRequest) error {
 		w.Netns = r.Netns
 	}
 	want := onHost(w, lease)
+	// Plugins behind Weft's may have added others.
+	r.Want.Addresses = slices.DeleteFunc(slices.Clone(r.Want.Addresses), func(a netip.Addr) bool { return !ws.space.Contains(a) })
 	if err := ws.promised(want, r.Want); err != nil {
 		return differs(err)
 	}

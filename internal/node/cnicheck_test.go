@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,7 +30,9 @@ func TestCNICheckNamesTheDifference(t *testing.T) {
 		check := func(r cni.Request, want cni.Attachment) cni.CheckRequest {
 			return cni.CheckRequest{Key: r.Key, Network: r.Network, Netns: r.Netns, AddressesOnly: r.AddressesOnly, Want: want}
 		}
-		for _, r := range []cni.CheckRequest{check(r, a), check(r, cni.Attachment{}), check(only, b), check(only, cni.Attachment{})} {
+		more := a // by a plugin that is chained
+		more.Addresses = append(slices.Clone(a.Addresses), netip.MustParseAddr("192.0.2.7"))
+		for _, r := range []cni.CheckRequest{check(r, a), check(r, more), check(r, cni.Attachment{}), check(only, b), check(only, cni.Attachment{})} {
 			if err := n1.service().CNICheck(t.Context(), r); err != nil {
 				t.Errorf("%+v: %v", r, err)
 			}
