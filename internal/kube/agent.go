@@ -151,9 +151,17 @@ func (a *Agent) setStage(s string) {
 func (a *Agent) StandBy(by string) {
 	a.cfg.Log.Info("standing by: another daemon runs on this host, and this one takes over when it ends", zap.String("daemon", by))
 	a.setStage(standingBy)
+	a.follow(0) // so that nothing has to be asked for when it takes over
 }
 
 const standingBy = "standing by"
+
+// Attached tells what does not work for a pod.
+func (a *Agent) Attached(p Pod, warnings []string) {
+	for _, w := range warnings {
+		a.events.onPod(p, warning, "NetworkWarning", w)
+	}
+}
 
 // Health says whether this node does its work, or could at once in the place of another, and in a line what it does.
 func (a *Agent) Health() (ready bool, text string) {
@@ -221,8 +229,7 @@ type run struct {
 	mesh       string // ID of the node's mesh; empty: not known yet
 	phase      api.Phase
 	around     time.Time // when it was last looked around
-	named      attempt
-	told       attempt
+	telling    attempt
 	keeping    attempt
 	upping     attempt
 	absent     time.Time // since when the Secret is not what it should be; zero: it is

@@ -99,15 +99,19 @@ func (a *Agent) refuseOther(ctx context.Context, k Known) error {
 	if k.Founding {
 		return nil // see Confirm
 	}
-	ctx, cancel := context.WithTimeout(ctx, glancePatience)
-	defer cancel()
-	var s secret
-	if a.cfg.Cluster.secrets(a.cfg.Namespace).get(ctx, SecretName, &s) != nil {
+	s, ok, synced := a.secret.get(SecretName)
+	if !synced {
+		ctx, cancel := context.WithTimeout(ctx, glancePatience)
+		defer cancel()
+		s = &secret{}
+		ok = a.cfg.Cluster.secrets(a.cfg.Namespace).get(ctx, SecretName, s) == nil
+	}
+	if !ok {
 		return nil
 	}
-	f, err := readFounding(&s)
+	f, err := readFounding(s)
 	if err != nil {
-		return nil //nolint:nilerr // a node that has a mesh needs no Secret
+		return nil // a node that has a mesh needs no Secret
 	}
 	return a.otherMesh(f, k.MeshID)
 }
@@ -158,7 +162,7 @@ func (b *beginning) step(ctx context.Context) (orders *Orders, again time.Durati
 	}
 	f, err := readFounding(s)
 	if err != nil {
-		return nil, 0, "", fmt.Errorf("Secret %s cannot be used: %w; put it right, or delete it to have a mesh founded anew", b.a.secretPath(), err)
+		return nil, 0, "", fmt.Errorf("the Secret %s cannot be used: %w; put it right, or delete it to have a mesh founded anew", b.a.secretPath(), err)
 	}
 	switch {
 	case f.founded:
@@ -256,7 +260,7 @@ func (b *beginning) join(f founding, nodes map[string]machine) (*Orders, time.Du
 // another one does.
 func (a *Agent) Confirm(ctx context.Context, k Founded, waits func(reason string)) error {
 	a.follow(0)
-	for {
+	for told := ""; ; {
 		err := a.confirm(ctx, k)
 		if err == nil || errors.Is(err, ErrAnew) {
 			if err == nil {
@@ -266,9 +270,13 @@ func (a *Agent) Confirm(ctx context.Context, k Founded, waits func(reason string
 		}
 		if !errors.Is(err, errConflict) && !errors.Is(err, errExists) {
 			reason := "the Secret " + a.secretPath() + ", that says that the mesh is founded: " + brief(err)
-			waits(reason)
-			a.setStage("waiting for " + reason)
-			a.cfg.Log.Warn("waiting for " + reason)
+			if reason != told {
+				told = reason
+				waits(reason)
+				a.setStage("waiting for " + reason)
+				a.cfg.Log.Warn("waiting for " + reason)
+				a.events.onNode(warning, "Waiting", "waiting for "+reason)
+			}
 		}
 		select {
 		case <-ctx.Done():

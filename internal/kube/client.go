@@ -100,6 +100,7 @@ func (c *Cluster) services(ns string) resource   { return resource{c.core, ns, "
 func (c *Cluster) events(ns string) resource     { return resource{c.core, ns, "events"} }
 func (c *Cluster) daemonSets(ns string) resource { return resource{c.apps, ns, "daemonsets"} }
 func (c *Cluster) serviceCIDRs() resource        { return resource{c.networking, "", "servicecidrs"} }
+
 func (r resource) on(q *rest.Request) *rest.Request {
 	return q.NamespaceIfScoped(r.namespace, r.namespace != "").Resource(r.plural)
 }

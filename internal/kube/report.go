@@ -4,6 +4,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,40 +25,34 @@ const (
 // almostFull is how many percent of the range are given out when that is told.
 const almostFull = 90
 
-// report writes into this host's Node object which node of Weft it is, and whether it has a network.
+// report writes into this host's Node object which node of Weft it is, and whether it has a network: both by its status, where the annotations can be
+// written, too, so that no more rights are needed.
 func (r *run) report(ctx context.Context, nodes map[string]machine, phase api.Phase, waitsFor string) {
 	self, ok := nodes[r.a.cfg.Node]
 	if !ok {
 		return // not known yet, or deleted
 	}
+	change := map[string]any{}
 	if self.nodeID != r.id && phase != api.Retired {
-		// By the subresource, which takes annotations as well: so the right to change all of a Node is not needed.
-		r.warned("the Node could not be annotated", r.named.try(func() error {
-			return r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "status", types.MergePatchType, map[string]any{
-				"metadata": map[string]any{"annotations": map[string]string{AnnotationNodeID: r.id}},
-			})
-		}))
+		change["metadata"] = map[string]any{"annotations": map[string]string{AnnotationNodeID: r.id}}
 	}
 	want := nodeCondition{Type: conditionUnavailable, Status: "False", Reason: reasonUp, Message: "Weft is up on this node"}
-	switch phase {
-	case api.Retired:
-		want.Status, want.Reason, want.Message = "True", reasonDown, brief(fmt.Errorf("%s", waitsFor))
-	case api.Ready:
-	default:
-		return // one that restarts has a network all the while
+	if phase == api.Retired {
+		want.Status, want.Reason, want.Message = "True", reasonDown, brief(errors.New(waitsFor))
 	}
-	if self.condition.Status == want.Status && self.condition.Reason == want.Reason {
-		return
-	}
-	r.warned("the condition of the Node could not be written", r.told.try(func() error {
+	// One that restarts has a network all the while.
+	if phase != api.Waiting && (self.condition.Status != want.Status || self.condition.Reason != want.Reason) {
 		now := time.Now().UTC().Format(time.RFC3339)
-		return r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "status", types.StrategicMergePatchType, map[string]any{
-			"status": map[string]any{"conditions": []map[string]string{{
-				"type": want.Type, "status": want.Status, "reason": want.Reason, "message": want.Message,
-				"lastHeartbeatTime": now, "lastTransitionTime": now,
-			}}},
-		})
-	}))
+		change["status"] = map[string]any{"conditions": []map[string]string{{
+			"type": want.Type, "status": want.Status, "reason": want.Reason, "message": want.Message,
+			"lastHeartbeatTime": now, "lastTransitionTime": now,
+		}}}
+	}
+	if len(change) > 0 {
+		r.warned("the status of the Node could not be written", r.telling.try(func() error {
+			return r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "status", types.StrategicMergePatchType, change)
+		}))
+	}
 }
 
 func (r *run) warned(what string, err error) {

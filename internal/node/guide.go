@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/store"
@@ -46,9 +47,14 @@ type Guide interface {
 	// Confirm is asked by a node that has founded a mesh, once that is on disk and before anybody else learns of it, as often as
 	// it starts until it has agreed. An error that wraps [ErrAnew] takes the founding back; any other one ends the launch.
 	Confirm(ctx context.Context, f Founded, waits func(reason string)) error
+	// Attached is told what does not work for a pod that was attached, a line each. It is called from any goroutine, and does not block.
+	Attached(p Pod, warnings []string)
 	// Run works beside the node until ctx ends. Its error ends the node.
 	Run(ctx context.Context, n *Node) error
 }
+
+// A Pod is one as the container runtime names it.
+type Pod struct{ Namespace, Name, UID string }
 
 // Known is what a data directory says of its node.
 type Known struct {
@@ -98,6 +104,26 @@ func (n *Node) takeLock(ctx context.Context) (io.Closer, error) {
 		case <-time.After(standbyLook):
 		}
 	}
+}
+
+// serving is what the control socket serves.
+func (n *Node) serving() api.Service {
+	if n.cfg.Guide == nil {
+		return n
+	}
+	return attended{n}
+}
+
+// attended is a node whose guide is told about pods.
+type attended struct{ *Node }
+
+// CNIAttach implements [api.Service].
+func (n attended) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, error) {
+	a, err := n.Node.CNIAttach(ctx, r)
+	if len(a.Warnings) > 0 && r.Pod.Name != "" {
+		n.cfg.Guide.Attached(Pod(r.Pod), a.Warnings)
+	}
+	return a, err
 }
 
 // guided asks the guide, if there is one, what to do, and makes that the configuration.

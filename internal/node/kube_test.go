@@ -88,6 +88,8 @@ type guide struct{ agent *kube.Agent }
 
 func (g guide) StandBy(by string) { g.agent.StandBy(by) }
 
+func (g guide) Attached(p Pod, warnings []string) { g.agent.Attached(kube.Pod(p), warnings) }
+
 func (g guide) Begin(ctx context.Context, k Known, waits func(string)) (Orders, error) {
 	o, err := g.agent.Begin(ctx, kube.Known(k), waits)
 	return Orders(o), begunAnew(err)

@@ -124,7 +124,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 			err = errors.Join(err, port.Close())
 		}
 	}()
-	srv, err := sys.control(ctx, cfg.RunDir, n, n.log)
+	srv, err := sys.control(ctx, cfg.RunDir, n.serving(), n.log)
 	if err != nil {
 		return err
 	}

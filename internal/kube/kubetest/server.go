@@ -66,7 +66,7 @@ type Server struct {
 // New starts a server, which has no objects.
 func New() *Server {
 	s := &Server{objects: map[string]Object{}, news: make(chan struct{}), counts: map[Request]int{}, mem: newListener()}
-	s.http = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 0} //nolint:gosec // G112: only tests are its clients
+	s.http = &http.Server{Handler: http.HandlerFunc(s.serve)} //nolint:gosec // G112: only tests are its clients
 	go func() { _ = s.http.Serve(s.mem) }()
 	return s
 }

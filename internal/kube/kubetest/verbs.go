@@ -120,6 +120,8 @@ func (s *Server) change(r *http.Request, t target, verb string) (int, any) {
 	}
 	if t.sub != "status" {
 		delete(body, "status")
+	} else {
+		delete(body, "spec")
 	}
 	o = clone(o)
 	switch r.Header.Get("Content-Type") {
@@ -127,6 +129,8 @@ func (s *Server) change(r *http.Request, t target, verb string) (int, any) {
 		merge(o, body)
 	case "application/strategic-merge-patch+json":
 		conditions(o, body)
+		delete(body, "status")
+		merge(o, body)
 	default:
 		return status(http.StatusUnsupportedMediaType, "UnsupportedMediaType", r.Header.Get("Content-Type"))
 	}
