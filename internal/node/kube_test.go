@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -17,6 +19,7 @@ import (
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/kube"
 	"github.com/weftnet/weft/internal/kube/kubetest"
+	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/mesh/memnet"
 )
 
@@ -59,28 +62,36 @@ func (k *kubernetes) register(m *machine) {
 // launch starts the node of m as the DaemonSet does.
 func (k *kubernetes) launch(m *machine, change func(*kube.Config)) {
 	k.t.Helper()
+	k.launchOn(m, fakeSystem{m}, change)
+}
+
+func (k *kubernetes) launchOn(m *machine, on system, change func(*kube.Config)) {
+	k.t.Helper()
 	if old := k.agents[m]; old != nil {
 		old.Close()
 	}
-	api, err := kube.ConnectTo(k.server.Dial, m.name)
+	server, err := kube.ConnectTo(k.server.Dial, m.name)
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	cfg := kube.Config{
-		Cluster: api, Node: m.name, Namespace: "kube-system", DaemonSet: "weft", DefaultRange: testRange, Encryption: "on",
+	directing := kube.Config{
+		Cluster: server, Node: m.name, Namespace: "kube-system", DaemonSet: "weft", DefaultRange: testRange, Encryption: "on",
 		Rand: rand.Reader, Log: zap.NewNop(), Up: func(context.Context) error { return nil },
 	}
 	if change != nil {
-		change(&cfg)
+		change(&directing)
 	}
-	k.agents[m] = kube.New(cfg)
-	k.start(m, func(c *Config) {
-		c.Token = k.token
-		*c = Config{
-			Version: c.Version, Name: c.Name, Port: c.Port, Range: DefaultRange, DataDir: c.DataDir, RunDir: c.RunDir, Shards: c.Shards,
-			Masquerade: true, Log: c.Log, Out: c.Out, Guide: guide{k.agents[m]},
-		}
-	})
+	k.agents[m] = kube.New(directing)
+	cfg := Config{
+		Version: "test", Name: m.name, Port: DefaultPort, Range: DefaultRange, DataDir: m.dir, RunDir: m.dir + ".run", Shards: 1,
+		Masquerade: true, Log: zap.NewNop(), Out: io.Discard, Guide: guide{k.agents[m]},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.kill, m.done = cancel, make(chan error, 1)
+	m.mu.Lock()
+	m.svc = nil
+	m.mu.Unlock()
+	go func() { m.done <- launch(ctx, cfg, on) }()
 }
 
 // guide has an agent direct a node, as the command line does.
@@ -338,6 +349,145 @@ func TestKubernetesDeletedNodeIsReclaimed(t *testing.T) {
 		}
 		if err := dead.stop(); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestKubernetesRetiredNodeSaysSo has a node declared gone that is only cut off, and comes back.
+func TestKubernetesRetiredNodeSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKubernetes(t, 4)
+		for _, m := range k.machines {
+			k.launch(m, nil)
+		}
+		k.allUp(10 * time.Second)
+		time.Sleep(30 * time.Second)
+		cut := k.machines[3]
+		id := cut.service().Status().NodeID
+		k.net.Partition([]*memnet.Host{k.machines[0].net, k.machines[1].net, k.machines[2].net}, []*memnet.Host{cut.net})
+		time.Sleep(30 * time.Second)
+		if _, err := k.machines[0].service().Forget(t.Context(), api.ForgetRequest{Node: id}, func(api.ForgetProgress) {}); err != nil {
+			t.Fatal(err)
+		}
+		k.net.Heal()
+		k.eventually(time.Minute, "the node says that it is retired", func() bool {
+			_, unavailable := k.node(cut)
+			return cut.service().Status().Phase == api.Retired && unavailable == "True WeftIsRetired"
+		})
+		if ready, text := k.agents[cut].Health(); ready || text != "retired" {
+			t.Errorf("a retired node is called ready=%v, %s", ready, text)
+		}
+		time.Sleep(10 * time.Second)
+		if got := k.events("Retired"); len(got) != 1 {
+			t.Errorf("the Events say %q", got)
+		}
+	})
+}
+
+// lockedSystem is a host on which another daemon runs for a while.
+type lockedSystem struct {
+	fakeSystem
+	until time.Time
+}
+
+func (s lockedSystem) lock(ctx context.Context, h netlock.Holder) (io.Closer, error) {
+	if time.Now().Before(s.until) {
+		return nil, &netlock.TakenError{Holder: netlock.Holder{PID: 7, Socket: "/run/weft/weft.sock"}}
+	}
+	return s.fakeSystem.lock(ctx, h)
+}
+
+func TestKubernetesStandsBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKubernetes(t, 1)
+		m := k.machines[0]
+		k.launch(m, nil)
+		k.allUp(10 * time.Second)
+		a := k.attach(m, "pod")
+		if err := m.stop(); err != nil {
+			t.Fatal(err)
+		}
+		until := time.Now().Add(time.Minute)
+		k.launchOn(m, lockedSystem{fakeSystem{m}, until}, nil)
+		time.Sleep(30 * time.Second)
+		if ready, text := k.agents[m].Health(); !ready || text != "standing by" {
+			t.Errorf("a daemon that stands by is called ready=%v, %s", ready, text)
+		}
+		k.server.SetDown(true) // which keeps nobody from taking over
+		time.Sleep(time.Until(until) + 500*time.Millisecond)
+		if s := m.service().Status(); !s.Ready {
+			t.Errorf("half a second after the other has ended it is %s: %s", s.Phase, s.WaitsFor)
+		}
+		if w := m.service().Workloads(); len(w) != 1 || !slices.Equal(w[0].Addresses, a.Addresses) {
+			t.Errorf("it has %+v, not %+v", w, a)
+		}
+		if ready, text := k.agents[m].Health(); !ready || text != "ready" {
+			t.Errorf("then it is called ready=%v, %s", ready, text)
+		}
+	})
+}
+
+func TestKubernetesDeletedDaemonSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := "kube-system/daemonsets/weft"
+		for name, c := range map[string]struct {
+			happens func(k *kubernetes)
+			want    bool
+		}{
+			"there":   {func(*kubernetes) {}, false},
+			"deleted": {func(k *kubernetes) { k.server.Delete(set) }, true},
+			"being deleted": {func(k *kubernetes) {
+				k.server.Edit(set, func(o kubetest.Object) {
+					o["metadata"].(kubetest.Object)["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+				})
+			}, true},
+			"deleted, and then the API server goes": {func(k *kubernetes) {
+				k.server.Delete(set)
+				time.Sleep(time.Second)
+				k.server.SetDown(true)
+			}, true},
+			"there, and the API server goes": {func(k *kubernetes) { k.server.SetDown(true) }, false},
+			"deleted and made again": {func(k *kubernetes) {
+				k.server.Delete(set)
+				time.Sleep(time.Second)
+				k.server.Put(set, kubetest.Object{})
+			}, false},
+		} {
+			k := newKubernetes(t, 1)
+			k.server.Put(set, kubetest.Object{})
+			m := k.machines[0]
+			k.launch(m, nil)
+			k.allUp(10 * time.Second)
+			c.happens(k)
+			time.Sleep(time.Second)
+			if err := m.stop(); err != nil {
+				t.Error(err)
+			}
+			if got := k.agents[m].Removed(t.Context()); got != c.want {
+				t.Errorf("%s: removed=%v", name, got)
+			}
+		}
+	})
+}
+
+// TestKubernetesWarnsOfPods has an attach that warns told where one looks for it.
+func TestKubernetesWarnsOfPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKubernetes(t, 1)
+		m := k.machines[0]
+		k.launch(m, nil)
+		k.allUp(10 * time.Second)
+		g := guide{k.agents[m]}
+		for range 3 { // the same again is not told again
+			g.Attached(Pod{Namespace: "shop", Name: "cart-1", UID: "u1"}, []string{"IPv6 is switched off in this container"})
+		}
+		time.Sleep(10 * time.Second)
+		all := k.server.List("shop/events/")
+		if len(all) != 1 || all[0]["message"] != "IPv6 is switched off in this container" || all[0]["type"] != "Warning" {
+			t.Fatalf("the Events are %v", all)
+		}
+		if about := all[0]["involvedObject"].(kubetest.Object); about["kind"] != "Pod" || about["name"] != "cart-1" || about["uid"] != "u1" || about["namespace"] != "shop" {
+			t.Errorf("the Event is about %v", about)
 		}
 	})
 }
