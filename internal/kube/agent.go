@@ -308,8 +308,6 @@ func (r *run) phaseChanged(phase api.Phase, waitsFor string) {
 	switch phase {
 	case api.Waiting:
 		r.a.events.onNode(normal, "Waiting", "waiting for "+waitsFor)
-	case api.Ready:
-		r.a.events.onNode(normal, "WeftIsUp", "the pods of this node can be reached")
 	case api.Retired:
 		r.a.events.onNode(warning, "Retired", waitsFor)
 	}

@@ -65,7 +65,7 @@ func readFounding(s *secret) (f founding, err error) {
 	}
 	if v := s.Data[keyFounder]; len(v) > 0 {
 		if err := json.Unmarshal(v, &f.founder); err != nil {
-			return founding{}, fmt.Errorf("its founder: %w", err)
+			return founding{}, fmt.Errorf("its founder is no JSON object with node, uid and node_id: %s", brief(err))
 		}
 	}
 	f.inRange, f.encryption, f.mesh = string(s.Data[keyRange]), string(s.Data[keyEncryption]), string(s.Data[keyMesh])

@@ -48,11 +48,16 @@ func (r *run) report(ctx context.Context, nodes map[string]machine, phase api.Ph
 			"lastHeartbeatTime": now, "lastTransitionTime": now,
 		}}}
 	}
-	if len(change) > 0 {
-		r.warned("the status of the Node could not be written", r.telling.try(func() error {
-			return r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "status", types.StrategicMergePatchType, change)
-		}))
+	if len(change) == 0 {
+		return
 	}
+	r.warned("the status of the Node could not be written", r.telling.try(func() error {
+		err := r.a.cfg.Cluster.nodes().patch(ctx, r.a.cfg.Node, "status", types.StrategicMergePatchType, change)
+		if err == nil && phase == api.Ready {
+			r.a.events.onNode(normal, reasonUp, "the pods of this node can be reached; it is the node "+r.id+" of Weft")
+		}
+		return err
+	}))
 }
 
 func (r *run) warned(what string, err error) {

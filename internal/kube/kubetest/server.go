@@ -29,6 +29,7 @@ const (
 	Pass   Fate = iota
 	Refuse      // the connection breaks before it takes effect
 	Lose        // the connection breaks after it took effect
+	Forbid      // it is answered 403
 )
 
 // Request is one as it is counted.

@@ -73,6 +73,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if down || became == Refuse {
 		panic(http.ErrAbortHandler)
 	}
+	if became == Forbid {
+		refuse(w, http.StatusForbidden, "Forbidden", verb+" "+t.plural+" is forbidden")
+		return
+	}
 	switch verb {
 	case "watch":
 		s.watch(w, r, t, query)
