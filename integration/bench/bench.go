@@ -72,7 +72,7 @@ func (b *bench) run() {
 			})
 		}
 	}
-	b.notes = append(b.notes, busy(looks)...)
+	b.notes = append(b.notes, busy(looks, "Rates are too low")...)
 	b.report(results(all))
 }
 

@@ -61,11 +61,11 @@ func TestParse(t *testing.T) {
 }
 
 func TestBusy(t *testing.T) {
-	if got := busy([]float64{0, 0.09}); got != nil {
+	if got := busy([]float64{0, 0.09}, "Rates are too low"); got != nil {
 		t.Errorf("idle: %q", got)
 	}
 	want := "The machine was busy with something else before 2 of the 3 rounds: up to 75% of its processors' time. Rates are too low, and ratios uncertain."
-	if got := busy([]float64{0.5, 0, 0.75}); !slices.Equal(got, []string{want}) {
+	if got := busy([]float64{0.5, 0, 0.75}, "Rates are too low"); !slices.Equal(got, []string{want}) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 	before, err := parseProcessors("cpu  100 0 50 800 40 5 5 0 7 0\ncpu0 1 2 3\n")

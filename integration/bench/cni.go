@@ -243,7 +243,7 @@ func (b *cniBench) clean() error {
 
 func (b *cniBench) report() cniReport {
 	r := cniReport{
-		date: time.Now(), machine: machine(), notes: busy(b.looks), options: b.cniOptions, took: b.Elapsed(),
+		date: time.Now(), machine: machine(), notes: busy(b.looks, "Times are too long"), options: b.cniOptions, took: b.Elapsed(),
 		contenders: b.contenders, full: b.full, alone: b.alone,
 	}
 	if v := b.node.Weft("version"); v.Code == 0 {

@@ -77,8 +77,8 @@ func look(ctx context.Context, length time.Duration) (used float64, err error) {
 	return after.used(before), err
 }
 
-// busy returns a note if others used much of the processors in one of the looks, before each round.
-func busy(looks []float64) []string {
+// busy returns a note if others used much of the processors in one of the looks, before each round, and what that does to the figures.
+func busy(looks []float64, so string) []string {
 	var most float64
 	var times int
 	for _, used := range looks {
@@ -90,6 +90,6 @@ func busy(looks []float64) []string {
 	if times == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("The machine was busy with something else before %d of the %d rounds: up to %.0f%% of its processors' time. Rates are too low, and ratios uncertain.",
-		times, len(looks), most*100)}
+	return []string{fmt.Sprintf("The machine was busy with something else before %d of the %d rounds: up to %.0f%% of its processors' time. %s, and ratios uncertain.",
+		times, len(looks), most*100, so)}
 }
