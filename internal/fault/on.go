@@ -7,8 +7,10 @@ package fault
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Point marks a step: it ends the process, stops it for as long as somebody wishes, notes that it was reached, or does nothing, as the file says.
@@ -30,10 +32,13 @@ func Point(name string) {
 		return
 	}
 	if how == "stop" {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		// A signal to the process may reach another thread, and this one would go on for a while.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP)
 		return
 	}
-	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
 	select {} // until it has come
 }
 

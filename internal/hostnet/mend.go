@@ -50,6 +50,9 @@ func (m *mender) workloads(ns namespace, links []netlink.Link, want []Workload) 
 			m.missing = append(m.missing, w.ID)
 			continue
 		}
+		if l.Attrs().Alias == "" {
+			m.missing = append(m.missing, w.ID) // what is in the namespace is not all there
+		}
 		keep[l.Attrs().Name] = true
 		m.present = append(m.present, attached{w, l.Attrs().Index})
 		errs = append(errs, m.up(l, w))
@@ -71,9 +74,9 @@ func (m *mender) workloads(ns namespace, links []netlink.Link, want []Workload) 
 func (m *mender) up(l netlink.Link, w Workload) error {
 	a := l.Attrs()
 	name := func(err error) error { return fmt.Errorf("repairing interface %s: %w", a.Name, err) }
-	if a.Alias == "" {
-		m.mended++
-		if err := m.c.LinkSetAlias(l, aliasPrefix+w.ID); err != nil {
+	if a.Alias == "" && m.state.v6 && min(a.MTU, cmp.Or(w.MTU, m.state.mtu)) >= minMTU6 {
+		// The gateway is the address of the device: this end needs none, nor has it to announce one.
+		if err := m.c.LinkSetIP6AddrGenMode(l, nl6GenNone); err != nil {
 			return name(err)
 		}
 	}

@@ -54,7 +54,7 @@ func mac(first byte, h [hashLen]byte) net.HardwareAddr {
 }
 
 // veth says whether a link is the host's interface of a workload, and of which; the ID is empty if the alias is still
-// missing.
+// missing: it is given last, when the workload's end is connected, too.
 func veth(l netlink.Link) (id string, ours bool) {
 	a := l.Attrs()
 	if l.Type() != "veth" || !isHostIf(a.Name) {

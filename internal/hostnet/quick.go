@@ -54,6 +54,9 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 		return false, true
 	}
 	fault.Point("quick-inside")
+	if outer.done([]*nl.NetlinkRequest{a.mark(index)}) != nil {
+		return false, true
+	}
 	a.used = addrs
 	for _, addr := range addrs {
 		a.ways = append(a.ways, Route{Dst: everywhere(addr.Is6()), Gateway: a.state.gateways[addr.Is6()]})
@@ -125,14 +128,14 @@ const vethQueueLen = 1000
 
 // hostSide is what the host's end needs. It is up first, so that the workload can send at once.
 func (a *attacher) hostSide(index int, addrs []netip.Addr) []*nl.NetlinkRequest {
-	mark := setLink(index, 0)
-	mark.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(aliasPrefix+a.ID)))
-	if a.state.v6 && a.MTU >= minMTU6 { // see links
-		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	var requests []*nl.NetlinkRequest
+	if a.state.v6 && a.MTU >= minMTU6 { // see mender.up
+		mode, spec := setLink(index, 0), nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, nl.Uint8Attr(nl6GenNone))
-		mark.AddData(spec)
+		mode.AddData(spec)
+		requests = append(requests, mode)
 	}
-	requests := []*nl.NetlinkRequest{mark, setLink(index, unix.IFF_UP)}
+	requests = append(requests, setLink(index, unix.IFF_UP))
 	for _, addr := range addrs {
 		requests = append(requests, setNeighbour(index, addr, a.mac()), addRoute(a.state.route(netip.PrefixFrom(addr, addr.BitLen()), index)))
 	}
@@ -151,6 +154,13 @@ func (a *attacher) workloadSide(index int, addrs []netip.Addr) []*nl.NetlinkRequ
 		requests = append(requests, setNeighbour(index, gateway, hostMAC(a.ID)), addRoute(defaultBy(addr, gateway, index)))
 	}
 	return requests
+}
+
+// mark asks for the alias, which says that all is done.
+func (a *attacher) mark(index int) *nl.NetlinkRequest {
+	r := setLink(index, 0)
+	r.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(aliasPrefix+a.ID)))
+	return r
 }
 
 // ends are the indexes of the two ends of a veth.

@@ -58,7 +58,6 @@ func (n namespace) free(index int) error {
 	msg.Index = int32(index)
 	r.AddData(msg)
 	answers, err := l.do(r)
-	fault.Point("unplugged")
 	if err == nil {
 		err = failed(answers)
 	}

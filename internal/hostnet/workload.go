@@ -71,7 +71,7 @@ func (a *attacher) thorough(host namespace, made bool) (err error) {
 	if err == nil {
 		err = vethSettings(host, HostIf(a.ID), a.state)
 	}
-	for _, step := range []func() error{a.links, a.inside, a.outside, a.settle} {
+	for _, step := range []func() error{a.links, a.inside, a.outside, a.settle, a.finish} {
 		if err == nil {
 			err = step()
 		}
@@ -231,12 +231,6 @@ func (a *attacher) taken() error {
 func (a *attacher) links() error {
 	fault.Point("thorough-links")
 	m := &mender{c: a.host, state: a.state}
-	if a.outer.Attrs().Alias == "" && a.state.v6 && a.MTU >= minMTU6 {
-		// The gateway is the address of the device: this end needs none, nor has it to announce one.
-		if err := a.host.LinkSetIP6AddrGenMode(a.outer, nl6GenNone); err != nil {
-			return fmt.Errorf("setting the address mode of %s: %w", a.outer.Attrs().Name, err)
-		}
-	}
 	if err := m.up(a.outer, a.Workload); err != nil {
 		return err
 	}
@@ -436,6 +430,18 @@ func (a *attacher) settle() error {
 	}
 	if !settled {
 		a.slow()
+	}
+	return nil
+}
+
+// finish gives the host's end its alias, which says that all is done: one without it is connected again by whoever comes next.
+func (a *attacher) finish() error {
+	fault.Point("thorough-finish")
+	if a.outer.Attrs().Alias != "" {
+		return nil
+	}
+	if err := a.host.LinkSetAlias(a.outer, aliasPrefix+a.ID); err != nil {
+		return fmt.Errorf("marking interface %s: %w", a.outer.Attrs().Name, err)
 	}
 	return nil
 }
