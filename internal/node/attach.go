@@ -94,8 +94,11 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	}
 	if err != nil {
 		fault.Point("attach-undoing")
-		if !known {
+		switch {
+		case !known:
 			err = errors.Join(err, ws.alloc.Release(w.ID))
+		case ws.abortive(before):
+			err = errors.Join(err, ws.forgetAll([]workload{before})[w.ID])
 		}
 		return workload{}, hostnet.Attached{}, err
 	}
@@ -105,6 +108,14 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		ws.log.Info("workload attached", zap.String("workload", w.ID), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
 	}
 	return w, made, nil
+}
+
+// abortive tells whether a workload is of an earlier run and could not be connected since. The run may have ended when it had a record and
+// addresses only: then it was never more than an attach that failed.
+func (ws *workloads) abortive(w workload) bool {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return w.finished == 0 && ws.state[w.ID] != ""
 }
 
 // lease gets a workload its addresses and, when it returns no error, has read-locked the gate.
