@@ -35,6 +35,9 @@ const envIdle = "WEFT_TEST_IDLE"
 // envVarLib makes the test binary become the program that its arguments name, which sees the directory given as /var/lib.
 const envVarLib = "WEFT_TEST_VAR_LIB"
 
+// envScratch names a directory that goes when the last test has ended.
+const envScratch = "WEFT_TEST_SCRATCH"
+
 // waiting is how many tests run at once at least, of those that may: they wait for timers most of the time.
 const waiting = 5
 
@@ -63,6 +66,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if err := os.Setenv(envScratch, dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	for _, b := range []struct{ env, pkg, modfile string }{
 		{env: envBinary, pkg: "./cmd/weft"},
 		{env: envPlugin, pkg: "./cmd/weft-cni"},

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/internal/fault"
 )
 
 // pluginPackage is what the plugin was built from, which its file tells.
@@ -130,13 +132,16 @@ func put(d *dir, name string, ours func(path string) bool, from io.Reader, mode 
 		case err != nil && !errors.Is(err, fs.ErrExist):
 			return fmt.Errorf("keeping %s as %s: %w", path, kept, plain(err))
 		}
+		fault.Point("install-kept")
 	}
 	if err := d.write(name+newSuffix, from, mode); err != nil {
 		return err
 	}
+	fault.Point("install-written")
 	if err := d.rename(name+newSuffix, name); err != nil {
 		return errors.Join(err, d.remove(name+newSuffix))
 	}
+	fault.Point("install-renamed")
 	switch {
 	case foreign:
 		r.done("kept %s, which is not Weft's, as %s", path, filepath.Base(kept))
@@ -171,11 +176,13 @@ func remove(d *dir, name string, ours func(path string) bool, r *Report) error {
 		if err := d.rename(name+keptSuffix, name); err != nil {
 			return err
 		}
+		fault.Point("uninstall-put-back")
 		r.done("put back %s, as it was before", path)
 	case there:
 		if err := d.remove(name); err != nil {
 			return err
 		}
+		fault.Point("uninstall-removed")
 		r.done("removed %s", path)
 	}
 	return nil
@@ -196,7 +203,9 @@ func (d *dir) write(name string, from io.Reader, mode fs.FileMode) error {
 	if err != nil {
 		return fail(err)
 	}
-	if _, err = io.Copy(f, from); err == nil {
+	_, err = io.Copy(f, from)
+	fault.Point("install-writing")
+	if err == nil {
 		err = f.Chmod(mode) // whatever the umask
 	}
 	if err == nil {

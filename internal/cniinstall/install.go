@@ -9,7 +9,7 @@
 // configuration names one that is not there. What a crash leaves in between, the next [Install] or [Uninstall] puts right; of several
 // at once one waits for the other.
 //
-// The command line imports it. It knows nothing of the daemon, nor of the rest of the module.
+// The command line imports it. It knows nothing of the daemon.
 package cniinstall
 
 import (
@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/weftnet/weft/internal/fault"
 )
 
 // Where runtimes look unless they are told otherwise.
@@ -191,6 +193,7 @@ func removeConf(d *dir, r *Report) error {
 		if err := d.rename(ConfName, ConfName+editedSuffix); err != nil {
 			return err
 		}
+		fault.Point("uninstall-edited")
 		r.done("kept %s, which was edited, as %s", d.path(ConfName), ConfName+editedSuffix)
 	}
 	return remove(d, ConfName, isConf, r)
