@@ -200,6 +200,11 @@ func setDevice(c conn, l netlink.Link, d Desired, state *applied) error {
 			return fail("naming", err)
 		}
 	}
+	if a.Group != groupTunnel {
+		if err := c.LinkSetGroup(l, groupTunnel); err != nil {
+			return fail("setting the group of", err)
+		}
+	}
 	if a.TxQLen != queueLen {
 		if err := c.LinkSetTxQLen(l, queueLen); err != nil {
 			return fail("setting the queue length of", err)

@@ -267,7 +267,7 @@ func TestFewerFeatures(t *testing.T) {
 		if got := strings.Contains(rules, "expr.Masq"); got != use.nat {
 			t.Errorf("%+v: masquerade %v", use, got)
 		}
-		if !strings.Contains(rules, "chain 1 weft leak filter") {
+		if !strings.Contains(rules, "chain 1 weft leaving filter") {
 			t.Errorf("%+v: no leak rule", use)
 		}
 	}

@@ -43,6 +43,14 @@ func deviceName(device string) []byte {
 	return append([]byte(device), make([]byte, unix.IFNAMSIZ-len(device))...)
 }
 
+// group compares the group of a packet's device.
+func group(key expr.MetaKey, g uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, g)},
+	}
+}
+
 // prefixed compares the beginning of that name.
 func prefixed(key expr.MetaKey, op expr.CmpOp) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: register}, &expr.Cmp{Op: op, Register: register, Data: []byte(ifPrefix)}}
@@ -77,23 +85,18 @@ func toThisHost() []expr.Any {
 	}
 }
 
-// icmp matches ICMP messages of one type, of the family.
-func icmp(v6 bool, kind byte) []expr.Any {
-	proto := byte(unix.IPPROTO_ICMP)
-	if v6 {
-		proto = unix.IPPROTO_ICMPV6
-	}
-	return append(protocols(v6, proto),
-		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{kind}})
-}
-
-// redirect matches messages that tell of a shorter way (RFC 792, type 5; RFC 4861, type 137).
+// redirect matches messages that tell of a shorter way, among packets of the family (RFC 792, type 5; RFC 4861, type 137).
 func redirect(v6 bool) []expr.Any {
+	proto, kind := byte(unix.IPPROTO_ICMP), byte(5)
 	if v6 {
-		return icmp(true, 137)
+		proto, kind = unix.IPPROTO_ICMPV6, 137
 	}
-	return icmp(false, 5)
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{proto}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{kind}},
+	}
 }
 
 // protocols matches packets of a family and of what is above it.
@@ -111,6 +114,17 @@ func familyOf(v6 bool) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{proto}},
+	}
+}
+
+// untracked matches packets that connection tracking has been told to leave alone.
+func untracked() []expr.Any {
+	const untrackedBit = 1 << 6 // NF_CT_STATE_UNTRACKED_BIT
+	bits := binary.NativeEndian.AppendUint32(nil, untrackedBit)
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: register},
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 4, Mask: bits, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: make([]byte, 4)},
 	}
 }
 

@@ -80,6 +80,12 @@ func (m *mender) up(l netlink.Link, w Workload) error {
 			return name(err)
 		}
 	}
+	if a.Group != groupWorkloads {
+		m.mended++
+		if err := m.c.LinkSetGroup(l, groupWorkloads); err != nil {
+			return name(err)
+		}
+	}
 	if mac := hostMAC(w.ID); a.HardwareAddr.String() != mac.String() {
 		m.mended++
 		if err := m.c.LinkSetHardwareAddr(l, mac); err != nil {

@@ -116,3 +116,13 @@ const (
 	markDirect = 0x57650001
 	markVXLAN  = 0x57650002
 )
+
+// The groups of Weft's devices (ip-link(8)): the rules recognise them faster by a number than by their names, which count all the same where a
+// device is in no group. A group is set by root alone, and kept by nobody else who uses these numbers.
+const (
+	groupWorkloads = 0x57650011 // veths of workloads
+	groupTunnel    = 0x57650012 // the TUN device
+	// GroupPaths is that of the VXLAN devices of kernel paths. What arrives by a device of it is taken for what left a tunnel on this host, whose
+	// source has been checked.
+	GroupPaths = 0x57650013
+)

@@ -38,10 +38,10 @@ type Out struct {
 	Prefix netip.Prefix
 }
 
-// In is a source on the overlay that may come in by such a device.
+// In is a source on the overlay that may come in by a link of the host. What comes by VXLAN is a [Tunnel]'s.
 type In struct {
 	Device string
-	MAC    net.HardwareAddr // of the neighbour that it has to come from; nil for a device of VXLAN, which has only peers
+	MAC    net.HardwareAddr // of the neighbour that it has to come from
 	Prefix netip.Prefix
 }
 
@@ -76,12 +76,11 @@ func (p Plaintext) normal(universe []netip.Prefix) (Plaintext, error) {
 		}
 	}
 	for _, i := range p.In {
-		tunnel := slices.Contains(p.Devices, i.Device)
 		if err := errors.Join(named(i.Device), inside(i.Prefix, universe)); err != nil {
 			return p, err
 		}
-		if !tunnel && len(i.MAC) != 6 || tunnel && len(i.MAC) != 0 {
-			return p, fmt.Errorf("%v cannot come by %s from the hardware address %q; a link has neighbours with one of 6 bytes, VXLAN has none", i.Prefix, i.Device, i.MAC)
+		if len(i.MAC) != 6 || slices.Contains(p.Devices, i.Device) {
+			return p, fmt.Errorf("%v cannot come by %s from the hardware address %q; a link has neighbours with one of 6 bytes, VXLAN has tunnels", i.Prefix, i.Device, i.MAC)
 		}
 	}
 	p.Tunnels = slices.Clone(p.Tunnels)

@@ -124,7 +124,7 @@ func TestTableIsRepaired(t *testing.T) {
 		{"delete", func(_ *testing.T, c *nftables.Conn) error { c.DelTable(table); return nil }, whose + " was removed by somebody; made again"},
 		{"rules", func(_ *testing.T, c *nftables.Conn) error { c.FlushTable(table); return nil }, whose + " was changed by somebody; made again"},
 		{"a rule", func(t *testing.T, c *nftables.Conn) error {
-			rules, err := c.GetRules(table, &nftables.Chain{Name: "leak"})
+			rules, err := c.GetRules(table, &nftables.Chain{Name: "leaving"})
 			must(t, err)
 			return c.DelRule(rules[len(rules)-1])
 		}, whose + " was changed by somebody; made again"},
@@ -197,7 +197,7 @@ func TestNoPlainSets(t *testing.T) {
 		must(t, f.table(use, plain().elements()).send(h.connection(t), tableName))
 		h.table = &table{filters: f, use: use, rules: f.table(use, plain().elements()), refused: refused}
 		h.intact(t)
-		if all := strings.Join(ruleset(t, h.ns), "\n"); strings.Contains(all, "Notrack") || !strings.Contains(all, "chain 1 weft leak filter") {
+		if all := strings.Join(ruleset(t, h.ns), "\n"); strings.Contains(all, "Notrack") || !strings.Contains(all, "chain 1 weft leaving filter") {
 			t.Errorf("%+v: rules %s", use, all)
 		}
 		if err := h.SetPlain(plain()); !errors.Is(err, refused) {
@@ -235,10 +235,10 @@ func TestPlaintextRefused(t *testing.T) {
 		},
 		"10.32.0.7 is no address of the underlay":  func(p *Plaintext) { p.Tunnels = []Tunnel{{Remote: netip.MustParseAddr("10.32.0.7"), Prefix: has4}} },
 		"invalid IP is no address of the underlay": func(p *Plaintext) { p.Tunnels = []Tunnel{{Prefix: has4}} },
-		"10.40.0.0/16 cannot come by eth0 from the hardware address \"\"; a link has neighbours with one of 6 bytes, VXLAN has none": func(p *Plaintext) {
+		"10.40.0.0/16 cannot come by eth0 from the hardware address \"\"; a link has neighbours with one of 6 bytes, VXLAN has tunnels": func(p *Plaintext) {
 			p.In = []In{{Device: "eth0", Prefix: has4}}
 		},
-		"10.40.0.0/16 cannot come by weft-vx4 from the hardware address \"02:00:00:00:00:01\"; a link has neighbours with one of 6 bytes, VXLAN has none": func(p *Plaintext) {
+		"10.40.0.0/16 cannot come by weft-vx4 from the hardware address \"02:00:00:00:00:01\"; a link has neighbours with one of 6 bytes, VXLAN has tunnels": func(p *Plaintext) {
 			p.In = []In{{"weft-vx4", mac, has4}}
 		},
 	} {
@@ -324,7 +324,6 @@ func mesh(peers int, except int) Plaintext {
 			}
 			for _, d := range vxlanDevices {
 				p.Out = append(p.Out, Out{d, prefix})
-				p.In = append(p.In, In{Device: d, Prefix: prefix})
 			}
 			p.Out = append(p.Out, Out{"eth0", prefix})
 			p.In = append(p.In, In{"eth0", net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)}, prefix})
@@ -380,7 +379,7 @@ func TestManyPeers(t *testing.T) {
 		}
 		slices.Sort(want)
 		slices.Sort(list)
-		if !slices.Equal(want, list) || len(want) != 4*(3+3+2)+2 {
+		if !slices.Equal(want, list) || len(want) != 4*(3+1+2)+2 {
 			t.Errorf("%s: %d elements of one peer changed, want %d", what, len(list), len(want))
 		}
 	}

@@ -45,7 +45,7 @@ func (s setKind) lookup() []expr.Any {
 // plainSets are the sets of kernel paths: Linux 5.6 has them, and 5.7 counts by element.
 func plainSets() (all []setKind) {
 	for _, v6 := range []bool{false, true} {
-		all = append(all, outSet(v6), inSet(v6), segmentSet(v6), peerSet(v6), tunnelSet(v6, false), tunnelSet(v6, true))
+		all = append(all, outSet(v6), segmentSet(v6), peerSet(v6), tunnelSet(v6, false), tunnelSet(v6, true))
 	}
 	return append(all, portSet())
 }
@@ -58,13 +58,6 @@ func outSet(v6 bool) setKind {
 	s := concatenation("out"+digit(v6), v6, addrType(v6), nftables.TypeIFName)
 	s.counted = true
 	s.register = append(s.register, destination.load(v6, word(0)), &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: word(addrSize(v6))})
-	return s
-}
-
-// inSet holds what may come by a device that belongs to the peers alone, by the source and the device.
-func inSet(v6 bool) setKind {
-	s := concatenation("in"+digit(v6), v6, addrType(v6), nftables.TypeIFName)
-	s.register = append(s.register, source.load(v6, word(0)), &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: word(addrSize(v6))})
 	return s
 }
 
@@ -162,12 +155,7 @@ func (p Plaintext) elements() contents {
 		list = append(list, entry{"out" + digit(o.Prefix.Addr().Is6()), string(deviceName(o.Device)), o.Prefix})
 	}
 	for _, i := range p.In {
-		e := entry{"in" + digit(i.Prefix.Addr().Is6()), string(deviceName(i.Device)), i.Prefix}
-		if len(i.MAC) > 0 {
-			e.set = "seg" + digit(i.Prefix.Addr().Is6())
-			e.tail = string(padded(i.MAC)) + e.tail
-		}
-		list = append(list, e)
+		list = append(list, entry{"seg" + digit(i.Prefix.Addr().Is6()), string(padded(i.MAC)) + string(deviceName(i.Device)), i.Prefix})
 	}
 	for _, t := range p.Tunnels {
 		v6 := t.Remote.Is6()

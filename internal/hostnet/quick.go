@@ -113,6 +113,7 @@ func (a *attacher) newVeth() *nl.NetlinkRequest {
 		add(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
 	}
 	end(func(kind int, data []byte) { r.AddData(nl.NewRtAttr(kind, data)) }, HostIf(a.ID), hostMAC(a.ID))
+	r.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(groupWorkloads)))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)

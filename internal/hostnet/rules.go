@@ -18,17 +18,21 @@ import (
 //	prerouting   before connection tracking: a workload sends from its own addresses only, and what comes from
 //	             the universe comes by Weft's devices only, or by the kernel path of the peer that has the source, or from a
 //	             workload whose interface is not Weft's
-//	leak         a packet to the universe leaves by Weft's devices, by a kernel path to the peer that has the destination,
-//	             as a probe of one, or not at all, whatever became of its routes; and nobody beyond the device is told of a shorter way, which
-//	             the kernel suspects where it forwards a packet back into the device, as it does for WireGuard clients
 //	postrouting  address translation
+//	leaving      a packet to the universe leaves by Weft's devices, by a kernel path to the peer that has the destination,
+//	             as a probe of one, or not at all, whatever became of its routes (the leak rule); and nobody is told of a shorter way, which
+//	             the kernel suspects where it forwards a packet back into the device, as it does for WireGuard clients
 //
 // and if there are kernel paths:
 //
 //	input        a tunnel brings only what its sender has, by the inner source
 //	transit      what comes by a kernel path goes to this host, its workloads or the router
-//	disguised    what was translated to an address of this host is no tunnel of its, to whatever host outside of the universe
+//	leaving      what was translated to an address of this host is no tunnel of its, to whatever host outside of the universe
 //	output       tunnels are not tracked
+//
+// By kernel paths each packet, or each superpacket of TCP, meets the table three times on the way from workload to workload by VXLAN, so what
+// such a packet meets comes first, is short, compares numbers rather than names, and looks into one set at a time. The groups of devices are for
+// that: whoever is in none of them is recognised by the name, some rules later.
 //
 // The leak rule sees packets after routing, so it hurts who really has a part of the universe elsewhere: a network that
 // was added to the host later, say, a container bridge. Such a network could be reached in part only even without the rule, as
@@ -70,11 +74,12 @@ func (r *rules) chain(name string, kind nftables.ChainType, hook *nftables.Chain
 	return c
 }
 
-// add adds a rule; parts are expressions or lists of them, in order. What was matched is counted before the last of them.
+// add adds a rule; parts are expressions or lists of them, in order. What a rule with a comment has matched is counted before the last of
+// them. What every packet meets has none: to count takes as long as to compare.
 func (c *chain) add(comment string, parts ...any) {
 	r := rule{comment: comment}
 	for i, p := range parts {
-		if i == len(parts)-1 {
+		if i == len(parts)-1 && comment != "" {
 			r.exprs = append(r.exprs, &expr.Counter{})
 		}
 		switch p := p.(type) {
@@ -106,53 +111,60 @@ func (f filters) table(use features, elements contents) rules {
 	return r
 }
 
-// arriving adds the checks of sources.
+// arriving adds the checks of sources. What came by VXLAN has been looked at when it was still in its tunnel.
 func (f filters) arriving(r *rules, use features) {
 	pre := r.chain("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
-	if use.plain {
-		pre.add("tunnels are not tracked", prefixed(expr.MetaKeyIIFNAME, expr.CmpOpNeq), udpTo(f.port), toThisHost(), &expr.Notrack{})
-	}
-	for _, dev := range []string{f.device, "lo"} {
-		pre.add("", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), accept())
-	}
-	if use.plain {
-		tunnelled := r.chain("tunnelled", "", nil, nil)
-		for _, dev := range f.devices {
-			pre.add("", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), verdict(expr.VerdictGoto, tunnelled.name))
-		}
-		for _, v6 := range []bool{false, true} {
-			tunnelled.add("", inSet(v6).lookup(), accept())
-		}
-		tunnelled.add("forged: source is no peer's", drop())
-	}
+	fromWorkload := accept()
 	if use.fib {
 		f.fromWorkloads(r, use)
-		pre.add("", workloads(expr.MetaKeyIIFNAME), verdict(expr.VerdictGoto, "workload"))
-	} else {
-		pre.add("", workloads(expr.MetaKeyIIFNAME), accept())
+		fromWorkload = verdict(expr.VerdictGoto, "workload")
+	}
+	if use.plain {
+		pre.add("", group(expr.MetaKeyIIFGROUP, GroupPaths), accept())
+	}
+	pre.add("", group(expr.MetaKeyIIFGROUP, groupWorkloads), fromWorkload)
+	own := r.chain("ours", "", nil, nil)
+	pre.add("", prefixed(expr.MetaKeyIIFNAME, expr.CmpOpEq), verdict(expr.VerdictGoto, own.name))
+	for _, dev := range append([]string{f.device}, f.devices...) {
+		if dev == f.device || use.plain {
+			own.add("", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), accept())
+		}
+	}
+	own.add("", workloads(expr.MetaKeyIIFNAME), fromWorkload)
+	if use.plain {
+		pre.add("tunnels are not tracked", udpTo(f.port), toThisHost(), &expr.Notrack{}, accept())
 	}
 	for _, p := range f.universe {
-		if use.fib {
-			pre.add("", given(p, source), verdict(expr.VerdictGoto, "workload"))
+		strange := r.chain("strange"+digit(p.Addr().Is6()), "", nil, nil)
+		for _, c := range []*chain{pre, own} {
+			c.add("", match(p, source, expr.CmpOpEq), verdict(expr.VerdictGoto, strange.name))
 		}
 		if use.plain {
-			pre.add("", match(p, source, expr.CmpOpEq), segmentSet(p.Addr().Is6()).lookup(), accept())
+			strange.add("", segmentSet(p.Addr().Is6()).lookup(), accept())
 		}
-		pre.add("forged: source is in the overlay", match(p, source, expr.CmpOpEq), drop())
+		for _, dev := range []string{f.device, "lo"} {
+			strange.add("", name(expr.MetaKeyIIFNAME, expr.CmpOpEq, dev), accept())
+		}
+		if use.fib {
+			strange.add("", given(p, source), verdict(expr.VerdictGoto, "workload"))
+		}
+		strange.add("forged: source is in the overlay", drop())
 	}
 }
 
 // fromWorkloads adds the check of what workloads send.
 func (f filters) fromWorkloads(r *rules, use features) {
-	workload, link := r.chain("workload", "", nil, nil), r.chain("link", "", nil, nil)
+	workload, workload6 := r.chain("workload", "", nil, nil), r.chain("workload6", "", nil, nil)
 	f.addGiven(r)
+	link := r.chain("link", "", nil, nil)
+	workload.add("", familyOf(true), verdict(expr.VerdictGoto, workload6.name))
 	for _, p := range []string{"fe80::/10", "::/128"} {
-		workload.add("", match(netip.MustParsePrefix(p), source, expr.CmpOpEq), verdict(expr.VerdictJump, link.name))
+		workload6.add("", match(netip.MustParsePrefix(p), source, expr.CmpOpEq), verdict(expr.VerdictGoto, link.name))
 	}
-	workload.add("source is not this workload's", noWayBack(), drop())
-	if use.plain {
-		for _, v6 := range []bool{false, true} {
-			workload.add("workloads have no tunnels", f.below(v6), portSet().lookup(), drop())
+	for i, c := range []*chain{workload, workload6} {
+		c.add("source is not this workload's", noWayBack(), drop())
+		if use.plain {
+			c.add("workloads have no tunnels", portSet().lookup(), f.below(i == 1), drop())
 		}
 	}
 
@@ -184,29 +196,40 @@ func linkTypes() []byte {
 	}
 }
 
-// leaving adds the leak rule.
+// leaving adds the leak rule, and what is to be seen of packets after their translation.
 func (f filters) leaving(r *rules, use features) {
-	leak := r.chain("leak", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityFilter)
-	// Redirects of ICMPv6 need a link-local address, which the device does not have.
-	leak.add("no shorter way", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, f.device), redirect(false), drop())
-	f.ours(leak, expr.MetaKeyOIFNAME)
+	leaving := r.chain("leaving", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityConntrackHelper)
+	leaving.add("", group(expr.MetaKeyOIFGROUP, groupWorkloads), accept())
 	for _, p := range f.universe {
+		v6 := p.Addr().Is6()
+		overlay := r.chain("overlay"+digit(v6), "", nil, nil)
+		leaving.add("", match(p, destination, expr.CmpOpEq), verdict(expr.VerdictGoto, overlay.name))
 		if use.plain {
-			leak.add("no shorter way", match(p, destination, expr.CmpOpEq), redirect(p.Addr().Is6()), drop())
 			// Probes say by themselves which way they take. They are no traffic, so they do not count as such.
 			for _, m := range []uint32{markDirect, markVXLAN} {
-				leak.add("probe of kernel paths", match(p, destination, expr.CmpOpEq), mark(m), accept())
+				overlay.add("", mark(m), accept())
 			}
-			leak.add("", match(p, destination, expr.CmpOpEq), outSet(p.Addr().Is6()).lookup(), accept())
 		}
+		overlay.add("no shorter way", redirect(v6), drop())
+		overlay.add("", group(expr.MetaKeyOIFGROUP, groupTunnel), accept())
+		if use.plain {
+			overlay.add("", outSet(v6).lookup(), accept())
+		}
+		f.ours(overlay, expr.MetaKeyOIFNAME)
 		if use.fib {
-			leak.add("", given(p, destination), accept())
+			overlay.add("", given(p, destination), accept())
 		}
-		leak.add("never in plaintext", match(p, destination, expr.CmpOpEq), drop())
+		overlay.add("never in plaintext", drop())
 	}
 	if use.plain {
-		for _, dev := range f.devices {
-			leak.add("not for the overlay", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, dev), drop())
+		disguised := r.chain("disguised", "", nil, nil)
+		leaving.add("", portSet().lookup(), verdict(expr.VerdictGoto, disguised.name))
+		disguised.add("tunnel of somebody else", translated(), drop())
+		disguised.add("", untracked(), accept())
+		for _, c := range []*chain{leaving, disguised} {
+			for _, dev := range f.devices {
+				c.add("not for the overlay", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, dev), drop())
+			}
 		}
 	}
 }
@@ -263,20 +286,18 @@ func (f filters) tunnels(r *rules) {
 	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	vxlan := r.chain("vxlan", "", nil, nil)
 	input.add("", udpTo(f.port), verdict(expr.VerdictGoto, vxlan.name))
-	// Connection tracking puts fragments together before all else, of both families, as long as a rule like this one uses it: a
-	// source could be hidden from the rules in a fragment otherwise.
-	vxlan.add("whole datagrams only", &expr.Ct{Key: expr.CtKeySTATE, Register: register})
 	for _, outer6 := range []bool{false, true} {
 		for _, inner6 := range []bool{false, true} {
 			vxlan.add("", tunnelSet(outer6, inner6).lookup(), accept())
 		}
 	}
+	// Connection tracking puts fragments together before all else, of both families, as long as a rule like this one uses it: a
+	// source could be hidden from the rules in a fragment otherwise.
+	vxlan.add("whole datagrams only", &expr.Ct{Key: expr.CtKeySTATE, Register: register})
 	vxlan.add("forged: not a tunnel of this peer", drop())
 
-	disguised := r.chain("disguised", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityConntrackHelper)
 	output := r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
 	for _, v6 := range []bool{false, true} {
-		disguised.add("tunnel of somebody else", f.below(v6), portSet().lookup(), translated(), drop())
 		output.add("tunnels are not tracked", peerSet(v6).lookup(), &expr.Notrack{})
 	}
 }
@@ -306,6 +327,9 @@ func translated() []expr.Any {
 // host go back to them.
 func (f filters) transit(r *rules) {
 	transit := r.chain("transit", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFGROUP, expr.MetaKeyOIFGROUP} {
+		transit.add("", group(key, groupWorkloads), accept())
+	}
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
 		f.ours(transit, key)
 	}

@@ -41,7 +41,6 @@ func plain() Plaintext {
 		for _, prefix := range x.prefixes {
 			for _, d := range vxlanDevices {
 				p.Out = append(p.Out, Out{d, prefix})
-				p.In = append(p.In, In{Device: d, Prefix: prefix})
 			}
 			for _, r := range x.remotes {
 				p.Tunnels = append(p.Tunnels, Tunnel{Remote: r, Prefix: prefix})

@@ -177,7 +177,7 @@ func (a *attacher) pair() (created bool, err error) {
 		fault.Point("thorough-removed")
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, a.MTU, hostMAC(a.ID)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Group = name, a.MTU, hostMAC(a.ID), groupWorkloads
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1 // see newVeth
 	v := netlink.NewVeth(attrs)
 	v.PeerName, v.PeerMTU, v.PeerHardwareAddr, v.PeerNamespace = a.IfName, uint32(a.MTU), a.mac(), netlink.NsFd(a.netns)

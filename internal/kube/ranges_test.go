@@ -25,23 +25,29 @@ func TestRangeOfTheCluster(t *testing.T) {
 		"by kubeadm, two families": {kubeadm: kubeadm + "10.244.0.0/16,fd00:10:244::/56", want: "10.244.0.0/16,fd00:10:244::/56"},
 		"by kube-proxy":            {kubeadm: "kind: ClusterConfiguration\nnetworking: {}\n", proxy: proxy + "10.245.0.0/16", want: "10.245.0.0/16"},
 		"by kube-proxy, unreadable kubeadm": {
-			kubeadm: "\tno: [yaml", proxy: proxy + "\"10.245.0.0/16\"", want: "10.245.0.0/16"},
+			kubeadm: "\tno: [yaml", proxy: proxy + "\"10.245.0.0/16\"", want: "10.245.0.0/16",
+		},
 		"by the nodes": {podCIDRs: [][]string{{"10.244.0.0/24"}, {"10.244.255.0/24"}, nil}, want: "10.244.0.0/16"},
 		"by the nodes, two families": {
-			podCIDRs: [][]string{{"10.244.1.0/24", "fd00:1:2:1::/64"}, {"10.244.2.0/24", "fd00:1:2:2::/64"}}, want: "10.244.0.0/16,fd00:1:2::/48"},
+			podCIDRs: [][]string{{"10.244.1.0/24", "fd00:1:2:1::/64"}, {"10.244.2.0/24", "fd00:1:2:2::/64"}}, want: "10.244.0.0/16,fd00:1:2::/48",
+		},
 		"the nodes are far apart": {podCIDRs: [][]string{{"10.244.0.0/24"}, {"10.245.0.0/24"}}, want: "10.32.0.0/12"},
 		"the nodes' are nonsense": {podCIDRs: [][]string{{"10.244.0.0"}}, want: "10.32.0.0/12"},
 		"beside the Services":     {given: "10.244.0.0/16", services: []string{"10.96.0.0/16", "fd00:96::/112"}, want: "10.244.0.0/16"},
 		"no range": {
-			given: "10.244.0.0/16,pods", err: `range "10.244.0.0/16,pods" (--range) is not in CIDR notation; give one like 10.32.0.0/12 by --range`},
+			given: "10.244.0.0/16,pods", err: `range "10.244.0.0/16,pods" (--range) is not in CIDR notation; give one like 10.32.0.0/12 by --range`,
+		},
 		"over the Services": {
 			services: []string{"10.40.0.0/16"},
-			err:      "range 10.32.0.0/12 (the default) overlaps 10.40.0.0/16 (ServiceCIDR kubernetes); give a range that nothing else has by --range"},
+			err:      "range 10.32.0.0/12 (the default) overlaps 10.40.0.0/16 (ServiceCIDR kubernetes); give a range that nothing else has by --range",
+		},
 		"over the Services of an old cluster": {
 			kubeadm: kubeadm + "10.96.0.0/16", clusterIP: "10.96.0.1",
-			err: "range 10.96.0.0/16 (networking.podSubnet in ConfigMap kube-system/kubeadm-config) overlaps 10.96.0.1/32 (the ClusterIP of Service default/kubernetes); give a range that nothing else has by --range"},
+			err: "range 10.96.0.0/16 (networking.podSubnet in ConfigMap kube-system/kubeadm-config) overlaps 10.96.0.1/32 (the ClusterIP of Service default/kubernetes); give a range that nothing else has by --range",
+		},
 		"over a node": {
-			given: "192.0.0.0/16", err: "range 192.0.0.0/16 (--range) holds 192.0.2.1, the address of Node n1; give a range that nothing else has by --range"},
+			given: "192.0.0.0/16", err: "range 192.0.0.0/16 (--range) holds 192.0.2.1, the address of Node n1; give a range that nothing else has by --range",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := kubetest.New()

@@ -109,7 +109,7 @@ func (n *Node) newKernelPaths(e *engines) (*kernelPaths, error) {
 		wake: newSignal(), foreign: newSignal(), proofs: make(chan proof, maxProofs), asks: make(chan func()), began: make(chan struct{}), ended: make(chan struct{}),
 		known: map[uint64]neighbour{}, machine: fastpath.New(fastpath.Config{Rand: rand.Reader, Asks: true}),
 		kernel: n.sys.kernel(kernel.Config{
-			ID: uint64(n.state.identity.ID), VNI: n.cfg.Kernel.VNI, Port: vxlanPort(n.cfg.Port), Log: n.log.Named("paths"),
+			ID: uint64(n.state.identity.ID), VNI: n.cfg.Kernel.VNI, Port: vxlanPort(n.cfg.Port), Group: hostnet.GroupPaths, Log: n.log.Named("paths"),
 		}),
 	}
 	var err error

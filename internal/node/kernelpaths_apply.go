@@ -132,7 +132,6 @@ func (k *kernelPaths) allow(p *hostnet.Plaintext, c *fastpath.Candidate, path fa
 		}
 		for _, prefix := range prefixes {
 			p.Tunnels = append(p.Tunnels, hostnet.Tunnel{Remote: a, Port: k.ports[c.ID], Prefix: prefix})
-			p.In = addIn(p.In, start, hostnet.In{Device: vxlanDevice(a), Prefix: prefix})
 		}
 	}
 	for _, s := range c.AcceptDirect {

@@ -66,7 +66,7 @@ func (v *view) link(gone bool, body []byte) bool {
 	}
 	same := old.name == l.name && old.up == l.up && old.mtu == l.mtu && old.mac == l.mac
 	if _, tunnel := v.want.devices[old.name]; tunnel {
-		same = same && l.alias == deviceAlias && (l.gen < 0 || l.gen == genNone)
+		same = same && l.alias == deviceAlias && old.group == l.group && (l.gen < 0 || l.gen == genNone)
 	}
 	return gone || !same
 }

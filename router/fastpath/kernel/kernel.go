@@ -36,7 +36,9 @@ type Config struct {
 	ID   uint64 // of this node
 	VNI  uint32 // 1 to 16777215
 	Port uint16 // UDP, where VXLAN packets are received
-	Log  *zap.Logger
+	// Group is that of the VXLAN devices (ip-link(8)), by which rules of others recognise them; 0 leaves it as it is.
+	Group uint32
+	Log   *zap.Logger
 }
 
 // Desired is everything that should exist.

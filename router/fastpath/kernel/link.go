@@ -29,6 +29,7 @@ type link struct {
 	alias string
 	kind  string
 	gen   int // address generation mode of IPv6; -1: not known
+	group uint32
 
 	// Of VXLAN.
 	vni      uint32
@@ -81,6 +82,8 @@ func parseLink(b []byte) (link, bool) {
 			l.mtu = int(read32(v))
 		case unix.IFLA_ADDRESS:
 			l.mac = string(v)
+		case unix.IFLA_GROUP:
+			l.group = read32(v)
 		case unix.IFLA_IFALIAS:
 			l.alias = unix.ByteSliceToString(v)
 		case unix.IFLA_LINKINFO:

@@ -249,6 +249,12 @@ func (d *devices) attributes(l link, want device, tell func(string, ...any)) err
 		}
 		tell("alias of device %s was changed by somebody; set again", name)
 	}
+	if g := d.config.Group; g != 0 && l.group != g {
+		if err := d.conn.setLink(l.index, attr32(unix.IFLA_GROUP, g)); err != nil {
+			return explainDevice(name, "setting the group of", err)
+		}
+		tell("group of device %s was changed by somebody; set again", name)
+	}
 	if l.mac != string(m[:]) { // neighbours go with it
 		d.touched[name] = true
 		if err := d.conn.setLink(l.index, macAttr(m)); err != nil {
