@@ -312,6 +312,9 @@ func (p *fakeProbes) Send(a fastpath.Action) error {
 func (h *fakeHost) admits(p probeSeen) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if p.way == fastpath.VXLAN {
+		return slices.ContainsFunc(h.desired.Plain.Tunnels, func(t hostnet.Tunnel) bool { return t.Prefix.Contains(p.source) })
+	}
 	return slices.ContainsFunc(h.desired.Plain.In, func(in hostnet.In) bool {
 		return in.Device == p.device && in.Prefix.Contains(p.source)
 	})
