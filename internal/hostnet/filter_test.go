@@ -32,7 +32,41 @@ func onlySecond(t *testing.T, bad, good func(port uint16) error, dst namespace, 
 func TestSpoofedSourcesAreDropped(t *testing.T) {
 	h := newHost(t)
 	h.apply(t, desired())
+	h.spoof(t, h.attach(t, 1), h.attach(t, 2))
+}
+
+// A device whose group somebody has changed is recognised by its name, until the next Apply sets the group again.
+func TestDevicesWithoutGroups(t *testing.T) {
+	h := newHost(t)
+	h.apply(t, desired())
 	w, other := h.attach(t, 1), h.attach(t, 2)
+	groups := map[string]uint32{DefaultDevice: groupTunnel, HostIf(w.ID): groupWorkloads, HostIf(other.ID): groupWorkloads}
+	for name, want := range groups {
+		l := up(t, h.conn, name)
+		if got := l.Attrs().Group; got != want {
+			t.Errorf("%s is in group %#x, want %#x", name, got, want)
+		}
+		must(t, h.conn.LinkSetGroup(l, 0))
+	}
+	h.spoof(t, w, other)
+	for _, from := range []netip.Addr{netip.MustParseAddr("10.40.0.1"), netip.MustParseAddr("fd77::9:9")} {
+		_, err := h.tun.Write(datagram(from, w.Addrs[map[bool]int{true: 1}[from.Is6()]], 64))
+		must(t, err)
+	}
+	if n := dropped(t, h.ns, "forged: source is in the overlay"); n != 0 {
+		t.Errorf("%d packets of the router are dropped", n)
+	}
+	h.apply(t, desired(w, other))
+	for name, want := range groups {
+		if got := up(t, h.conn, name).Attrs().Group; got != want {
+			t.Errorf("after Apply %s is in group %#x, want %#x", name, got, want)
+		}
+	}
+}
+
+// spoof has a workload send to another one, and to the host, from sources that are not its own. Nothing arrives but what is from its own.
+func (h *testHost) spoof(t *testing.T, w, other Workload) {
+	t.Helper()
 	for i, victim := range other.Addrs {
 		for _, source := range []string{"10.32.1.3", "10.32.0.1", "10.40.0.1", "192.0.2.9", "fd77::1:3", "fd77::1", "fd77::9:9", "2001:db8::9"} {
 			from := netip.MustParseAddr(source)

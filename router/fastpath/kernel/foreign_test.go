@@ -130,6 +130,11 @@ func TestForeignChanges(t *testing.T) {
 			[]string{"alias of device weft-vx4 was changed by somebody; set again"},
 			false,
 		},
+		{
+			"a group changed", func(t *testing.T) { must(t, h.handle.LinkSetGroup(h.link(t, Device4), 5)) },
+			[]string{"group of device weft-vx4 was changed by somebody; set again"},
+			false,
+		},
 		{"a hardware address changed", func(t *testing.T) {
 			must(t, h.handle.LinkSetHardwareAddr(h.link(t, Device4), net.HardwareAddr{2, 0, 0, 0, 0, 1}))
 		}, []string{"hardware address of device weft-vx4 was changed by somebody; set again"}, false},

@@ -96,8 +96,9 @@ type host struct {
 }
 
 const (
-	testVNI  = 6783
-	testPort = 6784
+	testVNI   = 6783
+	testPort  = 6784
+	testGroup = 7
 )
 
 var (
@@ -182,7 +183,7 @@ func (h *host) settled(t testing.TB) {
 // newKernel returns a Kernel as the next run of the daemon has one.
 func (h *host) newKernel(t testing.TB) *Kernel {
 	t.Helper()
-	k := newAt(Config{ID: idOf(h.n), VNI: testVNI, Port: testPort, Log: zap.NewNop()}, h.ns)
+	k := newAt(Config{ID: idOf(h.n), VNI: testVNI, Port: testPort, Group: testGroup, Log: zap.NewNop()}, h.ns)
 	t.Cleanup(func() { must(t, k.Close()) })
 	return k
 }
