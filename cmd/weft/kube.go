@@ -158,18 +158,22 @@ func (c *cli) launchInCluster(ctx context.Context, l launching, k inCluster) (er
 	log.Info("the DaemonSet was deleted: removing all that Weft made on this host, but for the data directory", zap.String("daemonset", k.namespace+"/"+k.daemonSet))
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawPatience)
 	defer cancel()
-	removed, werr := withdraw(last, k.conf, l.cfg.DataDir, l.cfg.RunDir)
-	for _, r := range removed {
-		log.Info("removed", zap.String("what", r))
+	done, werr := withdraw(last, k.conf, l.cfg.DataDir, l.cfg.RunDir)
+	for _, d := range done {
+		log.Info(d)
 	}
 	return errors.Join(err, werr)
 }
 
-// withdraw removes the CNI plugin and all else that Weft made on this host, but for the data directory; the daemon must have ended.
-func withdraw(ctx context.Context, conf cniinstall.Config, dataDir, runDir string) (removed []string, err error) {
+// withdraw removes the CNI plugin and all else that Weft made on this host, but for the data directory, and returns what it has done, a line for
+// each thing. The daemon must have ended.
+func withdraw(ctx context.Context, conf cniinstall.Config, dataDir, runDir string) (done []string, err error) {
 	r, err := cniinstall.Uninstall(ctx, conf)
-	also, werr := node.Withdraw(ctx, dataDir, runDir)
-	return append(r.Done, also...), errors.Join(err, werr)
+	removed, werr := node.Withdraw(ctx, dataDir, runDir)
+	for _, x := range removed {
+		r.Done = append(r.Done, "removed "+x)
+	}
+	return r.Done, errors.Join(err, werr)
 }
 
 // podNamespace is the namespace that this runs in.
@@ -260,11 +264,11 @@ goes on as the one that it was if it is launched again; weft reset removes it.`,
 			if err != nil {
 				return err
 			}
-			removed, err := withdraw(cmd.Context(), conf, data, run)
-			for _, r := range removed {
-				err = errors.Join(err, c.println(strings.TrimPrefix("removed "+r, "removed removed")))
+			done, err := withdraw(cmd.Context(), conf, data, run)
+			for _, d := range done {
+				err = errors.Join(err, c.println(d))
 			}
-			if err == nil && len(removed) == 0 {
+			if err == nil && len(done) == 0 {
 				return c.println(fmt.Sprintf("nothing of Weft's is on this host but for its data directory (%s)", filepath.Clean(data)))
 			}
 			return err
