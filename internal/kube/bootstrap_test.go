@@ -91,6 +91,49 @@ func dieOnce(t *testing.T, fate kubetest.Fate, verb string, back time.Duration, 
 	revived.Wait()
 }
 
+// TestLateWrites has the first write of a kind, or the first two, take effect only after a while, whether the sender still waits for it or not.
+func TestLateWrites(t *testing.T) {
+	for _, verb := range []string{"create", "patch"} {
+		for _, late := range []int{1, 2} {
+			for _, by := range []time.Duration{5 * time.Second, 29 * time.Second, 31 * time.Second, 36 * time.Second, 41 * time.Second, time.Minute} {
+				t.Run(fmt.Sprintf("%s/%d/%v", verb, late, by), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						w := newWorld(t, 5)
+						defer w.close()
+						var mu sync.Mutex
+						seen := 0
+						w.api.SetFate(func(r kubetest.Request) kubetest.Fate {
+							if r.Verb == verb && r.Resource == "secrets" {
+								mu.Lock()
+								seen++
+								wait := seen <= late
+								mu.Unlock()
+								if wait {
+									time.Sleep(by)
+								}
+							}
+							return kubetest.Pass
+						})
+						for _, n := range w.nodes {
+							n.start()
+						}
+						w.together(by + 2*time.Minute)
+						time.Sleep(2 * by) // until the last of them has taken effect
+						for _, n := range w.nodes {
+							n.stop()
+							n.start()
+						}
+						w.together(time.Minute)
+						if f := w.founding(); !f.founded || w.was[f.mesh] == "" {
+							t.Errorf("the Secret names the mesh %q, and there is %v", f.mesh, w.was)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
 // TestBootstrapUnderRandomFaults kills nodes and loses requests at random.
 func TestBootstrapUnderRandomFaults(t *testing.T) {
 	for seed := range uint64(150) {

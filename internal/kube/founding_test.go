@@ -217,7 +217,7 @@ func TestMeshThatIsGone(t *testing.T) {
 		go func() { ended <- a.Run(ctx, "me", d) }()
 		time.Sleep(time.Minute)
 		want := "no node of the mesh that Secret kube-system/weft names answers; if all nodes were set up anew, that mesh is gone: delete the Secret to have one founded anew"
-		if got := d.warnings["join"]; got != want {
+		if got := d.warned("join"); got != want {
 			t.Errorf("it warns %q", got)
 		}
 		found := false
@@ -320,13 +320,15 @@ func TestProbes(t *testing.T) {
 		text  string
 	}{
 		{func() {}, false, "starting"},
-		{func() { a.setStage(standingBy) }, true, "standing by"},
-		{func() { a.setStage("waiting for more") }, false, "waiting for more"},
+		{func() { a.stage = standingBy }, true, "standing by"},
+		{func() { a.stage = "waiting for more" }, false, "waiting for more"},
 		{func() { a.phase = "ready" }, false, "ready, but for the CNI configuration"},
 		{func() { a.up = true }, true, "ready"},
 		{func() { a.phase = "retired" }, false, "retired"},
 	} {
+		a.mu.Lock()
 		c.do()
+		a.mu.Unlock()
 		if ready, text, err := Probe(t.Context(), pod); err != nil || ready != c.ready || text != c.text {
 			t.Errorf("ready=%v, %q, %v, want %v, %q", ready, text, err, c.ready, c.text)
 		}

@@ -190,12 +190,12 @@ func TestMemoryOfManyNodes(t *testing.T) {
 	for i := range nodes {
 		o := nodeObject(fmt.Sprintf("192.0.%d.%d", i/250, 1+i%250))
 		images := []any{}
-		for j := range 50 {
+		for j := range 15 {
 			images = append(images, kubetest.Object{"names": []any{fmt.Sprintf("registry.example/team/image-%d@sha256:%064d", j, i), fmt.Sprintf("registry.example/team/image-%d:v1", j)}, "sizeBytes": 123456789})
 		}
 		o["status"].(kubetest.Object)["images"] = images
 		labels := kubetest.Object{}
-		for j := range 30 {
+		for j := range 15 {
 			labels[fmt.Sprintf("topology.example/label-%d", j)] = strings.Repeat("x", 40)
 		}
 		o["metadata"] = kubetest.Object{"labels": labels}
@@ -211,7 +211,7 @@ func TestMemoryOfManyNodes(t *testing.T) {
 	defer a.Close()
 	before := heap()
 	a.follow(0)
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if all, synced := a.nodes.snapshot(); synced {
 			if len(all) != nodes || len(slices.Collect(maps.Keys(all))) != nodes {
 				t.Errorf("%d nodes are known", len(all))

@@ -65,7 +65,9 @@ func (s *settled) warned(about string) string {
 
 // writes counts the requests that changed the Secret, or tried to.
 func (w *world) writes() int {
-	return w.api.Count(func(r kubetest.Request) bool { return r.Resource == "secrets" && (r.Verb == "create" || r.Verb == "patch") })
+	return w.api.Count(func(r kubetest.Request) bool {
+		return r.Resource == "secrets" && (r.Verb == "create" || r.Verb == "patch")
+	})
 }
 
 func (w *world) publish(t *testing.T, f founding) {

@@ -60,6 +60,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusMethodNotAllowed, "MethodNotAllowed", "kubetest does not do that: "+r.Method+" "+r.URL.Path)
 		return
 	}
+	var body Object
+	if verb == "create" || verb == "patch" { // whole before anything else: a request may take effect when its sender is gone
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			refuse(w, http.StatusBadRequest, "BadRequest", err.Error())
+			return
+		}
+	}
 	q := Request{Agent: r.UserAgent(), Verb: verb, Resource: t.plural}
 	s.mu.Lock()
 	s.counts[q]++
@@ -85,7 +92,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.list(w, t, query)
 		return
 	}
-	code, answer := s.change(r, t, verb)
+	code, answer := s.change(r.Header.Get("Content-Type"), t, verb, body)
 	if became == Lose {
 		panic(http.ErrAbortHandler)
 	}
@@ -93,15 +100,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // change does what is asked for, and returns the answer.
-func (s *Server) change(r *http.Request, t target, verb string) (int, any) {
+func (s *Server) change(contentType string, t target, verb string, body Object) (int, any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var body Object
-	if verb != "get" {
-		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-			return status(http.StatusBadRequest, "BadRequest", err.Error())
-		}
-	}
 	if verb == "create" {
 		if t.name, _ = metaOf(body)["name"].(string); t.name == "" {
 			return status(http.StatusUnprocessableEntity, "Invalid", "the object has no name")
@@ -128,7 +129,7 @@ func (s *Server) change(r *http.Request, t target, verb string) (int, any) {
 		delete(body, "spec")
 	}
 	o = clone(o)
-	switch r.Header.Get("Content-Type") {
+	switch contentType {
 	case "application/merge-patch+json":
 		merge(o, body)
 	case "application/strategic-merge-patch+json":
@@ -136,7 +137,7 @@ func (s *Server) change(r *http.Request, t target, verb string) (int, any) {
 		delete(body, "status")
 		merge(o, body)
 	default:
-		return status(http.StatusUnsupportedMediaType, "UnsupportedMediaType", r.Header.Get("Content-Type"))
+		return status(http.StatusUnsupportedMediaType, "UnsupportedMediaType", contentType)
 	}
 	s.put(t.path(), o)
 	return http.StatusOK, s.objects[t.path()]
