@@ -91,22 +91,25 @@ func dieOnce(t *testing.T, fate kubetest.Fate, verb string, back time.Duration, 
 	revived.Wait()
 }
 
-// TestLateWrites has the first write of a kind, or the first two, take effect only after a while, whether the sender still waits for it or not.
+// TestLateWrites has the first writes of a kind that a node sends take effect only after a while, whether it still waits for that or not.
 func TestLateWrites(t *testing.T) {
 	for _, verb := range []string{"create", "patch"} {
-		for _, late := range []int{1, 2} {
+		for _, late := range []int{1, 2, 100} {
 			for _, by := range []time.Duration{5 * time.Second, 29 * time.Second, 31 * time.Second, 36 * time.Second, 41 * time.Second, time.Minute} {
 				t.Run(fmt.Sprintf("%s/%d/%v", verb, late, by), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						w := newWorld(t, 5)
 						defer w.close()
 						var mu sync.Mutex
-						seen := 0
+						seen, who := 0, ""
 						w.api.SetFate(func(r kubetest.Request) kubetest.Fate {
 							if r.Verb == verb && r.Resource == "secrets" {
 								mu.Lock()
 								seen++
-								wait := seen <= late
+								if who == "" {
+									who = r.Agent
+								}
+								wait := seen <= late && r.Agent == who
 								mu.Unlock()
 								if wait {
 									time.Sleep(by)

@@ -100,6 +100,7 @@ func (r *run) keep(ctx context.Context) error {
 	if time.Since(r.absent) < r.turn() {
 		return nil
 	}
+	r.absent = time.Now().Add(retryAfter) // when the watch will have brought what is written now
 	r.warned("Secret "+r.a.secretPath()+" could not be published", r.keeping.try(func() error {
 		if !ok {
 			self, _, _ := r.a.nodes.get(r.a.cfg.Node)
