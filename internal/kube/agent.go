@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/token"
 )
 
 const (
@@ -34,6 +35,8 @@ type Daemon interface {
 	Status() api.Status
 	IPAM() api.IPAM
 	Token() (api.Token, error)
+	// GaveUp tells whether a token is one that the node had before the mesh's was rotated.
+	GaveUp(t token.Token) bool
 	Members() []Member
 	Direct(hosts []string) error
 	Warn(about, text string)

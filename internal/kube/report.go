@@ -89,7 +89,8 @@ func (r *run) keep(ctx context.Context) error {
 		return err
 	}
 	now, known := r.current()
-	if !known || ok && f.founded && (f.mesh == "" || f.token.Equal(now)) {
+	// A token that this node has not given up itself may be newer than its own: a node that is cut off knows of no rotation.
+	if !known || ok && f.founded && (f.mesh == "" || !r.d.GaveUp(f.token)) {
 		r.absent = time.Time{}
 		r.compare(f)
 		return nil

@@ -27,10 +27,11 @@ var scaleNodes = flag.Int("kube.nodes", 60, "nodes of TestLoadOnAPIServer")
 
 // settled is a node that has a mesh, and is well.
 type settled struct {
-	id    string
-	token string
+	id string
 
 	mu       sync.Mutex
+	token    string
+	past     string // that was given up
 	hosts    []string
 	warnings map[string]string
 	members  []Member
@@ -49,6 +50,12 @@ func (s *settled) Status() api.Status {
 }
 func (s *settled) IPAM() api.IPAM            { return api.IPAM{Size: 1 << 20, Free: 1 << 10} }
 func (s *settled) Token() (api.Token, error) { return api.Token{Token: s.token}, nil }
+
+func (s *settled) GaveUp(t token.Token) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.past != "" && s.past == t.Reveal()
+}
 
 func (s *settled) Members() []Member {
 	s.mu.Lock()

@@ -18,6 +18,7 @@ import (
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/netlock"
+	"github.com/weftnet/weft/internal/rotation"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam"
@@ -215,6 +216,16 @@ func (n *Node) Members() []Member {
 		}
 	}
 	return members
+}
+
+// GaveUp tells whether a token is one that this node had before the mesh's was rotated.
+func (n *Node) GaveUp(t token.Token) bool {
+	k, err := rotation.NewKey(t)
+	if err != nil {
+		return false
+	}
+	past, err := n.isPastToken(k.ID)
+	return past && err == nil
 }
 
 // Warn sets a standing warning of weft status; an empty text takes it away.
