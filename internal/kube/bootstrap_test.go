@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/weftnet/weft/internal/kube/kubetest"
 )
+
+var bootstrapSeeds = flag.Uint64("kube.seeds", 50, "runs of TestBootstrapUnderRandomFaults")
 
 func TestManyNodesAtOnceFoundOneMesh(t *testing.T) {
 	for _, nodes := range []int{1, 2, 10, 40} {
@@ -139,7 +142,7 @@ func TestLateWrites(t *testing.T) {
 
 // TestBootstrapUnderRandomFaults kills nodes and loses requests at random.
 func TestBootstrapUnderRandomFaults(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range *bootstrapSeeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { randomFaults(t, seed) })
 		})

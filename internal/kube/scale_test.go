@@ -23,7 +23,7 @@ import (
 	"github.com/weftnet/weft/internal/token"
 )
 
-var scaleNodes = flag.Int("kube.nodes", 60, "nodes of TestLoadOnAPIServer")
+var scaleNodes = flag.Int("kube.nodes", 40, "nodes of TestLoadOnAPIServer")
 
 // settled is a node that has a mesh, and is well.
 type settled struct {
