@@ -18,6 +18,9 @@ import (
 // pluginFile is the name of the plugin's file, which lies beside that of weft.
 const pluginFile = "weft-cni"
 
+// portmapFile is the name of the plugin for ports of the host, which the image has beside weft.
+const portmapFile = "portmap"
+
 // cniPrefix begins the IDs of what runtimes have asked for.
 const cniPrefix = "cni/"
 
@@ -46,7 +49,11 @@ func (c *cli) cniInstall() *cobra.Command {
 the name weft, and makes the network configuration 10-weft.conflist, with the
 plugins portmap and bandwidth behind it if they are there. A file of somebody
 else's under one of these names is kept as NAME.before-weft. Installed already,
-both are brought up to date; a runtime may call the plugin at the same time.`,
+both are brought up to date; a runtime may call the plugin at the same time.
+
+With --portmap that file is copied, too, as weft-portmap, and takes the place of
+portmap. Runtimes run it as root: it must be a file of root's that nobody else
+may write.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cniPaths(&conf); err != nil {
@@ -65,6 +72,7 @@ both are brought up to date; a runtime may call the plugin at the same time.`,
 	}
 	cniDirs(cmd, &conf)
 	cmd.Flags().StringVar(&conf.Plugin, "from", "", "file of the plugin (default: weft-cni beside weft)")
+	cmd.Flags().StringVar(&conf.Portmap, "portmap", "", "`FILE` of a plugin for ports of the host that is to be installed, too, as weft-portmap (default: none)")
 	return cmd
 }
 
@@ -105,13 +113,30 @@ func cniPaths(conf *cniinstall.Config) error {
 		}
 		conf.Plugin = filepath.Join(filepath.Dir(exe), pluginFile)
 	}
-	for _, p := range []*string{&conf.Plugin, &conf.BinDir, &conf.ConfDir} {
+	paths := []*string{&conf.Plugin, &conf.BinDir, &conf.ConfDir}
+	if conf.Portmap != "" {
+		paths = append(paths, &conf.Portmap)
+	}
+	for _, p := range paths {
 		var err error
 		if *p, err = absolute(*p); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// portmapBeside names the plugin for ports of the host that lies beside weft, which whoever made the image has put there; "" if there is none.
+func portmapBeside() string {
+	exe, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	path := filepath.Join(filepath.Dir(exe), portmapFile)
+	if _, err := os.Lstat(path); err != nil {
+		return ""
+	}
+	return path
 }
 
 // cniContainers counts the attachments that runtimes have asked for; if no daemon runs, that cannot be known.

@@ -69,3 +69,27 @@ func TestCNIUninstallRefuses(t *testing.T) {
 		t.Errorf("exit %d, %q, %q", code, out, errs)
 	}
 }
+
+// TestPortmapBeside finds the plugin for ports of the host that the image has beside weft.
+func TestPortmapBeside(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "portmap")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := portmapBeside(); got != "" {
+		t.Errorf("beside the test there is %s", got)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside := filepath.Join(filepath.Dir(exe), "portmap")
+	if err := os.Symlink(file, beside); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(beside) })
+	if got := portmapBeside(); got != beside {
+		t.Errorf("got %q, want %s, which is looked at where it is installed", got, beside)
+	}
+}

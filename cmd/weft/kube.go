@@ -88,6 +88,7 @@ data directory.`,
 			if k.namespace == "" {
 				k.namespace = c.podNamespace()
 			}
+			k.conf.Portmap = portmapBeside()
 			if err := cniPaths(&k.conf); err != nil {
 				return err
 			}
@@ -223,6 +224,7 @@ the name weft. The network configuration comes from weft kube launch, when
 traffic can flow.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf.Portmap = portmapBeside()
 			if err := cniPaths(&conf); err != nil {
 				return err
 			}

@@ -32,6 +32,12 @@ func isPlugin(path string) bool {
 	return err == nil && info.Path == pluginPackage
 }
 
+// regular tells whether a path is that of a file, not of a link to one.
+func regular(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
 // dir is a directory in which nobody else installs meanwhile. A nil dir does not exist.
 type dir struct {
 	name   string

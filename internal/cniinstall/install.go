@@ -3,7 +3,7 @@
 // Package cniinstall puts the CNI plugin and a network configuration to where a container runtime looks for them, and takes them
 // away again.
 //
-// The two names are Weft's as long as it is installed. A file of somebody else's that is there is kept beside, as NAME.before-weft, and put
+// The names weft and 10-weft.conflist are Weft's as long as it is installed, weft-portmap always. A file of somebody else's that is there is kept beside, as NAME.before-weft, and put
 // back in the end; a configuration that somebody has edited is left as it is. Every file appears under its name whole and on
 // disk, or not at all: the plugin may be called, and the directories be read, at any time. The plugin comes first and goes last, so that no
 // configuration names one that is not there. What a crash leaves in between, the next [Install] or [Uninstall] puts right; of several
@@ -44,6 +44,7 @@ const (
 // Config says what is to be installed where. The paths are absolute.
 type Config struct {
 	Plugin          string // the plugin's file, which is copied; of no interest to Uninstall
+	Portmap         string // the file of the plugin for ports of the host, which is copied, too; "": none is. Of no interest to Uninstall
 	BinDir, ConfDir string
 	RunDir          string // of the daemon, for the configuration; "": the plugin's default. Of no interest to Uninstall
 }
@@ -62,8 +63,8 @@ func (r *Report) warn(format string, args ...any) {
 	r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...))
 }
 
-// Install installs the plugin, and the one for ports of the host that may lie beside it, then the configuration. Installed already, it brings both up to date. What is in Done was done also if
-// there is an error.
+// Install installs the plugin, and the one for ports of the host if it is named, then the configuration. Installed already, it brings both up to date. What is in
+// Done was done also if there is an error.
 func Install(ctx context.Context, c Config) (r Report, err error) {
 	if err := c.checkPlugin(ctx); err != nil {
 		return r, err

@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-// InstallPlugin installs the plugin, and the one for ports of the host, as [Install] does; ConfDir is of no interest. No runtime calls it before there is a configuration.
+// InstallPlugin installs the plugin, and the one for ports of the host if it is named, as [Install] does; ConfDir is of no interest. No runtime calls it before there is a configuration.
 func InstallPlugin(ctx context.Context, c Config) (r Report, err error) {
 	if err := c.checkPlugin(ctx); err != nil {
 		return r, err
