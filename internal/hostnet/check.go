@@ -25,6 +25,8 @@ func differs(format string, args ...any) error {
 // interface on the host, that inside, their connection, state, hardware addresses and MTU; then of addresses, routes and neighbours inside; then
 // of those on the host. Other errors say that it cannot be told. w.Addrs are those that [Host.Attach] has said to be in use.
 //
+// Of addresses alone it looks whether the rules let their packets pass, and whether the host has a route to them by somebody else's interface.
+//
 // What others have added to the namespace is no difference, but for addresses of the universe on the interface.
 func (h *Host) Check(w Workload) error {
 	h.mu.RLock()

@@ -52,7 +52,7 @@ func TestConcurrentCalls(t *testing.T) {
 					})
 				}
 				pair.Wait()
-				if err := h.Check(w); err != nil {
+				if err := h.Check(w); err != nil && !w.AddressesOnly { // to which nobody makes a route
 					t.Errorf("checking %s: %v", w.ID, err)
 				}
 				if err := h.Detach(w); err != nil {

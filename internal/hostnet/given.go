@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // Addresses alone are for an interface that somebody else makes, such as another plugin of a container runtime, and for which they make a route on
@@ -96,12 +97,50 @@ func (h *Host) setGiven(addrs []netip.Addr) error {
 	return h.table.put(h, have)
 }
 
-// checkGiven says whether packets of a workload pass that has nothing but addresses.
+// checkGiven says whether the kernel lets packets of a workload pass that has nothing but addresses, and leads those to it to an interface that
+// somebody has made for it.
 func (h *Host) checkGiven(w Workload) error {
-	for _, a := range w.Addrs {
-		if h.table == nil || !slices.Contains(h.table.filters.given, a) {
+	c, err := h.ns.open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for _, a := range h.last.usable(w) {
+		passing, err := readSet(h.ns, givenSet(a.Is6()).name)
+		if err != nil && !errors.Is(err, unix.ENOENT) { // the table may be gone
+			return err
+		}
+		if _, ok := passing[element{key: string(a.AsSlice())}]; !ok {
 			return differs("packets of %v are not let through", a)
+		}
+		led, err := c.led(a)
+		if err != nil {
+			return err
+		}
+		if !led {
+			return differs("the host has no route to %v by an interface of another plugin", a)
 		}
 	}
 	return nil
+}
+
+// led says whether packets to an address leave by a device that is not the TUN device.
+func (c conn) led(a netip.Addr) (bool, error) {
+	routes, err := c.RouteGet(a.AsSlice())
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("looking for the route to %v: %w", a, err)
+	}
+	for _, r := range routes {
+		l, err := c.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			return false, fmt.Errorf("looking for the interface that leads to %v: %w", a, err)
+		}
+		if r.Type != unix.RTN_UNICAST || tunnel(l) {
+			return false, nil
+		}
+	}
+	return len(routes) > 0, nil
 }

@@ -177,6 +177,7 @@ func TestAddressesOnlyInADamagedTable(t *testing.T) {
 	must(t, err)
 	must(t, h.Detach(first))
 	h.apply(t, desired(second))
+	h.plug(t, second, "veth7")
 	must(t, h.Check(second))
 	for _, v6 := range []bool{false, true} {
 		list, err := readSet(h.ns, givenSet(v6).name)
@@ -185,4 +186,50 @@ func TestAddressesOnlyInADamagedTable(t *testing.T) {
 			t.Errorf("the set has %v", list)
 		}
 	}
+}
+
+// CHECK asks the kernel, and not what was told to it.
+func TestCheckOfAddressesOnly(t *testing.T) {
+	h := newHost(t)
+	h.apply(t, desired())
+	w := workload(1, newNamespace(t))
+	w.AddressesOnly = true
+	_, err := h.Attach(w)
+	must(t, err)
+	check := func(want string) {
+		t.Helper()
+		before := snapshot(t, h.ns)
+		var d *DifferenceError
+		if err := h.Check(w); (err == nil) != (want == "") || want != "" && (!errors.As(err, &d) || err.Error() != want) {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		differ(t, "a look changes the host", before, snapshot(t, h.ns))
+	}
+	check("the host has no route to 10.32.1.1 by an interface of another plugin")
+	h.plug(t, w, "veth7")
+	check("")
+	for i, a := range w.Addrs {
+		must(t, h.change(contents{givenSet(a.Is6()).name: {{key: string(a.AsSlice())}: true}}, nil))
+		check([]string{"packets of 10.32.1.1 are not let through", "packets of fd77::1:1 are not let through"}[i])
+		must(t, h.change(nil, contents{givenSet(a.Is6()).name: {{key: string(a.AsSlice())}: true}}))
+		check("")
+
+		list, err := h.conn.routes(family(a))
+		must(t, err)
+		for _, r := range list {
+			if r.Dst != nil && r.Dst.String() == hostPrefix(a).String() {
+				must(t, h.conn.RouteDel(&r))
+			}
+		}
+		check([]string{"the host has no route to 10.32.1.1 by an interface of another plugin", "the host has no route to fd77::1:1 by an interface of another plugin"}[i])
+		r := netlink.Route{Dst: hostPrefix(a), LinkIndex: up(t, h.conn, "veth7").Attrs().Index, Scope: netlink.SCOPE_LINK}
+		if a.Is6() {
+			r.Scope = netlink.SCOPE_UNIVERSE
+		}
+		must(t, h.conn.RouteAdd(&r))
+		check("")
+	}
+	_, err = removeTable(h.ns)
+	must(t, err)
+	check("packets of 10.32.1.1 are not let through")
 }
