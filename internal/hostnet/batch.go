@@ -20,6 +20,8 @@ const (
 	answerPatience = 10
 	// answerSize is more than the kernel puts into one datagram (NLMSG_GOODSIZE, and what it makes of dumps: 32 KiB).
 	answerSize = 64 << 10
+	// kernelPort is the address of the kernel on a netlink socket.
+	kernelPort = 0
 )
 
 // A line is a netlink socket of one namespace by which several requests go to the kernel at once: one system call, and one turn for
@@ -84,9 +86,12 @@ func (l *line) do(requests ...*nl.NetlinkRequest) ([]answer, error) {
 		answers[i].asked = r.Flags
 	}
 	for left := len(requests); left > 0; {
-		n, _, flags, _, err := unix.Recvmsg(l.fd, l.buf, nil, 0)
+		n, _, flags, from, err := unix.Recvmsg(l.fd, l.buf, nil, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); err == nil && (!ok || sender.Pid != kernelPort) {
+			continue // a process of the workload's may send to the socket, too
 		}
 		if err == nil && flags&unix.MSG_TRUNC != 0 {
 			err = unix.EMSGSIZE

@@ -149,6 +149,36 @@ func TestLine(t *testing.T) {
 	}
 }
 
+// Who has the rights to in the workload's namespace sends answers of its own to the socket: they are not taken for the kernel's.
+func TestLineHearsTheKernelOnly(t *testing.T) {
+	ns := newNamespace(t)
+	l, err := ns.line()
+	must(t, err)
+	defer l.close()
+	other, err := ns.line()
+	must(t, err)
+	defer other.close()
+	_, err = l.do(getLink("lo", 0)) // by now it has an address
+	must(t, err)
+	own, err := unix.Getsockname(l.fd)
+	must(t, err)
+	port := own.(*unix.SockaddrNetlink).Pid
+	for seq := l.seq + 1; seq < l.seq+4; seq++ {
+		b := binary.NativeEndian.AppendUint32(nil, 20)
+		b = binary.NativeEndian.AppendUint16(b, unix.NLMSG_ERROR)
+		b = binary.NativeEndian.AppendUint16(b, 0)
+		b = binary.NativeEndian.AppendUint32(b, seq)
+		b = append(b, 0, 0, 0, 0)
+		b = binary.NativeEndian.AppendUint32(b, 0) // done
+		must(t, unix.Sendto(other.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: port}))
+	}
+	answers, err := l.do(setLink(99, unix.IFF_UP), getLink("none", 0), getLink("lo", 0))
+	must(t, err)
+	if !errors.Is(answers[0].err, unix.ENODEV) || !errors.Is(answers[1].err, unix.ENODEV) || len(answers[2].messages) != 1 {
+		t.Errorf("got %+v", answers)
+	}
+}
+
 // When Detach returns nobody sees the interface any more, however many go at once.
 func TestUnplugMany(t *testing.T) {
 	h := newHost(t)
