@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 
 	"github.com/google/nftables"
@@ -90,20 +89,17 @@ func (n namespace) open() (conn, error) {
 
 // openWorkload opens the namespace of a workload, which must not be the host's. The caller closes the file.
 func openWorkload(path string, host namespace) (*os.File, error) {
-	target, err := netns.At(path)
+	f, target, err := netns.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	own, err := host.id()
+	if err == nil && target == own {
+		err = fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", path)
+	}
 	if err != nil {
+		_ = f.Close()
 		return nil, err
-	}
-	if target == own {
-		return nil, fmt.Errorf("%s is the host's own network namespace, which needs no attaching; give that of a workload", path)
-	}
-	f, err := os.Open(filepath.Clean(path))
-	if err != nil {
-		return nil, fmt.Errorf("opening a network namespace: %w", err)
 	}
 	return f, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/hostnet"
+	"github.com/weftnet/weft/internal/netns"
 )
 
 // CNICheck implements [api.Service].
@@ -62,6 +63,11 @@ func (n *Node) attached() (int, error) {
 
 // checkCNI names the first difference between what a runtime was told and the record, or between the record and the host.
 func (ws *workloads) checkCNI(r cni.CheckRequest) error {
+	var ns netns.ID
+	var nsErr error
+	if !r.AddressesOnly { // before the gate: a path may lead to a file system that does not answer
+		ns, nsErr = ws.namespace(r.Netns)
+	}
 	id := keyID(r.Key)
 	defer ws.lock.lock(id)()
 	ws.gate.RLock()
@@ -78,9 +84,8 @@ func (ws *workloads) checkCNI(r cni.CheckRequest) error {
 		return differs(errors.New("it was added for another kind of plugin"))
 	}
 	if !w.AddressesOnly {
-		ns, err := ws.namespace(r.Netns)
-		if err != nil {
-			return cniError(cni.CodeEnvironment, advised(err))
+		if nsErr != nil {
+			return cniError(cni.CodeEnvironment, advised(nsErr))
 		}
 		if string(ns) != w.NetnsID {
 			return differs(fmt.Errorf("it is in %s, and not in %s", w.Netns, r.Netns))

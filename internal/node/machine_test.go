@@ -251,8 +251,9 @@ type machine struct {
 	over bench.Network // nil: none
 
 	mu     sync.Mutex
-	spaces map[string]netns.ID // path -> namespace
-	closed map[string]error    // what looking at a path ends in
+	spaces map[string]netns.ID      // path -> namespace
+	closed map[string]error         // what looking at a path ends in
+	hung   map[string]chan struct{} // paths on a file system that does not answer
 	boot   string
 	states []string // told to the supervisor
 	svc    api.Service
@@ -347,6 +348,11 @@ func (k fakeKnocker) SendControl(b []byte, to mesh.Addr) error {
 func (m *machine) netnsAt(path string) (netns.ID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if hung := m.hung[path]; hung != nil {
+		m.mu.Unlock()
+		<-hung
+		m.mu.Lock()
+	}
 	if err := m.closed[path]; err != nil {
 		return "", err
 	}
