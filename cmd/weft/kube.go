@@ -85,6 +85,9 @@ data directory.`,
 				return usagef("the name of this host's Node object is missing: give it by --name, or by %s, as the downward API does (spec.nodeName)", envNodeName)
 			}
 			k.pod = c.getenv(envPodName)
+			if k.kubeconfig != "" && !cmd.Flags().Changed("daemonset") {
+				k.daemonSet = ""
+			}
 			if k.namespace == "" {
 				k.namespace = c.podNamespace()
 			}
@@ -105,7 +108,7 @@ data directory.`,
 	f.StringVar(&l.cfg.Name, "name", "", "name of this host's Node object (env "+envNodeName+")")
 	f.StringVar(&k.kubeconfig, "kubeconfig", "", "`FILE` with the way to the API server, for a node that runs outside of a pod (default: the pod's service account)")
 	f.StringVar(&k.namespace, "namespace", "", "namespace of the Secret and the DaemonSet (env "+envNamespace+"; default: that of the pod, or "+defaultNamespace+")")
-	f.StringVar(&k.daemonSet, "daemonset", defaultDaemonSet, "name of the DaemonSet that runs this; when it was deleted, all is removed from the host. Empty: none does")
+	f.StringVar(&k.daemonSet, "daemonset", defaultDaemonSet, "name of the DaemonSet that runs this; when it was deleted, all is removed from the host. Empty, as with --kubeconfig: none does")
 	f.StringVar(&k.inRange, "range", "", "addresses of a mesh that is founded: a v4 prefix, a v6 prefix, or both as v4,v6 (default: the cluster's range of pods, or "+node.DefaultRange+")")
 	l.flags(f)
 	cniDirs(cmd, &k.conf)

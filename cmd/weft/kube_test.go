@@ -33,30 +33,42 @@ func TestKubeTellsWhatIsMissing(t *testing.T) {
 		want        string // of the first line
 	}{
 		"no name": {
-			nil, []string{"kube", "launch"}, exitUsage,
+			nil,
+			[]string{"kube", "launch"},
+			exitUsage,
 			"weft: the name of this host's Node object is missing: give it by --name, or by NODE_NAME, as the downward API does (spec.nodeName)",
 		},
 		"no cluster": {
-			map[string]string{"NODE_NAME": "n1"}, []string{"kube", "launch"}, exitFailed,
+			map[string]string{"NODE_NAME": "n1"},
+			[]string{"kube", "launch"},
+			exitFailed,
 			"weft: this is no pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set); run it in one, or give --kubeconfig",
 		},
 		"bad kubeconfig": {
-			map[string]string{"NODE_NAME": "n1"}, []string{"kube", "launch", "--kubeconfig", config}, exitFailed,
+			map[string]string{"NODE_NAME": "n1"},
+			[]string{"kube", "launch", "--kubeconfig", config},
+			exitFailed,
 			"weft: finding the Kubernetes API server: ",
 		},
 		"flags of launch are checked": {
-			map[string]string{"NODE_NAME": "n1"}, []string{"kube", "launch", "--port", "0"}, exitUsage,
+			map[string]string{"NODE_NAME": "n1"},
+			[]string{"kube", "launch", "--port", "0"},
+			exitUsage,
 			"weft: --port 0 is no port; give one between 1 and 65535",
 		},
 		"no flag of launch that the cluster has the say in": {
 			map[string]string{"NODE_NAME": "n1"}, []string{"kube", "launch", "--peer", "192.0.2.1"}, exitUsage, "weft: unknown flag: --peer",
 		},
 		"probe without a pod": {
-			nil, []string{"kube", "probe", "ready"}, exitUsage,
+			nil,
+			[]string{"kube", "probe", "ready"},
+			exitUsage,
 			"weft: the name of the pod is missing: give it by POD_NAME, as the downward API does (metadata.name)",
 		},
 		"probe of nobody": {
-			map[string]string{"POD_NAME": "weft-of-nobody"}, []string{"kube", "probe", "live"}, exitFailed,
+			map[string]string{"POD_NAME": "weft-of-nobody"},
+			[]string{"kube", "probe", "live"},
+			exitFailed,
 			"weft: the daemon of pod weft-of-nobody does not answer: ",
 		},
 		"probe of what": {

@@ -77,7 +77,8 @@ type Agent struct {
 	phase     api.Phase
 	up        bool     // Up has succeeded
 	joining   founding // by which the node was told to join
-	deleted   bool     // the DaemonSet was
+	seen      bool     // the DaemonSet was there
+	deleted   bool     // and is not any more, or not for long
 }
 
 // New makes an agent, which does nothing yet. Close ends what it begins.
@@ -115,7 +116,8 @@ func (a *Agent) setChanged() {
 	s, ok, synced := a.set.get(a.cfg.DaemonSet)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.deleted = synced && (!ok || s.DeletionTimestamp != nil)
+	a.seen = a.seen || ok
+	a.deleted = synced && a.seen && (!ok || s.DeletionTimestamp != nil)
 }
 
 // follow begins to follow the cluster, once, some time within the next.
@@ -179,9 +181,13 @@ func (a *Agent) Health() (ready bool, text string) {
 	return a.phase == api.Ready, string(a.phase)
 }
 
-// Removed tells whether the DaemonSet that runs this was deleted, so that nothing is to stay on this host.
+// Removed tells whether the DaemonSet that runs this was deleted, so that nothing is to stay on this host. One that was never seen does not count: it may
+// have another name.
 func (a *Agent) Removed(ctx context.Context) bool {
-	if a.cfg.DaemonSet == "" {
+	a.mu.Lock()
+	seen, deleted := a.seen, a.deleted
+	a.mu.Unlock()
+	if !seen {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, glancePatience)
@@ -194,9 +200,7 @@ func (a *Agent) Removed(ctx context.Context) bool {
 	case errors.Is(err, errMissing):
 		return true
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.deleted // the right to ask may have been deleted, too
+	return deleted // the right to ask may have been deleted, too
 }
 
 // Run directs the node until ctx ends, and returns nil then; an error says why the node must end. One that wraps [ErrAnew] says that it is to

@@ -33,6 +33,8 @@ const (
 	maxRank         = 6
 	// returnPatience is how long a Secret that is missing, while nodes bear signs of a mesh, is left to them to publish again.
 	returnPatience = 20 * time.Second
+	// worthAnEvent is how long something is waited for before an Event says so.
+	worthAnEvent = 5 * time.Second
 	// retryAfter is the time between two requests that failed, and a half more at random.
 	retryAfter = time.Second
 )
@@ -69,6 +71,7 @@ func (a *Agent) Begin(ctx context.Context, k Known, waits func(reason string)) (
 	}
 	a.follow(0)
 	b := beginning{a: a, k: k}
+	var since time.Time // of the reason told
 	for told := ""; ; {
 		orders, again, reason, err := b.step(ctx)
 		if err != nil || orders != nil {
@@ -83,6 +86,11 @@ func (a *Agent) Begin(ctx context.Context, k Known, waits func(reason string)) (
 			waits(reason)
 			a.setStage("waiting for " + reason)
 			a.cfg.Log.Info("waiting for " + reason)
+			since = time.Now()
+		}
+		if left := worthAnEvent - time.Since(since); left > 0 {
+			again = min(again, left)
+		} else {
 			a.events.onNode(normal, "Waiting", "waiting for "+reason)
 		}
 		select {

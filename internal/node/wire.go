@@ -310,7 +310,7 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	n.sys.notify(daemon.SdNotifyReady)
 	n.log.Info("ready: traffic can flow", zap.Stringers("addresses", addresses(lease)), zap.String("range", n.state.universe.Range),
 		zap.Int("mtu", n.mtu), zap.Duration("after", time.Since(n.started)))
-	if len(n.cfg.Peers) == 0 && countNodes(e.members()).Total == 1 {
+	if len(n.cfg.Peers) == 0 && n.cfg.Guide == nil && countNodes(e.members()).Total == 1 {
 		n.invite(e)
 	}
 	return nil
