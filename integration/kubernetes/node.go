@@ -93,7 +93,10 @@ func (n *Node) boot() error {
 	if err := n.waitBoot(); err != nil {
 		return err
 	}
-	return n.importImages()
+	if err := n.importImages(); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(n.dir, goFile), nil, 0o600)
 }
 
 // waitBoot waits until containerd answers.

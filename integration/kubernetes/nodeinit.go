@@ -21,6 +21,7 @@ const (
 	envNode  = "WEFT_E2E_NODE"  // file of the plan
 	envStage = "WEFT_E2E_STAGE" // keeper or first
 	pidFile  = "init.pid"
+	goFile   = "go" // made when the node has its images: only then its kubelet starts, which would ask a registry for them
 )
 
 // nodePlan is what a node has to know.
@@ -189,9 +190,15 @@ func (p *nodePlan) supervise(programs [][]string) error {
 		running[pid] = args
 		return os.WriteFile("/run/"+args[0]+".pid", []byte(strconv.Itoa(pid)), 0o644)
 	}
-	for _, args := range programs {
+	for i, args := range programs {
 		if err := start(args); err != nil {
 			return err
+		}
+		for i == 0 { // the container runtime
+			if _, err := os.Stat(filepath.Join(p.Dir, goFile)); err == nil {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	}
 	for {

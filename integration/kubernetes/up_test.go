@@ -65,8 +65,8 @@ func snapshots(t *testing.T, c *Cluster) [][]string {
 	return all
 }
 
-// snapshot describes what Weft could have left on a node: network configuration without what is kube-proxy's, plugins, configurations, and
-// files below /run.
+// snapshot describes what Weft could have left on a node: network configuration without what is kube-proxy's or the portmap plugin's (it never
+// takes its chains away, whose rules come and go), plugins, configurations, and files below /run.
 func snapshot(t *testing.T, n *Node) []string {
 	t.Helper()
 	lines, err := n.Snapshot()
@@ -75,11 +75,11 @@ func snapshot(t *testing.T, n *Node) []string {
 	}
 	out := []string{}
 	for _, l := range lines {
-		if !strings.Contains(l, "kube-") && !strings.Contains(l, "KUBE-") {
+		if !strings.Contains(l, "kube-") && !strings.Contains(l, "KUBE-") && !strings.Contains(l, " nat ") {
 			out = append(out, l)
 		}
 	}
-	files := n.Exec("sh", "-c", "find /opt/cni/bin /etc/cni/net.d /run/weft 2>/dev/null; ls /run/netns 2>/dev/null")
+	files := n.Exec("sh", "-c", "find /opt/cni/bin /etc/cni/net.d /run/weft /run/netns ! -type d 2>/dev/null; true")
 	return append(out, strings.Split(strings.TrimSpace(files), "\n")...)
 }
 

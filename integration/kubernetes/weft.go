@@ -12,17 +12,22 @@ import (
 	"time"
 )
 
-// manifest is the one file that users apply, relative to this package.
-var manifest = filepath.Join("..", "..", "deploy", "kubernetes", "weft.yaml") //nolint:gochecknoglobals // a constant
+// manifest returns the one file that users apply. Tests run in this package's directory.
+func (c *Cluster) manifest() string {
+	c.tb.Helper()
+	file, err := filepath.Abs(filepath.Join("..", "..", "deploy", "kubernetes", "weft.yaml"))
+	c.must(err)
+	return file
+}
 
 // Install applies the manifest, with further arguments for the daemons, and returns when that was.
 func (c *Cluster) Install(flags ...string) time.Time {
 	c.tb.Helper()
-	text, err := os.ReadFile(manifest)
+	text, err := os.ReadFile(c.manifest())
 	c.must(err)
 	const args = `args: ["kube","launch"]`
 	if strings.Count(string(text), args) != 1 {
-		c.tb.Fatalf("%s has not the line %s", manifest, args)
+		c.tb.Fatalf("%s has not the line %s", c.manifest(), args)
 	}
 	list, err := json.Marshal(append([]string{"kube", "launch"}, flags...))
 	c.must(err)
@@ -34,7 +39,7 @@ func (c *Cluster) Install(flags ...string) time.Time {
 // Uninstall deletes what the manifest made, and waits until the pods are gone.
 func (c *Cluster) Uninstall() {
 	c.tb.Helper()
-	c.Kubectl("delete", "-f", manifest)
+	c.Kubectl("delete", "-f", c.manifest())
 	c.Wait(time.Minute, "the pods of Weft are gone", func() error {
 		out, err := c.TryKubectl("-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=weft", "-o", "name")
 		if err == nil && out != "" {

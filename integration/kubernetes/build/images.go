@@ -38,7 +38,7 @@ func images() []image {
 		{name: "pause", tags: []string{"pause:3.10.1"}, programs: []string{"pause"}, entrypoint: []string{"/pause"}},
 		{
 			name: "agnhost", tags: []string{"e2e-test-images/agnhost:2.59", "e2e-test-images/agnhost:2.55", "e2e-test-images/jessie-dnsutils:1.7"},
-			debian:   []string{"busybox-static", "bash", "curl", "netcat-openbsd", "iproute2", "iperf", "bind9-dnsutils"},
+			debian:   []string{"busybox-static", "bash", "curl", "netcat-openbsd", "iproute2", "iperf", "bind9-dnsutils", "libc-bin"},
 			programs: []string{"agnhost", "coredns"}, shell: "bash", accounts: true, entrypoint: []string{"/agnhost"}, command: []string{"pause"},
 		},
 		{

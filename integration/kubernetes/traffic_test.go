@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weftnet/weft/integration/lab"
+)
+
+// TestRollingUpdate replaces all daemons under connections between all nodes, encrypted and by kernel paths: none breaks.
+func TestRollingUpdate(t *testing.T) {
+	c := New(t, 3)
+	trusted := "--trusted-subnets=" + netip.PrefixFrom(c.Nodes[0].Link().V4(), 24).Masked().String()
+	for _, way := range []struct {
+		name  string
+		flags []string
+		gap   time.Duration
+	}{{"udp", nil, time.Second}, {"kernel", []string{trusted}, 0}} {
+		c.Install(way.flags...)
+		c.WaitReady(time.Minute)
+		c.WaitRollout(2 * time.Minute)
+		c.RunWeb()
+		time.Sleep(5 * time.Second) // kernel paths are proven first
+		flows, err := Flows(c.Pods("app=web"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		c.Kubectl("-n", "kube-system", "rollout", "restart", "ds/weft")
+		took := c.WaitRollout(3 * time.Minute)
+		time.Sleep(2 * time.Second)
+		worst, all := time.Duration(0), uint64(0)
+		for _, f := range flows {
+			gap, lost, err := f.Stop()
+			worst, all = max(worst, gap), all+lost
+			if err != nil {
+				t.Errorf("%s: %s -> %s broke: %v", way.name, f.From.Node.Name(), f.To.Node.Name(), err)
+			}
+		}
+		t.Logf("%s: the update of three nodes took %v; the longest gap of %d connections is %v, %d datagrams were lost", way.name,
+			took.Round(time.Second), len(flows), worst.Round(time.Millisecond), all)
+		if way.gap > 0 && worst > way.gap {
+			t.Errorf("%s: the longest gap is %v, want %v", way.name, worst, way.gap)
+		}
+		if way.gap == 0 && all > 0 {
+			t.Errorf("%s: %d datagrams were lost, want none", way.name, all)
+		}
+	}
+}
+
+// TestEncrypted looks at what pods' payload is on the network between the nodes, by default and where the network is trusted.
+func TestEncrypted(t *testing.T) {
+	c := New(t, 2)
+	trusted := "--trusted-subnets=" + netip.PrefixFrom(c.Nodes[0].Link().V4(), 24).Masked().String()
+	for _, way := range []struct {
+		name  string
+		flags []string
+		want  lab.Openness
+	}{{"by default", nil, lab.Sealed}, {"trusted", []string{trusted, "--paths=vxlan,udp"}, lab.Tunnelled}} {
+		c.Install(way.flags...)
+		c.WaitReady(time.Minute)
+		c.WaitRollout(2 * time.Minute)
+		c.RunWeb()
+		time.Sleep(5 * time.Second) // kernel paths are proven first
+		pods := c.Pods("app=web")
+		capture := c.Lab.Capture(c.Nodes[0].Namespace, c.Nodes[0].Link().Device(), 0)
+		seen := time.Now()
+		marker := strings.Repeat("payload of a pod ", 20)
+		out, err := pods[0].Exec("curl", "-sS", "-g", "-m", "5", "-G", "--data-urlencode", "msg="+marker, "http://"+pods[1].V4().String()+":8080/echo")
+		if err != nil || !strings.Contains(out, marker) {
+			t.Fatalf("%s: %v: %s", way.name, err, out)
+		}
+		time.Sleep(200 * time.Millisecond)
+		capture.Stop()
+		count := capture.Count([]byte("payload of a pod payload of a pod"))
+		kinds := map[lab.Openness]int{}
+		for _, x := range capture.Crossings(seen, time.Time{}, lab.Overlay(podsV4), 6783) {
+			kinds[x.Openness]++
+		}
+		t.Logf("%s: the payload is in %d of %d frames; %v", way.name, count, len(capture.Frames()), kinds)
+		if open := way.want == lab.Tunnelled; open != (count > 0) || kinds[way.want] == 0 || !open && (kinds[lab.Tunnelled] > 0 || kinds[lab.Bare] > 0) {
+			t.Errorf("%s: the payload is in %d frames; %v, want %v", way.name, count, kinds, way.want)
+		}
+	}
+}
+
+// sandbox is a line of containerd's log about a pod that gets its network.
+var sandbox = regexp.MustCompile(`time="([^"]+)".*RunPodSandbox for (&PodSandboxMetadata\{[^}]*\})( returns sandbox id)?`)
+
+// TestScaling scales many pods up and down: nothing of them is left.
+func TestScaling(t *testing.T) {
+	c := New(t, 3)
+	c.Install()
+	c.WaitReady(time.Minute)
+	c.WaitRollout(time.Minute)
+	c.Apply(fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: many}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: many}}
+  template:
+    metadata: {labels: {app: many}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: c, image: %s, args: [pause]}]
+`, Agnhost))
+	before := snapshots(t, c)
+	for i := range *scalings {
+		start := time.Now()
+		c.Kubectl("scale", "deploy/many", fmt.Sprint("--replicas=", *scaled))
+		c.Kubectl("rollout", "status", "deploy/many", "--timeout=5m")
+		up := time.Since(start)
+		addresses := map[string]bool{}
+		for _, p := range c.Pods("app=many") {
+			addresses[p.V4().String()] = true
+		}
+		if len(addresses) != *scaled {
+			t.Errorf("%d pods have %d addresses", *scaled, len(addresses))
+		}
+		start = time.Now()
+		c.Kubectl("scale", "deploy/many", "--replicas=0")
+		c.Wait(5*time.Minute, "the pods are gone", func() error {
+			out, err := c.TryKubectl("get", "pods", "-l", "app=many", "-o", "name")
+			if err == nil && out != "" {
+				err = fmt.Errorf("%d are there", strings.Count(out, "\n"))
+			}
+			return err
+		})
+		t.Logf("%d: %d pods up in %v, down in %v", i+1, *scaled, up.Round(time.Second), time.Since(start).Round(time.Second))
+	}
+	for i, n := range c.Nodes {
+		c.Wait(10*time.Second, n.Name()+" has no workloads", func() error {
+			if diff := difference(before[i], snapshot(t, n)); diff != "" {
+				return fmt.Errorf("left:\n%s", diff)
+			}
+			return nil
+		})
+	}
+	times := []time.Duration{}
+	for _, n := range c.Nodes {
+		times = append(times, sandboxTimes(t, filepath.Join(c.logs, n.Name(), "containerd.log"))...)
+	}
+	slices.Sort(times)
+	if len(times) < *scaled {
+		t.Fatalf("containerd's logs tell of %d pods", len(times))
+	}
+	t.Logf("%d pods' sandboxes, of which CNI ADD is a part: p50 %v, p99 %v", len(times), times[len(times)/2], times[len(times)*99/100])
+}
+
+// sandboxTimes reads from containerd's log how long each pod's sandbox took.
+func sandboxTimes(t *testing.T, file string) []time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := map[string]time.Time{}
+	times := []time.Duration{}
+	for line := range strings.Lines(string(text)) {
+		m := sandbox.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		at, err := time.Parse(time.RFC3339Nano, m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m[3] == "" {
+			begun[m[2]] = at
+		} else if b, ok := begun[m[2]]; ok {
+			times = append(times, at.Sub(b))
+		}
+	}
+	return times
+}
+
+// TestUpstream runs Kubernetes' own tests of networks, those of conformance and the granular checks.
+func TestUpstream(t *testing.T) {
+	c := New(t, 3)
+	c.Install()
+	c.WaitReady(time.Minute)
+	c.WaitRollout(time.Minute)
+	c.Apply(coreDNS())
+	c.Kubectl("-n", "kube-system", "rollout", "status", "deploy/coredns", "--timeout=120s")
+	report := filepath.Join(c.logs, "upstream")
+	log, err := os.Create(report + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	p, err := c.Client.Start(lab.Command{
+		Path: c.program("e2e.test"),
+		Args: []string{
+			"--kubeconfig=" + c.pki.file("admin.kubeconfig"), "--provider=skeleton", "--ginkgo.focus=" + *focus, "--ginkgo.skip=" + *skip,
+			"--ginkgo.no-color", "--ginkgo.v", "--disable-log-dump", "--minStartupPods=0", "--report-dir=" + report,
+		},
+		Env: []string{"PATH=" + filepath.Join(c.built, "bin") + ":" + os.Getenv("PATH")}, Stdout: log, Stderr: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
+	defer cancel()
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		t.Fatalf("upstream's tests do not end; see %s.log", report)
+	}
+	ran := results(t, report)
+	for _, r := range ran {
+		t.Log(r)
+		if !strings.HasPrefix(r, "passed") {
+			t.Errorf("%s; see %s.log", r, report)
+		}
+	}
+	if len(ran) == 0 {
+		t.Errorf("no test ran; see %s.log", report)
+	}
+}
