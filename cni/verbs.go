@@ -115,12 +115,22 @@ func (c *call) check(ctx context.Context) error {
 	return c.patiently(ctx, func() error { return c.daemon.Check(ctx, r) })
 }
 
-// status is STATUS.
+// status is STATUS. A daemon that is being restarted is waited for, also until it can attach something: where STATUS fails, a kubelet calls its
+// node not ready, and takes all of its pods out of their Services.
 func (c *call) status(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, statusWait)
 	defer cancel()
-	return c.explain(ctx, c.daemon.Check(ctx, CheckRequest{Network: c.conf.network}), CodeUnavailable)
+	return c.patientlyUntil(ctx, CodeUnavailable, starting, func() error { return c.daemon.Check(ctx, CheckRequest{Network: c.conf.network}) })
 }
+
+// starting tells of an answer to STATUS whether there may be another one in a moment.
+func starting(err error) bool {
+	var refused *Error
+	return absent(err) || errors.As(err, &refused) && refused.Code == CodeUnavailable
+}
+
+// absent tells whether no daemon has answered.
+func absent(err error) bool { return errors.Is(err, ErrNotRunning) || errors.Is(err, ErrBrokenOff) }
 
 // del is DEL: done, or kept for the daemon to do.
 func (c *call) del(ctx context.Context) error {
@@ -204,20 +214,25 @@ func (c *config) valid() ([]Key, error) {
 
 // patiently asks again as long as no daemon answers, as it may be starting, and explains what it is told in the end.
 func (c *call) patiently(ctx context.Context, ask func() error) error {
+	return c.patientlyUntil(ctx, CodeTryLater, absent, ask)
+}
+
+// patientlyUntil asks again as long as the answer may change soon. What is no refusal gets the code.
+func (c *call) patientlyUntil(ctx context.Context, code uint, again func(error) bool, ask func() error) error {
 	var wait <-chan time.Time // since it has first not answered
 	for {
 		err := ask()
-		if !errors.Is(err, ErrNotRunning) && !errors.Is(err, ErrBrokenOff) {
-			return c.explain(ctx, err, CodeTryLater)
+		if !again(err) {
+			return c.explain(ctx, err, code)
 		}
 		if wait == nil {
 			wait = time.After(startWait)
 		}
 		select {
 		case <-wait:
-			return c.explain(ctx, err, CodeTryLater)
+			return c.explain(ctx, err, code)
 		case <-ctx.Done():
-			return c.explain(ctx, err, CodeTryLater)
+			return c.explain(ctx, err, code)
 		case <-time.After(startPause):
 		}
 	}

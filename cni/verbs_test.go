@@ -176,7 +176,9 @@ func TestPatience(t *testing.T) {
 		{"ADD", notRunning, startWait, CodeTryLater, 0, "no weft daemon is running on this host (socket /x)|start it with: weft launch; if it runs with another --run-dir than"},
 		{"CHECK", notRunning, startWait, CodeTryLater, 0, "weft launch"},
 		{"GC", notRunning, startWait, CodeTryLater, 0, "weft launch"},
-		{"STATUS", notRunning, 0, CodeUnavailable, 0, "weft launch"},
+		{"STATUS", notRunning, startWait, CodeUnavailable, 0, "weft launch"},
+		{"STATUS", &Error{CodeUnavailable, "it has not joined its mesh", "wait"}, startWait, CodeUnavailable, 0, "it has not joined its mesh"},
+		{"STATUS", &Error{CodeLimited, "it was declared gone", "reset it"}, 0, CodeLimited, 0, "it was declared gone"},
 		{"DEL", notRunning, 0, 0, 1, ""},
 		{"ADD", ErrBrokenOff, startWait, CodeTryLater, 1, "the weft daemon ended before it answered|see its log; start it with: weft launch"}, // it may have attached
 		{"CHECK", ErrBrokenOff, startWait, CodeTryLater, 0, "see its log"},
@@ -230,9 +232,9 @@ func (p *plugin) with(ctx context.Context, d Daemon, e map[string]string, stdin 
 	return code, out.String()
 }
 
-// TestDaemonThatStarts: ADD, CHECK and GC wait for one that is being restarted.
+// TestDaemonThatStarts: ADD, CHECK, GC and STATUS wait for one that is being restarted.
 func TestDaemonThatStarts(t *testing.T) {
-	for _, verb := range []string{"ADD", "CHECK", "GC"} {
+	for _, verb := range []string{"ADD", "CHECK", "GC", "STATUS"} {
 		p := newPlugin(t)
 		p.daemon.held[Key{"c1", "eth0"}] = Request{}
 		synctest.Test(t, func(t *testing.T) {
