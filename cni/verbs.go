@@ -126,7 +126,7 @@ func (c *call) status(ctx context.Context) error {
 // starting tells of an answer to STATUS whether there may be another one in a moment.
 func starting(err error) bool {
 	var refused *Error
-	return absent(err) || errors.As(err, &refused) && refused.Code == CodeUnavailable
+	return absent(err) || errors.As(err, &refused) && (refused.Code == CodeUnavailable || refused.Code == CodeLimited)
 }
 
 // absent tells whether no daemon has answered.

@@ -178,7 +178,8 @@ func TestPatience(t *testing.T) {
 		{"GC", notRunning, startWait, CodeTryLater, 0, "weft launch"},
 		{"STATUS", notRunning, startWait, CodeUnavailable, 0, "weft launch"},
 		{"STATUS", &Error{CodeUnavailable, "it has not joined its mesh", "wait"}, startWait, CodeUnavailable, 0, "it has not joined its mesh"},
-		{"STATUS", &Error{CodeLimited, "it was declared gone", "reset it"}, 0, CodeLimited, 0, "it was declared gone"},
+		{"STATUS", &Error{CodeLimited, "it was declared gone", "reset it"}, startWait, CodeLimited, 0, "it was declared gone"},
+		{"STATUS", &Error{CodeConfig, "nonsense", "mend it"}, 0, CodeConfig, 0, "nonsense"},
 		{"DEL", notRunning, 0, 0, 1, ""},
 		{"ADD", ErrBrokenOff, startWait, CodeTryLater, 1, "the weft daemon ended before it answered|see its log; start it with: weft launch"}, // it may have attached
 		{"CHECK", ErrBrokenOff, startWait, CodeTryLater, 0, "see its log"},
