@@ -42,6 +42,7 @@ func cniDirs(cmd *cobra.Command, conf *cniinstall.Config) {
 
 func (c *cli) cniInstall() *cobra.Command {
 	var conf cniinstall.Config
+	var disableGC bool
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Put the CNI plugin and a network configuration to where container runtimes look for them",
@@ -53,7 +54,12 @@ both are brought up to date; a runtime may call the plugin at the same time.
 
 With --portmap that file is copied, too, as weft-portmap, and takes the place of
 portmap. Runtimes run it as root: it must be a file of root's that nobody else
-may write.`,
+may write.
+
+GC of a runtime releases all attachments to the network that it does not know. If
+two runtimes of a host use Weft, either each has a directory of configurations of
+its own, and the network another name in each (--network), or runtimes are kept
+from GC (--disable-gc). Both stay as they are if install is given without them.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cniPaths(&conf); err != nil {
@@ -66,6 +72,14 @@ may write.`,
 			if run != defaultRunDir {
 				conf.RunDir = run
 			}
+			if cmd.Flags().Changed("disable-gc") {
+				conf.DisableGC = &disableGC
+			}
+			if cmd.Flags().Changed("network") {
+				if err := cniinstall.CheckNetwork(conf.Network); err != nil {
+					return usageError{err}
+				}
+			}
 			r, err := cniinstall.Install(cmd.Context(), conf)
 			return c.reported(r, err)
 		},
@@ -73,6 +87,8 @@ may write.`,
 	cniDirs(cmd, &conf)
 	cmd.Flags().StringVar(&conf.Plugin, "from", "", "file of the plugin (default: weft-cni beside weft)")
 	cmd.Flags().StringVar(&conf.Portmap, "portmap", "", "`FILE` of a plugin for ports of the host that is to be installed, too, as weft-portmap (default: none)")
+	cmd.Flags().StringVar(&conf.Network, "network", "", "name of the network in the configuration (default: as it is, or "+cniinstall.DefaultNetwork+")")
+	cmd.Flags().BoolVar(&disableGC, "disable-gc", false, "keep runtimes from GC, as several of them share the configuration (default: as it is, or false)")
 	return cmd
 }
 

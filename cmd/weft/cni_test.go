@@ -28,6 +28,7 @@ func TestCNIInstall(t *testing.T) {
 	}{
 		{[]string{"install", "--from", text}, "", "weft: " + text + " is not Weft's CNI plugin; name the file weft-cni by --from\n", exitFailed},
 		{[]string{"uninstall"}, "the CNI plugin is not installed (in " + where[1] + " and " + where[3] + ")\n", "", exitDone},
+		{[]string{"install", "--network", ""}, "", "weft: \"\" is no name of a network: it consists of letters, digits and _ . - and begins with a letter or digit\nweft: try: weft help\n", exitUsage},
 		{[]string{"install", "x"}, "", "weft: unknown command \"x\" for \"weft cni install\"\nweft: try: weft help\n", exitUsage},
 	} {
 		args := append([]string{"cni"}, append(c.args, where...)...)

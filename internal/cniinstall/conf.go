@@ -4,6 +4,7 @@ package cniinstall
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,12 +13,15 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 )
 
 const (
-	networkName = "weft"
+	// DefaultNetwork is what the network is called unless it is told otherwise.
+	DefaultNetwork = "weft"
+	maxNetwork     = 200 // bytes of a name, as the plugin takes it
 	// oldVersion is what runtimes understand that do not know cniVersions, which came after it.
 	oldVersion = "1.0.0"
 	maxConf    = 1 << 20 // bytes of a configuration that is read
@@ -28,6 +32,7 @@ type conf struct {
 	CNIVersion  string   `json:"cniVersion"`
 	CNIVersions []string `json:"cniVersions,omitempty"`
 	Name        string   `json:"name"`
+	DisableGC   bool     `json:"disableGC,omitempty"`
 	Plugins     []plugin `json:"plugins"`
 }
 
@@ -63,14 +68,42 @@ func (l link) in(dir string) link {
 	return l
 }
 
-// conf returns the configuration for what is installed.
-func (c Config) conf(ctx context.Context, r *Report) (conf, error) {
+// nameForm is the form of a network's name that the specification of CNI has.
+func nameForm() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`) }
+
+// CheckNetwork refuses what is no name of a network.
+func CheckNetwork(name string) error {
+	switch {
+	case !nameForm().MatchString(name):
+		return fmt.Errorf("%q is no name of a network: it consists of letters, digits and _ . - and begins with a letter or digit", name)
+	case len(name) > maxNetwork:
+		return fmt.Errorf("the name of the network has %d bytes; %d are the most", len(name), maxNetwork)
+	}
+	return nil
+}
+
+// network returns the name of the network, and whether runtimes are kept from GC: what is not said is as in the configuration that Weft has made before, as
+// containers were attached by that.
+func (c Config) network(have conf) (name string, disableGC bool) {
+	name, disableGC = cmp.Or(c.Network, have.Name, DefaultNetwork), have.DisableGC
+	if c.DisableGC != nil {
+		disableGC = *c.DisableGC
+	}
+	return name, disableGC
+}
+
+// conf returns the configuration for what is installed, which takes the place of the one that Weft has made before, if there is one.
+func (c Config) conf(ctx context.Context, have conf, r *Report) (conf, error) {
 	path := filepath.Join(c.BinDir, PluginName)
 	common, err := versions(ctx, path)
 	if err != nil {
 		return conf{}, err
 	}
-	out := conf{Name: networkName, Plugins: []plugin{own(c.RunDir)}}
+	out := conf{Plugins: []plugin{own(c.RunDir)}}
+	out.Name, out.DisableGC = c.network(have)
+	if have.Name != "" && have.Name != out.Name {
+		r.warn("the network was called %s: containers that are in it stay there until they are removed, and no GC of %s sees to them", have.Name, out.Name)
+	}
 	for _, p := range chained() {
 		p = p.in(c.BinDir)
 		path := filepath.Join(c.BinDir, p.Type)
@@ -166,7 +199,10 @@ func readConf(path string) (conf, confState) {
 
 // made tells whether Weft writes such a configuration.
 func (c conf) made() bool {
-	as := conf{CNIVersion: base(c.CNIVersions), CNIVersions: c.CNIVersions, Name: networkName}
+	if CheckNetwork(c.Name) != nil {
+		return false
+	}
+	as := conf{CNIVersion: base(c.CNIVersions), CNIVersions: c.CNIVersions, Name: c.Name, DisableGC: c.DisableGC}
 	if len(c.Plugins) > 0 {
 		as.Plugins = append(as.Plugins, own(c.Plugins[0].RunDir))
 	}

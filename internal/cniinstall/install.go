@@ -47,6 +47,12 @@ type Config struct {
 	Portmap         string // the file of the plugin for ports of the host, which is copied, too; "": none is. Of no interest to Uninstall
 	BinDir, ConfDir string
 	RunDir          string // of the daemon, for the configuration; "": the plugin's default. Of no interest to Uninstall
+
+	// Network is the name of the network in the configuration, DisableGC whether that keeps runtimes from GC, by which they release all attachments to the
+	// network that they do not know, also those of another runtime. Empty, nil: as in the configuration that Weft has made before; [DefaultNetwork], false if there
+	// is none. Neither is of interest to Uninstall.
+	Network   string
+	DisableGC *bool
 }
 
 // Report tells what was done, a line for each thing.
@@ -66,6 +72,11 @@ func (r *Report) warn(format string, args ...any) {
 // Install installs the plugin, and the one for ports of the host if it is named, then the configuration. Installed already, it brings both up to date. What is in
 // Done was done also if there is an error.
 func Install(ctx context.Context, c Config) (r Report, err error) {
+	if c.Network != "" {
+		if err := CheckNetwork(c.Network); err != nil {
+			return r, err
+		}
+	}
 	if err := c.checkPlugin(ctx); err != nil {
 		return r, err
 	}
@@ -163,7 +174,7 @@ func (c Config) putConf(ctx context.Context, d *dir, r *Report) error {
 	if state == edited {
 		r.warn("%s was edited and stays as it is; remove it and install again for a new one", path)
 	} else {
-		want, err := c.conf(ctx, r)
+		want, err := c.conf(ctx, have, r)
 		switch {
 		case err != nil:
 			return err

@@ -285,7 +285,7 @@ func TestEdited(t *testing.T) {
 	for name, text := range map[string]string{
 		"other key":       strings.Replace(alone, `"type": "weft",`, `"type": "weft", "mtu": 1300,`, 1),
 		"other plugin":    strings.Replace(alone, "  ]\n}", `    ,{"type": "tuning", "capabilities": {}}`+"\n  ]\n}", 1),
-		"other name":      strings.Replace(alone, `"name": "weft"`, `"name": "blue"`, 1),
+		"other name":      strings.Replace(alone, `"name": "weft"`, `"name": "-blue"`, 1),
 		"other version":   strings.Replace(alone, `"cniVersion": "1.0.0"`, `"cniVersion": "0.4.0"`, 1),
 		"no capabilities": `{"cniVersion":"1.0.0","name":"weft","plugins":[{"type":"weft"}]}`,
 	} {
