@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/cniinstall"
+	"github.com/weftnet/weft/internal/node"
+	"github.com/weftnet/weft/internal/store"
 )
 
 // pluginFile is the name of the plugin's file, which lies beside that of weft.
@@ -95,18 +99,22 @@ from GC (--disable-gc). Both stay as they are if install is given without them.`
 func (c *cli) cniUninstall() *cobra.Command {
 	var conf cniinstall.Config
 	var force bool
+	var dataDir string
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Take the CNI plugin and its network configuration away, and put back what was there before",
 		Long: `Uninstall undoes install. A runtime cannot remove a container without the plugins
-by which it was connected: so it refuses while there are such containers.`,
+by which it was connected: so it refuses while there are such containers. If the
+daemon does not run, the state in its data directory tells.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := cniPaths(&conf); err != nil {
 				return err
 			}
-			if n := c.cniContainers(cmd.Context()); n > 0 && !force {
-				return fmt.Errorf("containers still have interfaces or addresses by the plugin, and without it the runtime cannot remove them (%d, see weft ps); remove them first, or give --force", n)
+			if !force {
+				if err := c.removable(cmd.Context(), conf.ConfDir, dataDir); err != nil {
+					return err
+				}
 			}
 			r, err := cniinstall.Uninstall(cmd.Context(), conf)
 			if err == nil && len(r.Done) == 0 {
@@ -116,6 +124,7 @@ by which it was connected: so it refuses while there are such containers.`,
 		},
 	}
 	cniDirs(cmd, &conf)
+	cmd.Flags().StringVar(&dataDir, "data-dir", node.DefaultDataDir, "directory of the node's state, which tells what is attached when the daemon does not run")
 	cmd.Flags().BoolVar(&force, "force", false, "although there are containers that the runtime cannot remove then")
 	return cmd
 }
@@ -155,18 +164,44 @@ func portmapBeside() string {
 	return path
 }
 
-// cniContainers counts the attachments that runtimes have asked for; if no daemon runs, that cannot be known.
-func (c *cli) cniContainers(ctx context.Context) (n int) {
-	list, err := c.client().Workloads(ctx)
+// removable refuses if a runtime may have containers by the plugin, which it could not remove without. Whether it has knows the daemon that the installed
+// configuration names, or, if that does not run, its state.
+func (c *cli) removable(ctx context.Context, confDir, dataDir string) error {
+	const advice = "remove them first, or give --force"
+	run, err := absolute(cmp.Or(cniinstall.RunDir(confDir), c.runDir))
 	if err != nil {
-		return 0
+		return err
 	}
-	for _, w := range list {
-		if strings.HasPrefix(w.ID, cniPrefix) {
-			n++
+	list, err := api.NewClient(run).Workloads(ctx)
+	switch {
+	case err == nil:
+		n := 0
+		for _, w := range list {
+			if strings.HasPrefix(w.ID, cniPrefix) {
+				n++
+			}
 		}
+		if n > 0 {
+			return fmt.Errorf("containers still have interfaces or addresses by the plugin, and without it the runtime cannot remove them (%d, see weft ps); %s", n, advice)
+		}
+		return nil
+	case !errors.Is(err, api.ErrNotRunning):
+		return fmt.Errorf("whether containers have interfaces or addresses by the plugin, without which the runtime cannot remove them, is not known: %w; give --force if there are none", err)
 	}
-	return n
+	if dataDir, err = absolute(dataDir); err != nil {
+		return err
+	}
+	n, err := node.CNILeft(dataDir, run)
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		return fmt.Errorf("whether containers have interfaces or addresses by the plugin, without which the runtime cannot remove them, is not known: no daemon answers in %s, but one has the data directory %s; "+
+			"name its --run-dir, or give --force if there are none", run, dataDir)
+	case err != nil:
+		return fmt.Errorf("whether containers have interfaces or addresses by the plugin, without which the runtime cannot remove them, is not known: %w; give --force if there are none", err)
+	case n > 0:
+		return fmt.Errorf("containers still have interfaces or addresses by the plugin, and without it the runtime cannot remove them (%d, by the state in %s, as no daemon runs); %s", n, dataDir, advice)
+	}
+	return nil
 }
 
 // reported prints what was done, also if not all of it was.

@@ -14,6 +14,7 @@ package cniinstall
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -124,6 +125,29 @@ func Installed(binDir string) string {
 		return ""
 	}
 	return path
+}
+
+// RunDir returns the daemon's run directory that the configuration in the directory names, "" if there is none, or it names none.
+func RunDir(confDir string) string {
+	b, err := readBounded(filepath.Join(confDir, ConfName))
+	if err != nil {
+		return ""
+	}
+	var list struct {
+		Plugins []struct {
+			Type   string `json:"type"`
+			RunDir string `json:"runDir"`
+		} `json:"plugins"`
+	}
+	if json.Unmarshal(b, &list) != nil {
+		return ""
+	}
+	for _, p := range list.Plugins {
+		if p.Type == PluginName {
+			return p.RunDir
+		}
+	}
+	return ""
 }
 
 // open opens the two directories, always in the same order, as it waits for whoever else has them. One that does not exist is nil.

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/weftnet/weft/cni"
+	"github.com/weftnet/weft/internal/store"
+)
+
+// errStays keeps a release in the backlog.
+var errStays = errors.New("it is only looked at")
+
+// CNILeft counts what runtimes have attached, and not deleted since, by the state in dataDir and what the plugin has kept in runDir. The
+// daemon must have ended. Where there is no state there is none of it.
+func CNILeft(dataDir, runDir string) (n int, err error) {
+	if !store.Exists(dataDir) {
+		return 0, nil
+	}
+	st, err := store.Open(dataDir)
+	if err != nil {
+		return 0, err
+	}
+	defer closing(&err, st)
+	ids := map[string]bool{}
+	if err := st.View(func(tx *store.Tx) error {
+		return tx.Each(store.Workloads, func(id string, _ []byte) error {
+			if strings.HasPrefix(id, ownerCNI) {
+				ids[id] = true
+			}
+			return nil
+		})
+	}); err != nil {
+		return 0, err
+	}
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	// What cannot be read of the backlog deletes nothing.
+	_ = cni.NewBacklog(runDir).Each(func(r cni.Release) error {
+		delete(ids, keyID(r.Key))
+		return errStays
+	})
+	return len(ids), nil
+}
