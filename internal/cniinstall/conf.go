@@ -112,7 +112,9 @@ func (c Config) conf(ctx context.Context, have conf, r *Report) (conf, error) {
 			continue
 		}
 		theirs, err := versions(ctx, path)
+		var last string
 		if err == nil {
+			last = theirs[len(theirs)-1]
 			theirs = slices.DeleteFunc(slices.Clone(common), func(v string) bool { return !slices.Contains(theirs, v) })
 			if base(theirs) == "" {
 				err = fmt.Errorf("plugin %s knows no version of CNI that Weft's knows", path)
@@ -121,6 +123,9 @@ func (c Config) conf(ctx context.Context, have conf, r *Report) (conf, error) {
 		if err != nil {
 			r.warn("%v; it is left out, so no %s", err, p.what)
 			continue
+		}
+		if lost := lostVerbs(common, theirs); lost != "" {
+			r.warn("plugin %s knows versions of CNI up to %s, and a configuration speaks what all of its plugins know: so runtimes do not ask Weft for %s; put a newer one there and install again", path, last, lost)
 		}
 		common = theirs
 		out.Plugins = append(out.Plugins, p.plugin)
@@ -134,6 +139,20 @@ func (c Config) conf(ctx context.Context, have conf, r *Report) (conf, error) {
 
 func own(runDir string) plugin {
 	return plugin{Type: PluginName, RunDir: runDir, Capabilities: map[string]bool{"ips": true, "mac": true}}
+}
+
+// lostVerbs names the verbs that the sorted versions before have, and those that are left have not.
+func lostVerbs(before, left []string) string {
+	has := func(versions []string, since string) bool {
+		return compareVersions(versions[len(versions)-1], since) >= 0
+	}
+	var lost []string
+	for _, v := range []struct{ verb, since string }{{"CHECK", "0.4.0"}, {"GC", "1.1.0"}, {"STATUS", "1.1.0"}} {
+		if has(before, v.since) && !has(left, v.since) {
+			lost = append(lost, v.verb)
+		}
+	}
+	return strings.Join(lost, ", ")
 }
 
 // base returns the last of sorted versions that every runtime understands, "" if there is none.

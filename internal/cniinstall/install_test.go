@@ -135,6 +135,12 @@ const (
 	noBandwidth = "there is no plugin $BIN/bandwidth, so no limits of bandwidth: put it there and install again if they are wanted"
 )
 
+// old is the warning of a plugin that takes verbs away.
+func old(plugin, last, lost string) string {
+	return "plugin $BIN/" + plugin + " knows versions of CNI up to " + last + ", and a configuration speaks what all of its plugins know: so runtimes do not ask Weft for " + lost +
+		"; put a newer one there and install again"
+}
+
 func TestInstallAndUninstall(t *testing.T) {
 	p := newPlace(t)
 	r := p.install()
@@ -195,13 +201,25 @@ func TestChain(t *testing.T) {
 			`"0.3.1","0.4.0","1.0.0"`, `"0.3.1","0.4.0","1.0.0","1.1.0"`, "1.0.0",
 			[]string{"0.3.1", "0.4.0", "1.0.0"},
 			[]string{"weft", "portmap", "bandwidth"},
-			nil,
+			[]string{old("portmap", "1.0.0", "GC, STATUS")},
 		},
 		"one of before 1.0.0": {
 			`"0.3.1","0.4.0","1.0.0"`, `"0.3.1","0.4.0"`, "0.4.0",
 			[]string{"0.3.1", "0.4.0"},
 			[]string{"weft", "portmap", "bandwidth"},
-			nil,
+			[]string{old("portmap", "1.0.0", "GC, STATUS")}, // bandwidth takes no verb away then
+		},
+		"one of before 0.4.0": {
+			`"0.3.1","0.4.0","1.0.0","1.1.0"`, `"0.3.1"`, "0.3.1",
+			[]string{"0.3.1"},
+			[]string{"weft", "portmap", "bandwidth"},
+			[]string{old("bandwidth", "0.3.1", "CHECK, GC, STATUS")},
+		},
+		"two old ones": {
+			`"0.3.1"`, `"0.3.1","0.4.0"`, "0.3.1",
+			[]string{"0.3.1"},
+			[]string{"weft", "portmap", "bandwidth"},
+			[]string{old("portmap", "0.3.1", "CHECK, GC, STATUS")},
 		},
 		"bandwidth only": {
 			``, `"1.0.0","1.1.0"`, "1.0.0", []string{"1.0.0", "1.1.0"}, []string{"weft", "bandwidth"}, []string{noPortmap},
@@ -210,13 +228,25 @@ func TestChain(t *testing.T) {
 			`"0.1.0","7.0.0"`, `"1.0.0"`, "1.0.0",
 			[]string{"1.0.0"},
 			[]string{"weft", "bandwidth"},
-			[]string{"plugin $BIN/portmap knows no version of CNI that Weft's knows; it is left out, so no ports of the host for containers (hostPort)"},
+			[]string{
+				"plugin $BIN/portmap knows no version of CNI that Weft's knows; it is left out, so no ports of the host for containers (hostPort)",
+				old("bandwidth", "1.0.0", "GC, STATUS"),
+			},
+		},
+		"versions that are none": {
+			`"one","1.1"`, `"1.1.0","1.0.0"`, "1.0.0",
+			[]string{"1.0.0", "1.1.0"},
+			[]string{"weft", "bandwidth"},
+			[]string{"plugin $BIN/portmap does not tell which versions of CNI it knows; it is left out, so no ports of the host for containers (hostPort)"},
 		},
 		"nonsense": {
 			`"1.0.0"`, `"`, "1.0.0",
 			[]string{"1.0.0"},
 			[]string{"weft", "portmap"},
-			[]string{"plugin $BIN/bandwidth does not tell which versions of CNI it knows; it is left out, so no limits of bandwidth"},
+			[]string{
+				old("portmap", "1.0.0", "GC, STATUS"),
+				"plugin $BIN/bandwidth does not tell which versions of CNI it knows; it is left out, so no limits of bandwidth",
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -37,10 +37,11 @@ func versions(ctx context.Context, path string) ([]string, error) {
 	var answer struct {
 		Supported []string `json:"supportedVersions"`
 	}
-	if err := json.Unmarshal(out.b, &answer); err != nil || len(answer.Supported) == 0 {
+	err := json.Unmarshal(out.b, &answer)
+	list := slices.DeleteFunc(answer.Supported, func(v string) bool { return parseVersion(v) == nil })
+	if err != nil || len(list) == 0 {
 		return nil, fmt.Errorf("plugin %s does not tell which versions of CNI it knows", path)
 	}
-	list := slices.DeleteFunc(answer.Supported, func(v string) bool { return parseVersion(v) == nil })
 	slices.SortFunc(list, compareVersions)
 	return slices.Compact(list), nil
 }
