@@ -181,7 +181,7 @@ type confState int
 
 const (
 	foreign confState = iota // or none
-	edited                   // one with Weft's plugin that Weft has not made so
+	edited                   // one with Weft's plugin that Weft has not made so, or a link to one
 	asMade
 )
 
@@ -210,7 +210,7 @@ func readConf(path string) (conf, confState) {
 	var c conf
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
-	if dec.Decode(&c) != nil || !c.made() {
+	if dec.Decode(&c) != nil || !c.made() || !regular(path) {
 		return conf{}, edited
 	}
 	return c, asMade

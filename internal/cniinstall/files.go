@@ -32,6 +32,9 @@ func isPlugin(path string) bool {
 	return err == nil && info.Path == pluginPackage
 }
 
+// installedPlugin tells whether a file is Weft's plugin and no link to it: Weft makes none, so a link is somebody else's.
+func installedPlugin(path string) bool { return regular(path) && isPlugin(path) }
+
 // regular tells whether a path is that of a file, not of a link to one.
 func regular(path string) bool {
 	info, err := os.Lstat(path)

@@ -115,13 +115,13 @@ func Uninstall(ctx context.Context, c Config) (r Report, err error) {
 	if bin == nil {
 		return r, nil
 	}
-	return r, errors.Join(remove(bin, PluginName, isPlugin, &r), remove(bin, portmapName, always, &r))
+	return r, errors.Join(remove(bin, PluginName, installedPlugin, &r), remove(bin, portmapName, always, &r))
 }
 
 // Installed returns the path of the plugin if it is in the directory, else "".
 func Installed(binDir string) string {
 	path := filepath.Join(binDir, PluginName)
-	if !isPlugin(path) {
+	if !installedPlugin(path) {
 		return ""
 	}
 	return path
@@ -180,7 +180,7 @@ func (c Config) checkPlugin(ctx context.Context) error {
 
 func (c Config) putPlugin(d *dir, r *Report) error {
 	path := d.path(PluginName)
-	if same(c.Plugin, path) || isPlugin(path) && equal(c.Plugin, path) {
+	if same(c.Plugin, path) && regular(path) || installedPlugin(path) && equal(c.Plugin, path) {
 		r.done("in place already: %s", path)
 		return nil
 	}
@@ -189,7 +189,7 @@ func (c Config) putPlugin(d *dir, r *Report) error {
 		return fmt.Errorf("the CNI plugin cannot be read: %w", err)
 	}
 	defer func() { _ = src.Close() }() // opened for reading
-	return put(d, PluginName, isPlugin, src, 0o755, r)
+	return put(d, PluginName, installedPlugin, src, 0o755, r)
 }
 
 func (c Config) putConf(ctx context.Context, d *dir, r *Report) error {
