@@ -50,8 +50,8 @@ func NewBacklog(runDir string) *Backlog {
 	return &Backlog{dir: filepath.Join(runDir, backlogDir), patience: lockPatience}
 }
 
-// Put keeps a release until Each has carried it out, also if the machine stops right after. An older one of the same key is replaced. The
-// error tells which file could not be written, and why.
+// Put keeps a release until Each has carried it out, whatever process is killed meanwhile. It does not promise to outlast the machine: a run directory is
+// in memory as a rule, and what was attached ends with the machine, too. An older one of the same key is replaced. The error tells which file could not be written, and why.
 func (b *Backlog) Put(r Release) error {
 	if !r.complete() {
 		return fmt.Errorf("a release of container %q, interface %q and %d others cannot be kept: it has to be of one", r.ContainerID, r.IfName, len(r.Valid))
