@@ -63,27 +63,29 @@ func (i *input) Read(b []byte) (int, error) {
 	}
 }
 
-// output writes to a descriptor. A runtime that has closed its end is an error, not the end of the process, as os.Stdout has it: what was begun
-// for it is undone.
+// output writes to a descriptor, waiting for who reads no longer than outputWait in all, also where a write would block. A runtime that has closed its end is an
+// error, not the end of the process, as os.Stdout has it: what was begun for it is undone.
 type output int
 
-func (o output) Write(b []byte) (int, error) {
+// outputPiece bounds a write, in bytes: a pipe that poll calls writable takes as much without blocking (PIPE_BUF).
+const outputPiece = 4096
+
+func (o output) Write(b []byte) (int, error) { return o.write(b, time.Now().Add(outputWait)) }
+
+func (o output) write(b []byte, until time.Time) (int, error) {
 	fds := []unix.PollFd{{Fd: int32(o), Events: unix.POLLOUT}}
 	done := 0
 	for done < len(b) {
-		n, err := unix.Write(int(o), b[done:])
+		ready, err := unix.Poll(fds, max(0, int(time.Until(until).Milliseconds())))
 		switch {
+		case err == nil && ready == 0:
+			return done, os.ErrDeadlineExceeded
 		case err == nil:
-			done += n
-		case errors.Is(err, unix.EAGAIN): // somebody has made it non-blocking
-			n, err := unix.Poll(fds, int(outputWait.Milliseconds()))
-			if err == nil && n == 0 {
-				return done, os.ErrDeadlineExceeded
-			}
-			if err != nil && !errors.Is(err, unix.EINTR) {
-				return done, err
-			}
-		case !errors.Is(err, unix.EINTR):
+			var n int
+			n, err = unix.Write(int(o), b[done:min(len(b), done+outputPiece)])
+			done += max(n, 0)
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
 			return done, err
 		}
 	}

@@ -85,3 +85,33 @@ func TestOutput(t *testing.T) {
 		t.Errorf("to nobody: wrote %d, %v", n, err)
 	}
 }
+
+// TestOutputUnread writes to pipes that nobody reads, of which one blocks: it gives up in time.
+func TestOutputUnread(t *testing.T) {
+	for name, nonblock := range map[string]bool{"blocking": false, "non-blocking": true} {
+		t.Run(name, func(t *testing.T) {
+			_, w := pipe(t)
+			fd := int(w.Fd()) // which makes it blocking
+			if err := unix.SetNonblock(fd, nonblock); err != nil {
+				t.Fatal(err)
+			}
+			type result struct {
+				n   int
+				err error
+			}
+			got := make(chan result, 1)
+			go func() {
+				n, err := output(fd).write(make([]byte, 1<<20), time.Now().Add(50*time.Millisecond))
+				got <- result{n, err}
+			}()
+			select {
+			case r := <-got:
+				if r.n < 4096 || r.n >= 1<<20 || !errors.Is(r.err, os.ErrDeadlineExceeded) {
+					t.Errorf("wrote %d, %v", r.n, r.err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("it is still writing")
+			}
+		})
+	}
+}
