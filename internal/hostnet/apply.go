@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
@@ -247,7 +248,7 @@ func setDevice(c conn, l netlink.Link, d Desired, state *applied) error {
 	}
 	for _, x := range d.Addrs {
 		if x.Is4() || state.v6 {
-			c.settled(x) // if not, it is a little later
+			c.settled(x, time.Second) // if not, it is a little later
 		}
 	}
 	return nil

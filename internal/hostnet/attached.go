@@ -17,6 +17,8 @@ type Attached struct {
 	Addrs    []netip.Addr     // those of the workload's that are in use
 	Routes   []Route          // inside, at most one of each family
 	Warnings []string         // what does not work, one line each
+	// Unsettled says that packets do not flow yet: [Host.Settle] waits until they do.
+	Unsettled bool
 }
 
 // A Route is a workload's way out: to everywhere, or to the universe only where it keeps another default route.

@@ -20,11 +20,11 @@ func device(t testing.TB, c conn, name string, mtu int, addrs ...string) netlink
 	must(t, c.LinkAdd(v))
 	up(t, c, "p"+name)
 	l := addAddr(t, c, name, addrs...)
-	if !c.running(l) {
+	if !c.running(l, patience) {
 		t.Fatalf("%s does not come up", name)
 	}
 	for _, s := range addrs {
-		if p := netip.MustParsePrefix(s); !c.settled(p.Addr()) {
+		if p := netip.MustParsePrefix(s); !c.settled(p.Addr(), patience) {
 			t.Fatalf("%s does not come up", s)
 		}
 	}
@@ -100,7 +100,7 @@ func TestEgress(t *testing.T) {
 			device(t, c, "port", 1300)
 			must(t, c.LinkSetMaster(up(t, c, "port"), br))
 			addAddr(t, c, "br0", "172.18.0.1/16")
-			if !c.running(br) {
+			if !c.running(br, patience) {
 				t.Fatal("the bridge does not come up")
 			}
 			device(t, c, "lan", 1500, "192.0.2.1/24")

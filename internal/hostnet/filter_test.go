@@ -233,7 +233,7 @@ func TestUniverseDoesNotLeak(t *testing.T) {
 	remote := []netip.Addr{netip.MustParseAddr("10.47.1.1"), netip.MustParseAddr("fd77::7:7")}
 	for _, a := range remote { // the outside would take them
 		must(t, c.AddrAdd(up(t, c, "lo"), address(a)))
-		c.settled(a)
+		c.settled(a, patience)
 	}
 	controls := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
 	leaks := func(t *testing.T, src namespace, want ...error) {

@@ -37,7 +37,7 @@ func (h *testHost) plug(t *testing.T, w Workload, name string) {
 		must(t, h.conn.RouteAdd(&r))
 		must(t, inner.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}))
 	}
-	inner.settled(w.Addrs[1])
+	inner.settled(w.Addrs[1], patience)
 }
 
 func TestAddressesOnlyPass(t *testing.T) {

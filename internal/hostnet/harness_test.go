@@ -156,7 +156,7 @@ func newHost(t *testing.T) *testHost {
 			}
 		}
 	}
-	if !h.conn.settled(netip.MustParseAddr("2001:db8::1")) {
+	if !h.conn.settled(netip.MustParseAddr("2001:db8::1"), patience) {
 		t.Fatal("the host's own network does not come up")
 	}
 	h.tun = openTUN(t, ns, DefaultDevice)

@@ -41,7 +41,7 @@ func (h *testHost) neighbourPeer(t testing.TB) Plaintext {
 	for i, prefix := range []netip.Prefix{has4, has6} {
 		remote := []netip.Addr{remote4, remote6}[i]
 		must(t, c.AddrAdd(up(t, c, "lo"), address(remote)))
-		c.settled(remote)
+		c.settled(remote, patience)
 		must(t, c.RouteAdd(&netlink.Route{Dst: ipNet(desired().Universe[i]), LinkIndex: eth0, Gw: [2]net.IP{hop4, hop6}[i], Src: remote.AsSlice()}))
 		p.Out = append(p.Out, Out{"eth0", prefix})
 		p.In = append(p.In, In{"eth0", h.outsideMAC(t), prefix})
@@ -130,7 +130,7 @@ func TestOnlyListedPathsCarryPlaintext(t *testing.T) {
 	c := connect(t, h.outside)
 	for i, remote := range []netip.Addr{remoteO4, remoteO6} {
 		must(t, c.AddrAdd(up(t, c, "lo"), address(remote)))
-		c.settled(remote)
+		c.settled(remote, patience)
 		must(t, h.conn.RouteAdd(&netlink.Route{Dst: hostPrefix(remote), LinkIndex: eth0, Gw: []netip.Addr{peer4, peer6}[i].AsSlice(), Protocol: 88}))
 	}
 	for _, src := range []namespace{h.ns, w.ns(t)} {
@@ -307,7 +307,7 @@ func TestNoTunnelsOfOthers(t *testing.T) {
 	out := connect(t, h.outside)
 	addAddr(t, out, "eth0", "192.0.2.4/24", "2001:db8::4/64")
 	stranger4, stranger6 := netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::4")
-	out.settled(stranger6)
+	out.settled(stranger6, patience)
 	forgers := []struct {
 		src     namespace
 		comment string

@@ -4,9 +4,9 @@ package hostnet
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -28,13 +28,13 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 	if err != nil {
 		return false, false
 	}
-	defer outer.close()
+	a.exit = outer
 	if !a.virgin(inner) {
 		return false, false
 	}
 	answers, err := outer.do(a.newVeth(), getLink(HostIf(a.ID), 0))
 	if err != nil || answers[0].err != nil {
-		return false, false
+		return false, err != nil && a.begun(host)
 	}
 	fault.Point("quick-made")
 	index, peer, err := ends(answers[1])
@@ -61,9 +61,7 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 	for _, addr := range addrs {
 		a.ways = append(a.ways, Route{Dst: everywhere(addr.Is6()), Gateway: a.state.gateways[addr.Is6()]})
 	}
-	if !outer.running(index) || !inner.running(peer) || !inner.settled(addrs) {
-		a.slow()
-	}
+	a.unsettled = !outer.running(index, briefly) || !inner.running(peer, briefly) || !inner.settled(addrs, briefly)
 	return true, true
 }
 
@@ -245,8 +243,8 @@ func addRoute(want netlink.Route) *nl.NetlinkRequest {
 }
 
 // running is that of conn.
-func (l *line) running(index int) bool {
-	return eventually(func() bool {
+func (l *line) running(index int, most time.Duration) bool {
+	return eventually(most, func() bool {
 		answers, err := l.do(getLink("", index))
 		if err != nil || failed(answers) != nil {
 			return false
@@ -257,12 +255,12 @@ func (l *line) running(index int) bool {
 }
 
 // settled is that of conn, for several addresses.
-func (l *line) settled(addrs []netip.Addr) bool {
+func (l *line) settled(addrs []netip.Addr, most time.Duration) bool {
 	for _, a := range addrs {
 		if a.Is4() {
 			continue
 		}
-		if !eventually(func() bool {
+		if !eventually(most, func() bool {
 			r := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 			r.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET6, Dst_len: 128}})
 			r.AddData(nl.NewRtAttr(unix.RTA_DST, a.AsSlice()))
@@ -274,9 +272,4 @@ func (l *line) settled(addrs []netip.Addr) bool {
 		}
 	}
 	return true
-}
-
-// slow warns of a link that is not up yet.
-func (a *attacher) slow() {
-	a.warnings = append(a.warnings, fmt.Sprintf("interface %s in %s takes long to come up", a.IfName, a.Netns))
 }

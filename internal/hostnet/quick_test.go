@@ -119,6 +119,54 @@ func TestQuickFails(t *testing.T) {
 	differ(t, "the workload", inside, snapshot(t, ns))
 }
 
+// There is no descriptor left, as when too many files are open, for what comes after the interface was made: it does not stay.
+func TestThoroughWithoutDescriptors(t *testing.T) {
+	const none namespace = 1 << 30 // no descriptor, as one that cannot be had
+	h := newHost(t)
+	h.apply(t, desired())
+	before := snapshot(t, h.ns)
+	for _, broken := range []string{"host", "workload"} {
+		a := h.attacher(t, workload(1, newNamespace(t)))
+		if done, made := a.quick(h.ns); !done || !made {
+			t.Fatalf("done: %v, made: %v", done, made)
+		}
+		host := h.ns
+		if broken == "host" {
+			host = none
+		} else {
+			a.netns = none
+		}
+		if err := a.thorough(host, true); err == nil {
+			t.Fatal("it does without")
+		}
+		a.hangUp()
+		differ(t, broken, before, snapshot(t, h.ns))
+	}
+
+	// The answer to what made it got lost.
+	a := h.attacher(t, workload(1, newNamespace(t)))
+	l, err := h.ns.line()
+	must(t, err)
+	a.exit = l
+	if a.begun(h.ns) {
+		t.Error("nothing was begun")
+	}
+	_, err = a.exit.do(a.newVeth())
+	must(t, err)
+	if !a.begun(h.ns) {
+		t.Error("it is not known what was begun")
+	}
+	must(t, a.discard())
+	a.hangUp()
+	differ(t, "what was begun", before, snapshot(t, h.ns))
+	w := h.attach(t, 1)
+	if a := h.attacher(t, w); a.begun(h.ns) {
+		t.Error("what is complete is taken for begun")
+	} else {
+		a.hangUp()
+	}
+}
+
 func TestLine(t *testing.T) {
 	l, err := newNamespace(t).line()
 	must(t, err)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/internal/fault"
@@ -53,11 +52,7 @@ func (n namespace) free(index int) error {
 		return err
 	}
 	defer l.close()
-	r := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	r.AddData(msg)
-	answers, err := l.do(r)
+	answers, err := l.do(delLink(index))
 	if err == nil {
 		err = failed(answers)
 	}

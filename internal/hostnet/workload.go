@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -23,7 +22,7 @@ const DefaultIfName = "eth0"
 const loopback = 1
 
 // Attach connects w, with the gateway addresses of the last Apply, which must have succeeded so far as to set up the device.
-// When it returns, packets flow. If w is connected already, differences are put right and all else stays; if its namespace was
+// When it returns, packets flow, unless it says that they do not yet, as [Host.Settle] waits for. If w is connected already, differences are put right and all else stays; if its namespace was
 // made anew, so is the interface. On error nothing of a new connection remains; one that existed is left as it is.
 //
 // Inside, the interface gets its addresses, the MTU, the host as default gateway, with a permanent neighbour entry, and the
@@ -48,17 +47,25 @@ func (h *Host) Attach(w Workload) (Attached, error) {
 	}
 	defer func() { _ = file.Close() }() // opened for reading
 	a := &attacher{Workload: w, state: h.last, netns: namespace(file.Fd())}
+	defer a.hangUp()
 	if done, made := a.quick(h.ns); !done {
 		err = a.thorough(h.ns, made)
 	}
 	if err != nil {
 		return Attached{}, err
 	}
-	return Attached{HostMAC: hostMAC(w.ID), MAC: w.mac(), MTU: w.MTU, Addrs: a.used, Routes: a.ways, Warnings: a.warnings}, nil
+	return Attached{
+		HostMAC: hostMAC(w.ID), MAC: w.mac(), MTU: w.MTU, Addrs: a.used, Routes: a.ways, Warnings: a.warnings, Unsettled: a.unsettled,
+	}, nil
 }
 
 // thorough connects a workload whatever it finds. If the interface was made just now it does not outlive an error.
 func (a *attacher) thorough(host namespace, made bool) (err error) {
+	defer func() {
+		if err != nil && made {
+			err = errors.Join(err, a.discard())
+		}
+	}()
 	if a.host, err = host.open(); err != nil {
 		return err
 	}
@@ -68,6 +75,7 @@ func (a *attacher) thorough(host namespace, made bool) (err error) {
 	}
 	defer a.inner.Close()
 	created, err := a.pair()
+	made = made || created
 	if err == nil {
 		err = vethSettings(host, HostIf(a.ID), a.state)
 	}
@@ -75,9 +83,6 @@ func (a *attacher) thorough(host namespace, made bool) (err error) {
 		if err == nil {
 			err = step()
 		}
-	}
-	if err != nil && (created || made) && a.outer != nil {
-		return errors.Join(err, a.host.remove(a.outer))
 	}
 	return err
 }
@@ -143,11 +148,13 @@ type attacher struct {
 	state       *applied
 	netns       namespace
 	host, inner conn
+	exit        *line // to the host, from quick on; nil: it could not be opened
 
 	outer, peer netlink.Link // the two ends
 	used        []netip.Addr // addresses that the workload got
 	ways        []Route
 	warnings    []string
+	unsettled   bool
 }
 
 // pair finds the workload's veth or makes one, with both ends down and at their final places.
@@ -419,17 +426,12 @@ func (a *attacher) reroute(want netlink.Route, k routeKey) error {
 	return unix.EEXIST
 }
 
-// settle waits until packets flow, for which the kernel does some work in the background, usually done by now. The queue of the
-// end that was up first starts when the carrier comes, which was when the other went up; asking for the link makes it start at once
-// since Linux 6.9. And IPv6 addresses are in use some microseconds after they were added.
+// settle notes whether packets flow yet.
 func (a *attacher) settle() error {
 	fault.Point("thorough-settle")
-	settled := a.host.running(a.outer) && a.inner.running(a.peer)
+	a.unsettled = !a.host.running(a.outer, briefly) || !a.inner.running(a.peer, briefly)
 	for _, addr := range a.used {
-		settled = settled && a.inner.settled(addr)
-	}
-	if !settled {
-		a.slow()
+		a.unsettled = a.unsettled || !a.inner.settled(addr, briefly)
 	}
 	return nil
 }
@@ -444,36 +446,4 @@ func (a *attacher) finish() error {
 		return fmt.Errorf("marking interface %s: %w", a.outer.Attrs().Name, err)
 	}
 	return nil
-}
-
-// running waits until a link can send, and says whether it can.
-func (c conn) running(l netlink.Link) bool {
-	return eventually(func() bool {
-		l, err := c.LinkByIndex(l.Attrs().Index)
-		return err == nil && carries(l)
-	})
-}
-
-// carries says whether a link is up at both ends.
-func carries(l netlink.Link) bool {
-	return l.Attrs().OperState != netlink.OperDown && l.Attrs().OperState != netlink.OperLowerLayerDown
-}
-
-// settled waits until an address of the namespace is in use, and says whether it is.
-func (c conn) settled(a netip.Addr) bool {
-	return a.Is4() || eventually(func() bool {
-		r, err := c.RouteGet(a.AsSlice())
-		return err == nil && len(r) > 0 && r[0].Type == unix.RTN_LOCAL
-	})
-}
-
-// eventually says whether done came true within a second.
-func eventually(done func() bool) bool {
-	for wait := 20 * time.Microsecond; wait < 500*time.Millisecond; wait *= 2 {
-		if done() {
-			return true
-		}
-		time.Sleep(wait)
-	}
-	return done()
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"go.uber.org/zap"
 
@@ -73,7 +74,8 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	if err != nil {
 		return workload{}, hostnet.Attached{}, err
 	}
-	defer ws.gate.RUnlock()
+	leave := sync.OnceFunc(ws.gate.RUnlock)
+	defer leave()
 	fault.Point("attach-leased")
 	w, known := ws.get(want.ID)
 	before := w
@@ -104,6 +106,12 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	}
 	ws.put(w)
 	fault.Point("attach-kept")
+	if made.Unsettled {
+		leave()
+		if err := ws.settle(w, onHost(w, lease), made, known); err != nil {
+			return workload{}, hostnet.Attached{}, err
+		}
+	}
 	if !known {
 		ws.log.Info("workload attached", zap.String("workload", w.ID), zap.String("netns", w.Netns), zap.Stringers("addresses", addresses(lease)))
 	}

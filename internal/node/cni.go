@@ -310,7 +310,8 @@ func advised(err error) error {
 func attachCode(err error) uint {
 	var full *ipam.ExhaustedError
 	var late *ipam.WaitError
-	if errors.As(err, &full) || errors.As(err, &late) {
+	var slow *hostnet.SlowError
+	if errors.As(err, &full) || errors.As(err, &late) || errors.As(err, &slow) {
 		return cni.CodeTryLater
 	}
 	return cni.CodeFailed

@@ -47,7 +47,8 @@ type fakeHost struct {
 	v4only  bool                   // the host has no IPv6
 	visited func(hostnet.Workload) // is called by Attach and Detach first, if it is set
 
-	refusing error // what SetPlain ends in, and Apply with other rules than before
+	settle   func(hostnet.Workload) error // what Settle does; Attach says that it has to be called if it is set
+	refusing error                        // what SetPlain ends in, and Apply with other rules than before
 }
 
 func (h *fakeHost) Plan(_ hostnet.Desired, c hostnet.Changes) (hostnet.Changes, error) { return c, nil }
@@ -97,7 +98,7 @@ func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 		}
 	}
 	h.up[w.ID] = w
-	made := hostnet.Attached{MTU: w.MTU, Addrs: w.Addrs}
+	made := hostnet.Attached{MTU: w.MTU, Addrs: w.Addrs, Unsettled: h.settle != nil}
 	if !w.AddressesOnly {
 		made.HostMAC, made.MAC = hostnet.MACs(w)
 	}
@@ -105,6 +106,13 @@ func (h *fakeHost) Attach(w hostnet.Workload) (hostnet.Attached, error) {
 		made.Routes = append(made.Routes, hostnet.Route{Dst: netip.PrefixFrom(a, 0).Masked(), Gateway: a})
 	}
 	return made, nil
+}
+
+func (h *fakeHost) Settle(w hostnet.Workload) error {
+	h.mu.Lock()
+	settle := h.settle
+	h.mu.Unlock()
+	return settle(w)
 }
 
 func (h *fakeHost) Detach(w hostnet.Workload) error {

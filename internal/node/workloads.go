@@ -38,6 +38,7 @@ type hostNetwork interface {
 	Plan(hostnet.Desired, hostnet.Changes) (hostnet.Changes, error)
 	Apply(hostnet.Desired, hostnet.Changes) (hostnet.Result, error)
 	Attach(hostnet.Workload) (hostnet.Attached, error)
+	Settle(hostnet.Workload) error
 	Detach(hostnet.Workload) error
 	Missing([]hostnet.Workload) ([]string, error)
 	Check(hostnet.Workload) error
