@@ -110,6 +110,9 @@ func (c client) refusal(status int, content []byte) error {
 	if json.Unmarshal(content, &f) != nil || f.Text == "" {
 		return fmt.Errorf("the daemon on %s answered with status %d; are weft-cni and the daemon of the same version?", c.path, status)
 	}
+	if status == 400 && f.Code == 0 { // it has not looked at what it is about: so DEL keeps it for later
+		return fmt.Errorf("the daemon on %s does not understand the plugin: %s", c.path, f.Text)
+	}
 	return &cni.Error{Code: f.Code, Msg: strings.TrimSuffix(f.Text, "; "+f.Details), Details: f.Details}
 }
 

@@ -200,6 +200,8 @@ func TestNonsense(t *testing.T) {
 		"wrong method":  {"GET", "/v1/attach", "", http.StatusMethodNotAllowed},
 		"no JSON":       {"POST", "/v1/attach", "attach!", http.StatusBadRequest},
 		"unknown field": {"POST", "/v1/attach", `{"netns":"x","sudo":true}`, http.StatusBadRequest},
+		"newer plugin":  {"POST", "/v1/cni/check", `{"network":"x","newer":{"as":1}}`, http.StatusOK},
+		"no plugin":     {"POST", "/v1/cni/check", `{"network":3}`, http.StatusBadRequest},
 		"huge":          {"POST", "/v1/attach", `{"netns":"` + strings.Repeat("x", 1<<20) + `"}`, http.StatusBadRequest},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), c.method, "http://weft"+c.path, strings.NewReader(c.body))

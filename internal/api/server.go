@@ -169,7 +169,9 @@ func postUpTo[Q, R any](mux *http.ServeMux, name string, limit int64, f func(con
 // decode reads a request's body, or answers that it cannot be read.
 func decode(w http.ResponseWriter, r *http.Request, name string, limit int64, into any) bool {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
-	dec.DisallowUnknownFields()
+	if !strings.HasPrefix(name, "cni/") { // a plugin may be newer than the daemon, as that runs on while it is installed
+		dec.DisallowUnknownFields()
+	}
 	if err := dec.Decode(into); err != nil && !errors.Is(err, io.EOF) {
 		w.WriteHeader(http.StatusBadRequest)
 		encode(w, failure{Error: fmt.Sprintf("request %s cannot be read: %v; are weft and its daemon of the same version?", name, err)})
