@@ -32,7 +32,7 @@ const (
 	lockPause    = 5 * time.Millisecond
 )
 
-// Backlog keeps the releases that no daemon was there for: a file for each key in a directory of the run directory, which is there only as long as
+// Backlog keeps the releases that no daemon was there for: a file for each key and network in a directory of the run directory, which is there only as long as
 // something is kept. The plugin puts them in, the daemon works them off; a process may be killed at any step of either. A Backlog is safe for
 // concurrent use, by several processes as well.
 //
@@ -51,7 +51,7 @@ func NewBacklog(runDir string) *Backlog {
 }
 
 // Put keeps a release until Each has carried it out, whatever process is killed meanwhile. It does not promise to outlast the machine: a run directory is
-// in memory as a rule, and what was attached ends with the machine, too. An older one of the same key is replaced. The error tells which file could not be written, and why.
+// in memory as a rule, and what was attached ends with the machine, too. An older one of the same key and network is replaced. The error tells which file could not be written, and why.
 func (b *Backlog) Put(r Release) error {
 	if !r.complete() {
 		return fmt.Errorf("a release of container %q, interface %q and %d others cannot be kept: it has to be of one", r.ContainerID, r.IfName, len(r.Valid))
@@ -68,7 +68,7 @@ func (b *Backlog) Put(r Release) error {
 	var err error
 	for range maxPut {
 		// The directory is removed when the last entry goes: then it is made again.
-		if err = b.put(entryName(r.Key), buf.Bytes()); !errors.Is(err, fs.ErrNotExist) {
+		if err = b.put(entryName(r), buf.Bytes()); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
@@ -192,7 +192,7 @@ func decodeEntry(name string, content []byte) (Release, error) {
 	if err := json.Unmarshal(content, &r); err != nil {
 		return Release{}, err
 	}
-	if !r.complete() || entryName(r.Key) != name {
+	if !r.complete() || entryName(r) != name {
 		return Release{}, errors.New("it is not the release that its name says")
 	}
 	return r, nil
@@ -265,8 +265,8 @@ func (b *Backlog) lock(patience time.Duration) (*os.File, error) {
 // complete reports whether r releases one attachment: with the zero key it would be a GC.
 func (r Release) complete() bool { return r.ContainerID != "" && r.IfName != "" && len(r.Valid) == 0 }
 
-// entryName is the name of the file that keeps the release of k.
-func entryName(k Key) string {
-	sum := sha256.Sum256([]byte(k.ContainerID + "/" + k.IfName))
+// entryName is the name of the file that keeps r: what one network has lost says nothing of what another has.
+func entryName(r Release) string {
+	sum := sha256.Sum256([]byte(r.ContainerID + "/" + r.IfName + "/" + r.Network))
 	return hex.EncodeToString(sum[:])
 }

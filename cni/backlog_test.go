@@ -46,7 +46,7 @@ func TestBacklogKeepsAndForgets(t *testing.T) {
 	for i, id := range []string{"c", "a", "b"} {
 		put(t, b, release(id))
 		at := time.Unix(1_700_000_000+int64(i), 0)
-		if err := os.Chtimes(filepath.Join(run, "cni", entryName(release(id).Key)), at, at); err != nil {
+		if err := os.Chtimes(filepath.Join(run, "cni", entryName(release(id))), at, at); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -93,7 +93,7 @@ func TestBacklogModes(t *testing.T) {
 	b := NewBacklog(run)
 	put(t, b, release("a"))
 	for path, want := range map[string]os.FileMode{
-		run: os.ModeDir | 0o700, filepath.Join(run, "cni"): os.ModeDir | 0o700, filepath.Join(run, "cni", entryName(release("a").Key)): 0o600,
+		run: os.ModeDir | 0o700, filepath.Join(run, "cni"): os.ModeDir | 0o700, filepath.Join(run, "cni", entryName(release("a"))): 0o600,
 	} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != want {
 			t.Errorf("%s: %v, %v, want %v", path, info, err, want)
@@ -125,11 +125,11 @@ func TestBacklogPutsAside(t *testing.T) {
 	b := NewBacklog(run)
 	put(t, b, release("good"))
 	dir := filepath.Join(run, "cni")
-	good, err := os.ReadFile(filepath.Join(dir, entryName(release("good").Key)))
+	good, err := os.ReadFile(filepath.Join(dir, entryName(release("good"))))
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := func(id string) string { return filepath.Join(dir, entryName(release(id).Key)) }
+	name := func(id string) string { return filepath.Join(dir, entryName(release(id))) }
 	for path, content := range map[string][]byte{
 		name("empty"): nil, name("cut"): good[:10], name("other"): good, name("large"): bytes.Repeat([]byte(" "), maxEntry+1),
 		filepath.Join(dir, "all"): []byte(`{"network":"weft"}`), name("no key"): []byte(`{}`), name("many"): []byte(`{"container_id":"many","ifname":"eth0","valid":[{}]}`),
@@ -352,11 +352,27 @@ func FuzzBacklogEntry(f *testing.F) {
 	f.Add([]byte(`{"container_id":"a","ifname":"eth0","network":"weft","netns":"/x"}`))
 	f.Add([]byte(`{"network":"weft","valid":[]}`))
 	f.Add([]byte(`null`))
-	name := entryName(Key{ContainerID: "a", IfName: "eth0"})
+	name := entryName(Release{Key: Key{ContainerID: "a", IfName: "eth0"}})
 	f.Fuzz(func(t *testing.T, content []byte) {
 		r, err := decodeEntry(name, content)
 		if err == nil && (r.ContainerID != "a" || r.IfName != "eth0" || len(r.Valid) != 0) {
 			t.Errorf("%q is taken as %+v", content, r)
 		}
 	})
+}
+
+// What one network has lost does not end that another has lost the same.
+func TestBacklogKeepsNetworksApart(t *testing.T) {
+	b := NewBacklog(t.TempDir())
+	one, other := release("a"), release("a")
+	other.Network = "other"
+	put(t, b, one)
+	put(t, b, other)
+	networks := map[string]bool{}
+	if err := b.Each(func(r Release) error { networks[r.Network] = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(networks) != 2 {
+		t.Errorf("kept are those of %v", networks)
+	}
 }

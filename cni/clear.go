@@ -48,5 +48,5 @@ func (b *Backlog) Clear() (removed []string, err error) {
 func ownEntry(name string) bool {
 	name, _ = strings.CutSuffix(name, asideSuffix)
 	sum, err := hex.DecodeString(name)
-	return name == newEntry || err == nil && len(sum) == len(entryName(Key{}))/2
+	return name == newEntry || err == nil && len(sum) == len(entryName(Release{}))/2
 }

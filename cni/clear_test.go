@@ -15,9 +15,9 @@ func TestBacklogClear(t *testing.T) {
 	if removed, err := b.Clear(); err != nil || removed != nil {
 		t.Errorf("nothing is there: %v, %v", removed, err)
 	}
-	one, two := Key{ContainerID: "a", IfName: "eth0"}, Key{ContainerID: "b", IfName: "eth0"}
-	for _, k := range []Key{one, two} {
-		if err := b.Put(Release{Key: k, Network: "weft"}); err != nil {
+	one, two := release("a"), release("b")
+	for _, r := range []Release{one, two} {
+		if err := b.Put(r); err != nil {
 			t.Fatal(err)
 		}
 	}
