@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 const (
@@ -91,7 +92,7 @@ func (c *call) args() (w wishes, p Pod, err error) {
 		}
 	}
 	for _, v := range []string{p.Namespace, p.Name, p.UID} {
-		if len(v) > maxPod || control(v) {
+		if len(v) > maxPod || control(v) || strings.ContainsFunc(v, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			return bad("names the pod " + quoted(v))
 		}
 	}

@@ -103,6 +103,7 @@ func TestRefusals(t *testing.T) {
 		"no boolean":             {env: []string{"CNI_ARGS", "IgnoreUnknown=maybe"}, code: 4, want: `CNI_ARGS has IgnoreUnknown="maybe"; it has to be`},
 		"long arguments":         {env: []string{"CNI_ARGS", "K8S_POD_NAME=" + strings.Repeat("a", maxArgs)}, code: 4, want: `CNI_ARGS is longer than 8192 bytes; it has to be`},
 		"long pod":               {env: []string{"CNI_ARGS", "K8S_POD_NAME=" + long}, code: 4, want: `CNI_ARGS names the pod "` + long[:64] + `"...; it has to be`},
+		"pod and space":          {env: []string{"CNI_ARGS", "K8S_POD_NAME=a\u00a0b"}, code: 4, want: `CNI_ARGS names the pod "a\u00a0b"; it has to be`},
 		"pod and control":        {env: []string{"CNI_ARGS", "K8S_POD_NAMESPACE=a\tb"}, code: 4, want: `CNI_ARGS names the pod "a\tb"; it has to be`},
 		"no address":             {env: []string{"CNI_ARGS", "IP=10.0.0.256"}, code: 4, want: `CNI_ARGS asks for the address "10.0.0.256"; it has to be an IPv4 or IPv6 address of the mesh's range`},
 		"address of a zone":      {conf: []any{"runtimeConfig", obj{"ips": []string{"fe80::1%eth0"}}}, code: 7, want: `runtimeConfig asks for the address "fe80::1%eth0"; it has to be`},

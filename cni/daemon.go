@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrNotRunning says that no daemon answers: it has not done what it was asked for.
@@ -43,6 +46,8 @@ type Request struct {
 	MAC           string       `json:"mac,omitempty"` // of the interface in the container; empty: one computed from the key
 	MTU           int          `json:"mtu,omitempty"` // bytes; 0: that of the node
 	Pod           Pod          `json:"pod,omitzero"`
+	// Begun is when the plugin began, by [Uptime]; 0: nobody knows. What was begun before something newer is not done after that.
+	Begun time.Duration `json:"begun,omitempty"`
 }
 
 // Pod tells for what the container is, as CNI_ARGS has it; it may be empty.
@@ -87,6 +92,21 @@ type Release struct {
 	Network string `json:"network"`
 	Netns   string `json:"netns,omitempty"` // may be gone, or empty
 	Valid   []Key  `json:"valid,omitempty"` // of GC: what stays
+	// Begun is as in [Request].
+	Begun time.Duration `json:"begun,omitempty"`
+}
+
+// Lifetime is how long the plugin waits for an answer to ADD at the most: nobody knows of what is attached later.
+const Lifetime = deadline
+
+// Uptime is the time by which plugin and daemon compare what they were asked for: that since the machine has started, as long as it was not
+// suspended (CLOCK_MONOTONIC, by which the plugin's patience ends as well). It is 0 if the kernel does not tell.
+func Uptime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
 
 // Codes of errors that the specification has (1.1.0, "Error") or leaves to the plugin (100 and above).

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -153,6 +154,7 @@ type plugin struct {
 	name   string
 	runDir string
 	step   func(string)
+	begun  time.Duration
 	asked  string                                  // run directory of the daemon that was asked
 	out    interface{ Write([]byte) (int, error) } // nil: kept
 }
@@ -190,7 +192,7 @@ func (p *plugin) conf(more ...any) string {
 func (p *plugin) run(ctx context.Context, e map[string]string, stdin string) (code int, stdout, stderr string) {
 	var o, se bytes.Buffer
 	v := Env{
-		Getenv: func(k string) string { return e[k] }, Stdin: strings.NewReader(stdin), Stdout: &o, Stderr: &se, Name: p.name, Step: p.step,
+		Getenv: func(k string) string { return e[k] }, Stdin: strings.NewReader(stdin), Stdout: &o, Stderr: &se, Name: p.name, Step: p.step, Uptime: func() time.Duration { return p.begun },
 		Connect: func(dir string) Daemon { p.asked = dir; return p.daemon },
 	}
 	if p.out != nil {

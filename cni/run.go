@@ -32,6 +32,8 @@ type Env struct {
 	Name string
 	// Connect returns the daemon with that run directory; nothing is sent before the first call.
 	Connect func(runDir string) Daemon
+	// Uptime is the clock of [Request] and [Release]; it may be nil.
+	Uptime func() time.Duration
 	// Step is told each step of ADD and DEL as it has been done; it may be nil. Tests end the plugin there.
 	Step func(name string)
 }
@@ -42,6 +44,9 @@ func Run(ctx context.Context, env Env) int {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	c := &call{env: env, version: current}
+	if env.Uptime != nil {
+		c.begun = env.Uptime()
+	}
 	err := c.protected(ctx)
 	if err == nil {
 		return 0
@@ -60,6 +65,7 @@ type answer struct {
 type call struct {
 	env     Env
 	version string // in which it answers
+	begun   time.Duration
 	conf    config
 	daemon  Daemon
 	backlog *Backlog

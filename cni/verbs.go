@@ -22,7 +22,7 @@ func (c *call) add(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := Request{Key: k, Network: c.conf.network, AddressesOnly: c.conf.addressesOnly, MTU: c.conf.mtu}
+	r := Request{Key: k, Network: c.conf.network, AddressesOnly: c.conf.addressesOnly, MTU: c.conf.mtu, Begun: c.begun}
 	if r.Netns, err = c.netns(); err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func (c *call) add(ctx context.Context) error {
 		err = &Error{CodeIO, "the result cannot be given to the runtime: " + oneLine(err.Error()), "what was attached is taken away again; see why the runtime does not read"}
 	}
 	if doubt { // nothing remains, although nobody knows what there is
-		if rerr := c.release(context.WithoutCancel(ctx), Release{Key: k, Network: r.Network, Netns: r.Netns}); rerr != nil {
+		if rerr := c.release(context.WithoutCancel(ctx), Release{Key: k, Network: r.Network, Netns: r.Netns, Begun: c.begun}); rerr != nil {
 			c.warn([]string{"what ADD has begun is left to the runtime's DEL: " + rerr.Error()})
 		}
 	}
@@ -138,7 +138,7 @@ func (c *call) del(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := Release{Key: k, Network: c.conf.network}
+	r := Release{Key: k, Network: c.conf.network, Begun: c.begun}
 	if netns, err := c.netns(); err == nil { // what is no namespace has nothing in it
 		r.Netns = netns
 	}
@@ -173,7 +173,7 @@ func (c *call) release(ctx context.Context, r Release) error {
 
 // gc is GC.
 func (c *call) gc(ctx context.Context) error {
-	r := Release{Network: c.conf.network}
+	r := Release{Network: c.conf.network, Begun: c.begun}
 	var err error
 	if r.Valid, err = c.conf.valid(); err != nil {
 		return err
@@ -200,9 +200,12 @@ func (c *config) valid() ([]Key, error) {
 	}
 	valid := make([]Key, 0, len(all))
 	for _, a := range all {
-		if len(a.ContainerID) > maxContainerID || !identifier(a.ContainerID) || badIfName(a.IfName) != "" {
+		if a.ContainerID == "" || a.IfName == "" { // it may be meant for one that there is
 			return nil, invalid(fmt.Sprintf("%s has container %s with interface %s, which is none", quoted(key), quoted(a.ContainerID), quoted(a.IfName)),
 				"it has to consist of objects with containerID and ifname: nothing was released")
+		}
+		if len(a.ContainerID) > maxContainerID || !identifier(a.ContainerID) || badIfName(a.IfName) != "" {
+			continue // ADD has refused it
 		}
 		valid = append(valid, Key{ContainerID: a.ContainerID, IfName: a.IfName})
 	}

@@ -25,6 +25,7 @@ func main() {
 		Stderr:  output(2),
 		Name:    filepath.Base(os.Args[0]),
 		Connect: connect,
+		Uptime:  cni.Uptime,
 		Step:    fault.Point,
 	}))
 }

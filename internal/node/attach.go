@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
@@ -86,12 +87,18 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		}
 	}
 	w.Netns, w.NetnsID = want.Netns, want.NetnsID
+	if w.Boot != ws.boot { // it could not be forgotten at the start, and is as good as new
+		w.Boot, w.Attached = ws.boot, coming.record.Attached
+	}
+	if want.Asked != 0 {
+		w.Asked = want.Asked
+	}
 	var made hostnet.Attached
 	if err == nil {
 		made, err = ws.host.Attach(onHost(w, lease))
 	}
 	fault.Point("attach-connected")
-	if err == nil && known && (w.Netns != before.Netns || w.NetnsID != before.NetnsID) {
+	if err == nil && known && (w.Netns != before.Netns || w.NetnsID != before.NetnsID || w.Boot != before.Boot || w.Asked != before.Asked) {
 		err = saveWorkload(ws.st, w)
 	}
 	if err != nil {
@@ -187,12 +194,12 @@ func (ws *workloads) expected(id string) bool {
 	return ok
 }
 
-// hurry has an attach that waits for addresses wait no longer.
-func (ws *workloads) hurry(id string) {
+// hurry has an attach that waits for addresses, and that r means, wait no longer.
+func (ws *workloads) hurry(r cni.Release) {
 	ws.mu.Lock()
-	a := ws.coming[id]
+	a := ws.coming[keyID(r.Key)]
 	ws.mu.Unlock()
-	if a != nil {
+	if a != nil && ws.means(r, a.record) {
 		a.giveUp()
 	}
 }

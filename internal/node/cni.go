@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
@@ -51,8 +52,8 @@ func (o *cniOrigin) describe() *api.CNIOrigin {
 
 func keyID(k cni.Key) string { return ownerCNI + k.ContainerID + "/" + k.IfName }
 
-// CNIAttach implements [api.Service]. It goes on until it is done, or nothing of it is left, also if the client is killed meanwhile; as long as
-// the address has to come from another node it ends with the client.
+// CNIAttach implements [api.Service]. Once it has begun it goes on until it is done, or nothing of it is left, also if the client is killed
+// meanwhile; as long as the address has to come from another node it ends with the client.
 func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, error) {
 	want, err := order(r)
 	if err != nil {
@@ -63,11 +64,12 @@ func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, er
 		return cni.Attachment{}, err
 	}
 	fault.Point("cni-attach")
-	failed, err := n.workOff(e)
-	if err == nil {
-		err = failed[want.ID]
+	failed, err := n.workOff(e, want.ID)
+	if err != nil { // what it would take away again later is not known
+		return cni.Attachment{}, cniError(cni.CodeTryLater, fmt.Errorf("what was deleted before cannot be read: %w; see whether %s is a directory that the daemon can read",
+			err, filepath.Join(n.cfg.RunDir, "cni")))
 	}
-	if err != nil { // it would be taken away again later
+	if err = failed[want.ID]; err != nil { // it would be taken away again later
 		return cni.Attachment{}, cniError(cni.CodeTryLater, fmt.Errorf("what was deleted before could not be detached yet: %w; try again", err))
 	}
 	a, err := e.workloads.attachCNI(ctx, want)
@@ -95,22 +97,26 @@ func (n *Node) CNIDetach(ctx context.Context, r cni.Release) error {
 			return nil
 		}
 	}
-	_, _ = n.workOff(e) // has told
-	return cniError(cni.CodeFailed, e.workloads.detachCNI(r))
+	_, _ = n.workOff(e, keyID(r.Key)) // has told
+	return cniError(cni.CodeFailed, e.workloads.detachCNI(ctx, r))
 }
 
-// cniGC releases what a runtime does not know any more. What was attached since it asked stays: it could not know.
+// cniGC releases what a runtime does not know any more. What was attached since it asked stays: it could not know. It does so also where nothing
+// can be attached, as on a node that was declared gone.
 func (n *Node) cniGC(ctx context.Context, r cni.Release) error {
 	var known uint64 // nothing of this run
 	if e := n.engines(); e != nil {
 		known = e.workloads.count()
 	}
-	e, err := n.forCNI(ctx)
-	if err != nil {
-		return err
+	e := n.engines()
+	if e == nil {
+		var err error
+		if e, err = n.forCNI(ctx); err != nil {
+			return err
+		}
 	}
-	_, _ = n.workOff(e) // has told
-	return cniError(cni.CodeFailed, e.workloads.keepOnly(r.Network, r.Valid, known))
+	_, _ = n.workOff(e, "") // has told
+	return cniError(cni.CodeFailed, e.workloads.keepOnly(ctx, r, known))
 }
 
 // forCNI returns the engines once traffic can flow, and waits a little for that.
@@ -142,13 +148,19 @@ func order(r cni.Request) (workload, error) {
 	if r.Network == "" {
 		return workload{}, cniError(cni.CodeConfig, errors.New("the network has no name; give the configuration one"))
 	}
-	for what, text := range map[string]string{"name of the network": r.Network, "pod's namespace": r.Pod.Namespace, "pod's name": r.Pod.Name, "pod's UID": r.Pod.UID} {
-		if len(text) > maxShown || strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) }) {
-			return workload{}, cniError(cni.CodeConfig, fmt.Errorf("%.40q is no %s; it has at most %d bytes, all printable", text, what, maxShown))
+	for _, x := range []struct {
+		text, what string
+		code       uint
+	}{
+		{r.Network, "name of the network", cni.CodeConfig}, {r.Pod.Namespace, "pod's namespace", cni.CodeEnvironment},
+		{r.Pod.Name, "pod's name", cni.CodeEnvironment}, {r.Pod.UID, "pod's UID", cni.CodeEnvironment},
+	} {
+		if len(x.text) > maxShown || strings.ContainsFunc(x.text, func(c rune) bool { return !unicode.IsPrint(c) }) {
+			return workload{}, cniError(x.code, fmt.Errorf("%.40q is no %s; it has at most %d bytes, all printable", x.text, x.what, maxShown))
 		}
 	}
 	w := workload{
-		ID: keyID(r.Key), Netns: r.Netns, IfName: r.IfName, MTU: r.MTU, AddressesOnly: r.AddressesOnly,
+		ID: keyID(r.Key), Netns: r.Netns, IfName: r.IfName, MTU: r.MTU, AddressesOnly: r.AddressesOnly, Asked: r.Begun,
 		CNI: &cniOrigin{Network: r.Network, ContainerID: r.ContainerID, Pod: r.Pod},
 	}
 	for _, a := range r.IPs {
@@ -188,6 +200,9 @@ func (ws *workloads) attachCNI(ctx context.Context, want workload) (cni.Attachme
 		return cni.Attachment{}, err
 	}
 	defer ws.lock.lock(want.ID)()
+	if err := ws.late(ctx, want); err != nil {
+		return cni.Attachment{}, cniError(cni.CodeTryLater, err)
+	}
 	if w, ok := ws.get(want.ID); ok {
 		if err := w.other(want); err != nil {
 			return cni.Attachment{}, err
@@ -204,6 +219,8 @@ func (ws *workloads) attachCNI(ctx context.Context, want workload) (cni.Attachme
 func (w workload) other(want workload) error {
 	var differs string
 	switch {
+	case w.CNI == nil: // the record is damaged
+		differs = "by whom is not known"
 	case w.CNI.Network != want.CNI.Network:
 		differs = fmt.Sprintf("for network %s", w.CNI.Network)
 	case w.AddressesOnly && !want.AddressesOnly:
@@ -219,7 +236,7 @@ func (w workload) other(want workload) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("%s of container %s is attached already, %s; delete that first", w.IfName, w.CNI.ContainerID, differs)
+	return fmt.Errorf("%s of container %s is attached already, %s; delete that first", want.IfName, want.CNI.ContainerID, differs)
 }
 
 // checkWanted refuses addresses that no workload can have at once.
@@ -255,11 +272,17 @@ func (ws *workloads) attachment(w workload, made hostnet.Attached) cni.Attachmen
 }
 
 // detachCNI takes away what a runtime has attached. What belongs to another network is not meant: the runtime deletes what it was refused.
-func (ws *workloads) detachCNI(r cni.Release) error {
+func (ws *workloads) detachCNI(ctx context.Context, r cni.Release) error {
+	if ctx.Err() == nil {
+		ws.note(r)
+		ws.hurry(r)
+	}
 	id := keyID(r.Key)
-	ws.hurry(id)
 	defer ws.lock.lock(id)()
-	if w, ok := ws.get(id); !ok || w.CNI.Network != r.Network {
+	if ctx.Err() != nil {
+		return cniError(cni.CodeTryLater, errGone)
+	}
+	if w, ok := ws.get(id); !ok || !ws.means(r, w) {
 		return nil
 	}
 	_, err := ws.detach(id)
@@ -273,18 +296,21 @@ func (ws *workloads) count() uint64 {
 	return ws.finished
 }
 
-// keepOnly takes away what runtimes have attached to a network and do not name, as far as it is of the first known attaches. What is being
-// attached again stays as well.
-func (ws *workloads) keepOnly(network string, valid []cni.Key, known uint64) error {
-	keep := make(map[string]bool, len(valid))
-	for _, k := range valid {
+// keepOnly takes away what runtimes have attached to a network and do not name, as far as it is of the first known attaches, and
+// was attached before the request was begun. What is being attached again stays as well.
+func (ws *workloads) keepOnly(ctx context.Context, r cni.Release, known uint64) error {
+	keep := make(map[string]bool, len(r.Valid))
+	for _, k := range r.Valid {
 		keep[keyID(k)] = true
 	}
 	ws.gate.Lock()
 	defer ws.gate.Unlock()
+	if ctx.Err() != nil {
+		return cniError(cni.CodeTryLater, errGone)
+	}
 	var gone []workload
 	for _, w := range ws.list() {
-		if w.CNI != nil && w.CNI.Network == network && !keep[w.ID] && w.finished <= known && !ws.expected(w.ID) {
+		if w.CNI != nil && w.CNI.Network == r.Network && !keep[w.ID] && w.finished <= known && !ws.since(w, r.Begun) && !ws.expected(w.ID) {
 			gone = append(gone, w)
 		}
 	}
@@ -331,34 +357,4 @@ func cniError(code uint, err error) error {
 		ce.Msg, ce.Details = ce.Msg[:i], ce.Msg[i+2:]
 	}
 	return ce
-}
-
-// workOff does what runtimes have deleted while no daemon was there, and returns what of it could not be done, by workload; it is done the next time.
-// The error says that it is not known what there is to do.
-func (n *Node) workOff(e *engines) (failed map[string]error, err error) {
-	failed = map[string]error{}
-	known := false
-	err = n.backlog.Each(func(r cni.Release) error {
-		known = true
-		if checkKey(r.Key) != nil {
-			return nil // nothing is attached under such a key
-		}
-		err := e.workloads.detachCNI(r)
-		fault.Point("backlog-carried-out")
-		if err != nil {
-			failed[keyID(r.Key)] = err
-		}
-		return err
-	})
-	if err == nil {
-		n.setWarning("backlog", "")
-		return nil, nil
-	}
-	text := strings.ReplaceAll(err.Error(), "\n", "; ")
-	n.log.Warn("not all that was deleted while no daemon ran could be detached; trying again", zap.String("error", text))
-	n.setWarning("backlog", "not all that was deleted while no daemon ran could be detached: "+text)
-	if known {
-		return failed, nil
-	}
-	return nil, err
 }

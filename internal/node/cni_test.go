@@ -175,7 +175,7 @@ func TestCNIRefusals(t *testing.T) {
 			{was, func(r *cni.Request) { r.ContainerID = "" }, cni.CodeEnvironment, `"" is no ID of a container`, "it has 1 to 128 bytes, and none of them is a slash"},
 			{was, func(r *cni.Request) { r.IfName = "a/b" }, cni.CodeEnvironment, `"a/b" is no name for an interface`, "use 1 to 15 letters, digits, '-', '.' and '_'"},
 			{was, func(r *cni.Request) { r.Network = "" }, cni.CodeConfig, "the network has no name", "give the configuration one"},
-			{was, func(r *cni.Request) { r.Pod.Name = "\x1b[2J" }, cni.CodeConfig, `"\x1b[2J" is no pod's name`, "it has at most 253 bytes, all printable"},
+			{was, func(r *cni.Request) { r.Pod.Name = "\x1b[2J" }, cni.CodeEnvironment, `"\x1b[2J" is no pod's name`, "it has at most 253 bytes, all printable"},
 			{was, func(r *cni.Request) { r.Network = strings.Repeat("n", 254) }, cni.CodeConfig, `"` + strings.Repeat("n", 40) + `" is no name of the network`, "it has at most 253 bytes, all printable"},
 			{was, func(r *cni.Request) { r.MAC = "hello" }, cni.CodeEnvironment, `"hello" is no hardware address`, "give one as 0a:58:0a:20:00:05"},
 			{was, func(r *cni.Request) { r.Netns = "/proc/self/ns/net" }, cni.CodeEnvironment, "/proc/self/ns/net is the host's own network namespace, which needs no attaching", "give that of a workload"},

@@ -26,7 +26,7 @@ func (n *Node) CNICheck(ctx context.Context, r cni.CheckRequest) error {
 	if err != nil {
 		return err
 	}
-	_, _ = n.workOff(e) // has told
+	_, _ = n.workOff(e, keyID(r.Key)) // has told
 	return cniError(cni.CodeFailed, e.workloads.checkCNI(r))
 }
 
@@ -74,7 +74,7 @@ func (ws *workloads) checkCNI(r cni.CheckRequest) error {
 	defer ws.gate.RUnlock()
 	w, ok := ws.get(id)
 	lease, held := ws.alloc.Lookup(id)
-	if !ok || !held || w.CNI.Network != r.Network {
+	if !ok || !held || w.CNI == nil || w.CNI.Network != r.Network {
 		return cniError(cni.CodeUnknown, fmt.Errorf("container %s has no %s of network %s; add it", r.ContainerID, r.IfName, r.Network))
 	}
 	differs := func(err error) error {

@@ -183,7 +183,7 @@ func TestCNIRetired(t *testing.T) {
 		is("ADD", err, cni.CodeFailed)
 		is("CHECK", svc.CNICheck(t.Context(), cni.CheckRequest{Key: a.Key, Network: a.Network, Netns: a.Netns}), cni.CodeFailed)
 		is("STATUS", svc.CNICheck(t.Context(), cni.CheckRequest{}), cni.CodeLimited)
-		c.del(n3, release(a))
+		c.del(n3, cni.Release{Network: a.Network})
 		if l := svc.Workloads(); len(l) != 0 || len(n3.host.up) != 0 {
 			t.Errorf("left are %+v, %v", l, n3.host.up)
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weftnet/weft/cni"
+	"github.com/weftnet/weft/internal/hostnet"
 )
 
 // fakeRuntime asks as container runtimes do: for one container one thing after the other, and with GC for all that it knows.
@@ -177,19 +178,34 @@ func TestCNIDeleteEndsAWaitingAdd(t *testing.T) {
 	})
 }
 
-// Whoever asked is killed while the address has to come from another node: nothing is left.
+// Whoever asked is killed: what has been begun is completed, and what has not is not begun, in whatever order it comes.
 func TestCNIClientGoesAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, n1 := one(t)
+		c, n1 := one(t)
 		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		// It is here, so that is completed.
 		r := request(n1, "c1")
+		n1.host.mu.Lock()
+		n1.host.visited = func(hostnet.Workload) { cancel() }
+		n1.host.mu.Unlock()
 		if _, err := n1.service().CNIAttach(ctx, r); err != nil {
 			t.Fatal(err)
 		}
-		if err := n1.service().CNICheck(t.Context(), cni.CheckRequest{Key: r.Key, Network: r.Network, Netns: r.Netns}); err != nil {
-			t.Error(err)
+		check := func() {
+			t.Helper()
+			if err := n1.service().CNICheck(t.Context(), cni.CheckRequest{Key: r.Key, Network: r.Network, Netns: r.Netns}); err != nil {
+				t.Error(err)
+			}
+		}
+		check()
+		const msg, details = "whoever asked for it has gone", "ask again"
+		refused(t, n1.service().CNIDetach(ctx, release(r)), cni.CodeTryLater, msg, details)
+		refused(t, n1.service().CNIDetach(ctx, cni.Release{Network: r.Network}), cni.CodeTryLater, msg, details)
+		check()
+		c.del(n1, release(r))
+		_, err := n1.service().CNIAttach(ctx, r)
+		refused(t, err, cni.CodeTryLater, msg, details)
+		if got := owners(n1); !slices.Equal(got, []string{hostOwner}) {
+			t.Errorf("left are %v", got)
 		}
 	})
 }
@@ -204,7 +220,7 @@ func TestCNIGCLeavesWhatIsNew(t *testing.T) {
 		known := ws.count()
 		later := request(n1, "later")
 		c.add(n1, later)
-		if err := ws.keepOnly("net1", nil, known); err != nil {
+		if err := ws.keepOnly(t.Context(), cni.Release{Network: "net1"}, known); err != nil {
 			t.Fatal(err)
 		}
 		if got, want := owners(n1), []string{"cni/later/eth0", hostOwner}; !slices.Equal(got, want) {
@@ -213,7 +229,7 @@ func TestCNIGCLeavesWhatIsNew(t *testing.T) {
 		// Being asked for again is as good as new.
 		known = ws.count()
 		c.add(n1, later)
-		if err := ws.keepOnly("net1", nil, known); err != nil {
+		if err := ws.keepOnly(t.Context(), cni.Release{Network: "net1"}, known); err != nil {
 			t.Fatal(err)
 		}
 		if got, want := owners(n1), []string{"cni/later/eth0", hostOwner}; !slices.Equal(got, want) {

@@ -187,7 +187,7 @@ func (ws *workloads) release(owners []string) (failed map[string]error) {
 func (ws *workloads) forgetLastBoot() error {
 	var gone []workload
 	for _, w := range ws.list() {
-		if w.Boot != ws.boot {
+		if w.Boot != ws.boot && !ws.expected(w.ID) {
 			gone = append(gone, w)
 		}
 	}

@@ -370,6 +370,11 @@ func (m *machine) netnsAt(path string) (netns.ID, error) {
 	return "", fmt.Errorf("%s %w", path, netns.ErrNotNetns)
 }
 
+// uptime is that of a machine that runs for a day when the test begins.
+func (m *machine) uptime() time.Duration {
+	return time.Since(time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC))
+}
+
 func (m *machine) bootID() (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

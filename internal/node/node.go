@@ -54,6 +54,7 @@ type Node struct {
 	keyHolders keyHolders    // under syncing
 	peers      []router.Peer // as the router has them, and those whose keys it would refuse
 	mtu        int           // of workloads and TUN device; set before the engines
+	setbacks   setbacks      // of the backlog
 	backlog    *cni.Backlog  // what runtimes have deleted while no daemon was there
 	changed    signal        // records or ring did
 	targeted   signal        // the hosts to join by did

@@ -231,7 +231,10 @@ type workload struct {
 	AddressesOnly bool         `json:"addressesOnly,omitempty"` // whoever asked makes the interface
 	CNI           *cniOrigin   `json:"cni,omitempty"`           // nil: of weft attach
 
-	finished uint64 // when the last attach of it was, in the order of those of this run; 0: of an earlier one
+	Asked time.Duration `json:"asked,omitempty"` // when the runtime's last ADD of it began, by cni.Uptime in that boot; 0: nobody knows
+
+	done     time.Duration // when the last attach of it was, by the same clock; 0: in an earlier run
+	finished uint64        // when the last attach of it was, in the order of those of this run; 0: of an earlier one
 }
 
 func loadWorkloads(st *store.Store) (map[string]workload, error) {

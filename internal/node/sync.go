@@ -167,7 +167,7 @@ func (n *Node) repair(ctx context.Context, ws *workloads) {
 		case <-t.C:
 		case <-ws.mending:
 		}
-		_, _ = n.workOff(n.engines()) // has told
+		_, _ = n.workOff(n.engines(), "") // has told
 		n.warnHost(errors.Join(ws.reconcile()))
 		n.noteRepaired(ws.takeRepaired())
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
+	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/bench"
 	"github.com/weftnet/weft/internal/hostnet"
@@ -115,6 +116,7 @@ type system interface {
 	probes(c probeConfig, came func(probeSeen), log *zap.Logger) (pathProbes, error)
 	netnsAt(path string) (netns.ID, error)
 	bootID() (string, error)
+	uptime() time.Duration // as cni.Uptime
 	// notify tells the supervisor a state, as sd_notify(3) does.
 	notify(state string)
 }
@@ -261,7 +263,9 @@ func (linux) egress(a netip.Addr) (hostnet.Link, error) { return hostnet.Egress(
 func (linux) watchNetwork(ctx context.Context, changed func()) error {
 	return hostnet.Watch(ctx, changed)
 }
-func (linux) kernel(c kernel.Config) pathKernel     { return kernel.New(c) }
+func (linux) kernel(c kernel.Config) pathKernel { return kernel.New(c) }
+func (linux) uptime() time.Duration             { return cni.Uptime() }
+
 func (linux) netnsAt(path string) (netns.ID, error) { return netns.At(path) }
 
 func (linux) bootID() (string, error) {

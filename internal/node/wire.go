@@ -240,7 +240,7 @@ func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
 	}
 	ws := &workloads{
 		st: n.store, host: n.sys.host(n.log.Named("host")), alloc: e.alloc, space: e.universe, netnsAt: n.sys.netnsAt,
-		ownNS: own, boot: boot, kept: e.clients.keeps, now: time.Now, log: n.log, state: map[string]string{}, mending: newSignal(),
+		ownNS: own, boot: boot, kept: e.clients.keeps, now: time.Now, uptime: n.sys.uptime, log: n.log, state: map[string]string{}, mending: newSignal(),
 	}
 	if ws.all, err = loadWorkloads(n.store); err != nil {
 		return nil, err
@@ -289,7 +289,7 @@ func (n *Node) bringUp(ctx context.Context, e *engines) error {
 	e.workloads.setDesired(hostnet.Desired{
 		Device: Device, MTU: n.mtu, Addrs: addresses(lease), Universe: e.universe.Prefixes(), Masquerade: n.cfg.Masquerade,
 	}, e.kernel.workloadMTU())
-	_, _ = n.workOff(e) // has told
+	_, _ = n.workOff(e, "") // has told
 	undone, err := e.workloads.reconcile()
 	if err != nil && e.kernel.giveUp(err) { // nothing of kernel paths keeps a node from starting
 		undone, err = e.workloads.reconcile()

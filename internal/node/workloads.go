@@ -62,6 +62,7 @@ type workloads struct {
 	boot    string
 	kept    func(owner string) bool // by others than workloads
 	now     func() time.Time
+	uptime  func() time.Duration // as cni.Uptime
 	log     *zap.Logger
 	mending signal // reconcile is due
 
@@ -73,10 +74,12 @@ type workloads struct {
 
 	mu       sync.Mutex
 	all      map[string]workload
-	state    map[string]string   // ID -> what is wrong, absent: nothing
-	coming   map[string]*arrival // by ID, one attach each, by lock
-	finished uint64              // attaches
-	desired  hostnet.Desired     // without the workloads
+	state    map[string]string          // ID -> what is wrong, absent: nothing
+	coming   map[string]*arrival        // by ID, one attach each, by lock
+	finished uint64                     // attaches
+	deleted  map[deletion]time.Duration // when what runtimes have deleted last was asked for, see cniorder.go
+	tidied   time.Duration              // when deleted was
+	desired  hostnet.Desired            // without the workloads
 	changes  hostnet.Changes
 	notes    []string
 	roomy    int      // MTU of workloads where packets leave by the kernel; 0: that of the device
@@ -267,7 +270,7 @@ func (ws *workloads) put(w workload) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	ws.finished++
-	w.finished = ws.finished
+	w.finished, w.done = ws.finished, ws.uptime()
 	ws.all[w.ID] = w
 	delete(ws.state, w.ID)
 }
