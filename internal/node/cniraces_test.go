@@ -166,6 +166,14 @@ func TestCNIDeleteEndsAWaitingAdd(t *testing.T) {
 		begun := time.Now()
 		added.Go(func() { _, got = n2.service().CNIAttach(t.Context(), r) })
 		time.Sleep(200 * time.Millisecond)
+		ws := n2.service().(*Node).engines().workloads
+		other := release(r)
+		other.Network = "net2" // the runtime deletes what it was refused there
+		ws.hurry(other)
+		synctest.Wait()
+		if !ws.expected("cni/c1/eth0") {
+			t.Error("another network's delete has ended the add")
+		}
 		c.del(n2, release(r))
 		if d := time.Since(begun); d > 300*time.Millisecond {
 			t.Errorf("it took %v", d)
