@@ -84,7 +84,7 @@ func (s *settled) Forget(_ context.Context, r api.ForgetRequest, _ func(api.Forg
 }
 
 // TestLoadOnAPIServer counts what the nodes of a cluster that has a mesh ask the API server: when all of them start at once, while nothing
-// happens, and when it comes back after five minutes. -kube.nodes=1000 has the figures of docs/kubernetes.md.
+// happens, and when it comes back after five minutes. It grows with the square of -kube.nodes, as every node hears of every node; what a node asks does not.
 func TestLoadOnAPIServer(t *testing.T) {
 	nodes := *scaleNodes
 	synctest.Test(t, func(t *testing.T) {

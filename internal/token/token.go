@@ -8,7 +8,8 @@
 // mistyped one is told apart from a wrong one before anything is sent; it is
 // never printed by accident (String hides it) and never read from a file that
 // others may read. The package is pure but for what reads and writes files.
-// The command line, internal/rotation and internal/node import it.
+// The command line, internal/rotation, internal/kube and
+// internal/node import it.
 package token
 
 import (
