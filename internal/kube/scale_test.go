@@ -119,7 +119,7 @@ func TestLoadOnAPIServer(t *testing.T) {
 				all, most = all+n, max(most, n)
 			}
 			t.Logf("%s: %d nodes ask %d times, at most %d in a second: %v", what, nodes, all, most, kinds)
-			if limit := max(nodes, 20); most > limit {
+			if limit := 2 * nodes; most > limit {
 				t.Errorf("%s: %d requests in one second, %d nodes should make no more than %d", what, most, nodes, limit)
 			}
 			if all > 12*nodes {
