@@ -19,7 +19,7 @@ RUN       ?=
 # LARGE are the tests that the race detector crashes in (golang.org/issue/78156), or is too slow for; they run without it
 LARGE     := ^(TestTenNodesFailure|TestCutIsBounded|TestPartitionAmongTheDead|TestScale)$$
 # MODULES are those of tools and tests whose libraries are not Weft's
-MODULES   := tools/image deploy
+MODULES   := tools/image deploy integration/kubernetes
 FUZZTIME  ?= 10s
 # SIMS is how many runs of the simulator of address management `make test` has, SOAK how long `make soak` has new ones
 SIMS      ?= 10000
@@ -89,7 +89,7 @@ test: build ## Run all tests with the race detector, also those that build hosts
 
 lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS
 	$(LINT) run
-	@for m in $(MODULES); do (cd $$m && $(GO) tool -modfile='$(CURDIR)/tools/go.mod' golangci-lint run) || exit 1; done
+	@for m in $(MODULES); do (cd $$m && $(GO) tool -modfile='$(CURDIR)/tools/go.mod' golangci-lint run --build-tags e2e) || exit 1; done
 	GOOS=darwin CGO_ENABLED=0 $(GO) vet ./router/tun/portable
 
 fmt: ## Format the source
@@ -128,6 +128,14 @@ benchcni: build ## Compare the CNI plugin with the reference plugins, pod by pod
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench cni -weft $(BIN)/weft -weft-cni $(BIN)/weft-cni -reference $(BIN)/cni -pods $(PODS) $(if $(filter 1000,$(PODS)),-o docs/benchmarks-cni.md)
 
+# E2E narrows `make e2e`: make e2e E2E='-run TestUp', E2E='-run TestAPIServerAway -away 5m', E2E='-run TestUpstream -focus DNS'
+E2E       ?=
+
+e2e: image ## Try the image and the manifest in a real Kubernetes cluster of namespaces (root; builds Kubernetes first, ten minutes; E2E='-run TestUp')
+	$(GO) -C integration/kubernetes run ./build -o '$(CURDIR)/$(BIN)/e2e'
+	WEFT_E2E='$(CURDIR)/$(BIN)/e2e' WEFT_E2E_IMAGE='$(CURDIR)/$(BIN)/weft-image.tar' CGO_ENABLED=0 \
+		$(GO) -C integration/kubernetes test -tags e2e -count 1 -v -timeout 4h . $(E2E)
+
 manifests: ## Write deploy/kubernetes/weft.yaml anew from the Helm chart
 	$(GO) -C deploy test -count 1 -run '^TestManifestIsTheChart$$' -update .
 
@@ -151,4 +159,4 @@ clean: ## Remove what was built
 	rm -rf $(BIN)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

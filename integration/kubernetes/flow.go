@@ -79,7 +79,10 @@ func NewFlow(from, to *Pod) (*Flow, error) {
 		return err
 	})
 	if err != nil {
-		f.Stop()
+		for _, c := range f.closers {
+			_ = c.Close()
+		}
+		f.ended.Wait()
 		return nil, fmt.Errorf("%s -> %s: %w", from.Node.name, to.Node.name, err)
 	}
 	f.closers = append(f.closers, f.tcp, f.udp)

@@ -184,7 +184,7 @@ func TestAPIServerAway(t *testing.T) {
 		}
 	}
 	c.StartAPI()
-	c.WaitReady(time.Minute)
+	c.WaitReady(3 * time.Minute) // kubelets ask the API server again after a while only
 	c.WaitRollout(time.Minute)
 	for _, f := range c.Smoke() {
 		t.Error(f)

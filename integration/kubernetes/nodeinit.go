@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -203,7 +204,7 @@ func (p *nodePlan) supervise(programs [][]string) error {
 	}
 	for {
 		pid, err := syscall.Wait4(-1, nil, 0, nil)
-		if err == syscall.EINTR { //nolint:errorlint // a system call's own
+		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
 		if err != nil {
