@@ -152,8 +152,10 @@ func order(r cni.Request) (workload, error) {
 		text, what string
 		code       uint
 	}{
-		{r.Network, "name of the network", cni.CodeConfig}, {r.Pod.Namespace, "pod's namespace", cni.CodeEnvironment},
-		{r.Pod.Name, "pod's name", cni.CodeEnvironment}, {r.Pod.UID, "pod's UID", cni.CodeEnvironment},
+		{r.Network, "name of the network", cni.CodeConfig},
+		{r.Pod.Namespace, "pod's namespace", cni.CodeEnvironment},
+		{r.Pod.Name, "pod's name", cni.CodeEnvironment},
+		{r.Pod.UID, "pod's UID", cni.CodeEnvironment},
 	} {
 		if len(x.text) > maxShown || strings.ContainsFunc(x.text, func(c rune) bool { return !unicode.IsPrint(c) }) {
 			return workload{}, cniError(x.code, fmt.Errorf("%.40q is no %s; it has at most %d bytes, all printable", x.text, x.what, maxShown))

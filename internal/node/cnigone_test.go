@@ -24,7 +24,7 @@ func TestCNIClientGoesAwayWhileTheAddressIsFetched(t *testing.T) {
 		c.ready(n1)
 		c.start(n2, tiny, "n1")
 		c.ready(n2)
-		n1.net.Dark(true) // alive for a while, and silent
+		n1.net.Dark(true)   // alive for a while, and silent
 		for i := 0; ; i++ { // what is left here
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			_, err := n2.service().CNIAttach(ctx, request(n2, fmt.Sprint("filler", i)))

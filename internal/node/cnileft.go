@@ -4,7 +4,7 @@ package node
 
 import (
 	"errors"
-	"strings"
+	"maps"
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/store"
@@ -24,24 +24,20 @@ func CNILeft(dataDir, runDir string) (n int, err error) {
 		return 0, err
 	}
 	defer closing(&err, st)
-	ids := map[string]bool{}
-	if err := st.View(func(tx *store.Tx) error {
-		return tx.Each(store.Workloads, func(id string, _ []byte) error {
-			if strings.HasPrefix(id, ownerCNI) {
-				ids[id] = true
-			}
-			return nil
-		})
-	}); err != nil {
+	all, err := loadWorkloads(st)
+	if err != nil {
 		return 0, err
 	}
-	if len(ids) == 0 {
+	maps.DeleteFunc(all, func(_ string, w workload) bool { return w.CNI == nil })
+	if len(all) == 0 {
 		return 0, nil
 	}
 	// What cannot be read of the backlog deletes nothing.
 	_ = cni.NewBacklog(runDir).Each(func(r cni.Release) error {
-		delete(ids, keyID(r.Key))
+		if w, ok := all[keyID(r.Key)]; ok && w.CNI.Network == r.Network {
+			delete(all, w.ID)
+		}
 		return errStays
 	})
-	return len(ids), nil
+	return len(all), nil
 }

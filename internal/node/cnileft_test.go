@@ -26,8 +26,12 @@ func TestCNILeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := []cni.Key{{ContainerID: "a", IfName: "eth0"}, {ContainerID: "b", IfName: "eth0"}, {ContainerID: "b", IfName: "eth1"}}
-	for _, id := range []string{keyID(keys[0]), keyID(keys[1]), keyID(keys[2]), "4:4026532000/eth0"} {
-		if err := saveWorkload(st, workload{ID: id}); err != nil {
+	records := []workload{{ID: "4:4026532000/eth0"}}
+	for _, k := range keys {
+		records = append(records, workload{ID: keyID(k), CNI: &cniOrigin{Network: "weft", ContainerID: k.ContainerID}})
+	}
+	for _, w := range records {
+		if err := saveWorkload(st, w); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -38,6 +42,9 @@ func TestCNILeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := cni.NewBacklog(run)
+	if err := b.Put(cni.Release{Key: keys[0], Network: "another"}); err != nil { // which it does not mean
+		t.Fatal(err)
+	}
 	for i, want := range []int{3, 2, 1, 0} {
 		for range 2 { // it changes nothing
 			if n, err := CNILeft(data, run); n != want || err != nil {
