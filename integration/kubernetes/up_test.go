@@ -66,7 +66,8 @@ func snapshots(t *testing.T, c *Cluster) [][]string {
 }
 
 // snapshot describes what Weft could have left on a node: network configuration without what is kube-proxy's or the portmap plugin's (it never
-// takes its chains away, whose rules come and go), plugins, configurations, and files below /run.
+// takes its chains away, whose rules come and go), and without link-local addresses, which the kernel gives and takes; plugins, configurations, and
+// files below /run.
 func snapshot(t *testing.T, n *Node) []string {
 	t.Helper()
 	lines, err := n.Snapshot()
@@ -75,7 +76,7 @@ func snapshot(t *testing.T, n *Node) []string {
 	}
 	out := []string{}
 	for _, l := range lines {
-		if !strings.Contains(l, "kube-") && !strings.Contains(l, "KUBE-") && !strings.Contains(l, " nat ") {
+		if !strings.Contains(l, "kube-") && !strings.Contains(l, "KUBE-") && !strings.Contains(l, " nat ") && !strings.Contains(l, "fe80:") {
 			out = append(out, l)
 		}
 	}
