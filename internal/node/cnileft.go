@@ -5,6 +5,7 @@ package node
 import (
 	"errors"
 	"maps"
+	"strings"
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/store"
@@ -28,13 +29,13 @@ func CNILeft(dataDir, runDir string) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	maps.DeleteFunc(all, func(_ string, w workload) bool { return w.CNI == nil })
+	maps.DeleteFunc(all, func(id string, _ workload) bool { return !strings.HasPrefix(id, ownerCNI) })
 	if len(all) == 0 {
 		return 0, nil
 	}
 	// What cannot be read of the backlog deletes nothing.
 	_ = cni.NewBacklog(runDir).Each(func(r cni.Release) error {
-		if w, ok := all[keyID(r.Key)]; ok && w.CNI.Network == r.Network {
+		if w := all[keyID(r.Key)]; w.CNI != nil && w.CNI.Network == r.Network {
 			delete(all, w.ID)
 		}
 		return errStays
