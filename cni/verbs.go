@@ -200,12 +200,10 @@ func (c *config) valid() ([]Key, error) {
 	}
 	valid := make([]Key, 0, len(all))
 	for _, a := range all {
-		if a.ContainerID == "" || a.IfName == "" { // it may be meant for one that there is
+		// It may be meant for one that there is.
+		if a.ContainerID == "" || len(a.ContainerID) > maxContainerID || !identifier(a.ContainerID) || badIfName(a.IfName) != "" {
 			return nil, invalid(fmt.Sprintf("%s has container %s with interface %s, which is none", quoted(key), quoted(a.ContainerID), quoted(a.IfName)),
 				"it has to consist of objects with containerID and ifname: nothing was released")
-		}
-		if len(a.ContainerID) > maxContainerID || !identifier(a.ContainerID) || badIfName(a.IfName) != "" {
-			continue // ADD has refused it
 		}
 		valid = append(valid, Key{ContainerID: a.ContainerID, IfName: a.IfName})
 	}

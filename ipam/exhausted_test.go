@@ -20,13 +20,17 @@ func TestExhaustedIsKnown(t *testing.T) {
 			}
 		}
 		count := 0
-		for _, n := range nodes {
-			for {
-				_, err := n.Allocate(t.Context(), fmt.Sprint(count))
-				if err != nil {
-					break
+		for more := true; more; time.Sleep(2 * abstain) { // what is on its way from one node to another is nobody's for a moment
+			more = false
+			for _, n := range nodes {
+				for {
+					_, err := n.Allocate(t.Context(), fmt.Sprint(count))
+					if err != nil {
+						break
+					}
+					count++
+					more = true
 				}
-				count++
 			}
 		}
 		if count != 30 {

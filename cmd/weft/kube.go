@@ -149,6 +149,7 @@ func (c *cli) launchInCluster(ctx context.Context, l launching, k inCluster) (er
 		defer func() { err = errors.Join(err, stop()) }()
 	}
 	l.cfg.Guide = guide{agent}
+	c.lean()
 	for {
 		err = node.Launch(ctx, l.cfg)
 		if !errors.Is(err, node.ErrAnew) || ctx.Err() != nil {

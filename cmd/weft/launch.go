@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -78,6 +79,7 @@ token rotate.`,
 			if err := c.complete(cmd, &l); err != nil {
 				return err
 			}
+			c.lean()
 			return node.Launch(cmd.Context(), *cfg)
 		},
 	}
@@ -174,6 +176,17 @@ func (c *cli) complete(cmd *cobra.Command, l *launching) (err error) {
 	cfg.Masquerade = !l.noMasquerade
 	cfg.Out, cfg.Interactive = c.out, interactive(c.out)
 	return nil
+}
+
+// garbagePercent is how much garbage a daemon may have, relative to what it uses, before it is collected: half of the default, as
+// packets make none, and memory counts where there are many daemons.
+const garbagePercent = 50
+
+// lean has the process keep little memory, unless GOGC says otherwise.
+func (c *cli) lean() {
+	if c.getenv("GOGC") == "" {
+		debug.SetGCPercent(garbagePercent)
+	}
 }
 
 // givenToken returns the token that the user gave, the zero Token if none.

@@ -48,8 +48,13 @@ func (s *settled) Phase() (api.Phase, string) { return api.Ready, "" }
 func (s *settled) Status() api.Status {
 	return api.Status{MeshID: settledMesh, Universe: "10.32.0.0/12"}
 }
-func (s *settled) IPAM() api.IPAM            { return api.IPAM{Size: 1 << 20, Free: 1 << 10} }
-func (s *settled) Token() (api.Token, error) { return api.Token{Token: s.token}, nil }
+func (s *settled) IPAM() api.IPAM { return api.IPAM{Size: 1 << 20, Free: 1 << 10} }
+
+func (s *settled) Token() (api.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return api.Token{Token: s.token}, nil
+}
 
 func (s *settled) GaveUp(t token.Token) bool {
 	s.mu.Lock()

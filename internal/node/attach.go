@@ -91,7 +91,7 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		w.Boot, w.Attached = ws.boot, coming.record.Attached
 	}
 	if want.Asked != 0 {
-		w.Asked = want.Asked
+		w.Asked = max(w.Asked, want.Asked) // the same may be asked for twice at once
 	}
 	var made hostnet.Attached
 	if err == nil {

@@ -62,7 +62,7 @@ func (ws *workloads) late(ctx context.Context, want workload) error {
 	if at, ok := ws.deleted[deletion{want.ID, want.CNI.Network}]; ok && want.Asked <= at {
 		return fmt.Errorf("%s of container %s was deleted after this was asked for; ask again", want.IfName, want.CNI.ContainerID)
 	}
-	if w, ok := ws.all[want.ID]; ok && w.Boot == ws.boot && want.Asked < w.Asked {
+	if w, ok := ws.all[want.ID]; ok && w.Boot == ws.boot && want.Asked < w.Asked && (want.Netns != w.Netns || want.NetnsID != w.NetnsID) {
 		return fmt.Errorf("%s of container %s was added again after this was asked for; ask again", want.IfName, want.CNI.ContainerID)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,6 +84,10 @@ func TestCNIStaleRequests(t *testing.T) {
 		}
 		earlier := r
 		earlier.Begun = old.Begun + 500*time.Millisecond
+		if _, err := n1.service().CNIAttach(t.Context(), earlier); err != nil {
+			t.Errorf("the same, asked for twice: %v", err)
+		}
+		earlier.Netns = request(n1, "another").Netns
 		_, err := n1.service().CNIAttach(t.Context(), earlier)
 		refused(t, err, cni.CodeTryLater, "eth0 of container c1 was added again after this was asked for", "ask again")
 		c.add(n1, r) // the same plugin asks again
@@ -211,12 +216,12 @@ func TestCNIBacklogRests(t *testing.T) {
 		c, n1 := one(t)
 		a := request(n1, "a")
 		c.add(n1, a)
-		tries := 0
+		var tries atomic.Int32
 		n1.host.mu.Lock()
 		n1.host.stuck = map[string]error{"cni/a/eth0": errors.New("device or resource busy")}
 		n1.host.visited = func(w hostnet.Workload) {
 			if w.ID == "cni/a/eth0" {
-				tries++
+				tries.Add(1)
 			}
 		}
 		n1.host.mu.Unlock()
@@ -228,15 +233,15 @@ func TestCNIBacklogRests(t *testing.T) {
 			c.add(n1, b)
 			c.del(n1, release(b))
 		}
-		if tries != 1 {
-			t.Errorf("it was tried %d times", tries)
+		if n := tries.Load(); n != 1 {
+			t.Errorf("it was tried %d times", n)
 		}
-		if _, err := n1.service().CNIAttach(t.Context(), a); err == nil || tries != 2 {
-			t.Errorf("its own request: %v, after %d tries", err, tries)
+		if _, err := n1.service().CNIAttach(t.Context(), a); err == nil || tries.Load() != 2 {
+			t.Errorf("its own request: %v, after %d tries", err, tries.Load())
 		}
 		time.Sleep(2 * repairInterval)
-		if tries < 3 {
-			t.Errorf("then it was tried %d times", tries)
+		if n := tries.Load(); n < 3 {
+			t.Errorf("then it was tried %d times", n)
 		}
 	})
 }
