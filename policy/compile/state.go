@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"net/netip"
+
+	"github.com/weftnet/weft/policy"
+)
+
+// An Identity is a class of addresses that no rule in use can tell apart. [World] is that of all addresses without another one.
+type Identity uint32
+
+// The identities that are always there.
+const (
+	World   Identity = 0 // of all addresses without another one
+	OwnNode Identity = 1 // of this node, by whatever address
+)
+
+// A TableID names a table of verdicts. It is never used again for another content.
+type TableID uint64
+
+// A Cell is where one verdict is: an identity, and either one protocol with a range of ports, or (Protocol zero) everything that has no
+// verdict of its own, protocols without ports among it.
+type Cell struct {
+	Identity    Identity
+	Protocol    policy.Protocol
+	First, Last uint16 // inclusive; zero both if Protocol is zero, 0 and 65535 for all ports
+}
+
+// A Verdict is what is done with a connection, and to which policy that is put down.
+type Verdict struct {
+	Allow bool
+	By    policy.Verdict // Endpoint is not set: endpoints share tables
+}
+
+// A Table holds the verdicts for one direction of the endpoints that share it. A connection has the verdict of the narrowest cell of the
+// other end's identity that it is in: one with its protocol and port, else one with Protocol zero; if there is none of that identity,
+// it is judged as one of World, and if there is none there either, by Default. Cells of one identity and protocol never overlap.
+//
+// An ID stands for the same rules for as long as it is in use, and for no others later. Cells come and go with the identities.
+type Table struct {
+	ID      TableID
+	Default Verdict
+	Cells   map[Cell]Verdict
+}
+
+// A Side is an address of a local endpoint and a direction.
+type Side struct {
+	Addr      netip.Addr
+	Direction policy.Direction
+}
+
+// A State is all that the kernel is to look up. Endpoints without a side in it are open in that direction. What reaches an address that is its own
+// is allowed. Nodes' ingress is not judged: what a node sends to its own endpoints passes no table, what they send to it passes that of their
+// egress with the identity OwnNode, whatever its address.
+type State struct {
+	Tables     map[TableID]*Table
+	Sides      map[Side]TableID
+	Identities map[netip.Addr]Identity   // of single addresses: endpoints and nodes
+	Blocks     map[netip.Prefix]Identity // of all other addresses; the longest prefix counts
+}
+
+// A Delta is what changes a state into the next one. Its maps and slices belong to the receiver.
+type Delta struct {
+	AddTables  []*Table
+	Patches    map[TableID]Patch // of tables that stay
+	DropTables []TableID
+
+	SetSides  map[Side]TableID
+	DropSides []Side
+
+	SetIdentities  map[netip.Addr]Identity
+	DropIdentities []netip.Addr
+	SetBlocks      map[netip.Prefix]Identity
+	DropBlocks     []netip.Prefix
+}
+
+// A Patch changes the cells of a table.
+type Patch struct {
+	Default *Verdict // nil: as before
+	Set     map[Cell]Verdict
+	Drop    []Cell
+}
