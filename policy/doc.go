@@ -15,7 +15,9 @@
 //     the next tier. If any policy of the Network tier isolates the endpoint in that direction, what none of them allows is denied
 //     and Baseline is not asked.
 //   - What could not be understood narrows what is allowed, never widens it ([Policy.Problems]).
-//   - An endpoint always reaches itself. Between an endpoint and its own node, the Network tier is not asked.
+//   - An endpoint's own node always reaches it. Of what it sends to that node, or through a Service to itself, the Network tier denies
+//     nothing; the Admin tier may, and Baseline where the Network tier does not isolate.
+//   - An address is that of one endpoint at most, the one that has come by it last, and then it is no node's.
 //
 // Pure: no I/O, no clock, no goroutine, nothing is logged. Objects are values and never changed once given. internal/node,
 // internal/api, internal/kube and the packages below this one import it; it imports the standard library alone.

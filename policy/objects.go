@@ -96,7 +96,7 @@ type Ports struct {
 	Protocol    Protocol // zero only where First, Last and Name are
 	First, Last uint16   // inclusive; both zero: all ports of the protocol
 	// Name is that of a port of the endpoint at the destination, which has another number in each, or none. With it First and Last are zero.
-	// Protocol zero fits a port of that name whatever its protocol is.
+	// Protocol zero fits a port of that name whatever its protocol is. What is no endpoint has no such ports.
 	Name string
 }
 
@@ -119,7 +119,8 @@ type Policy struct {
 	// Namespaces selects the namespaces of the subject by their labels; nil is the policy's own namespace. Pods selects among the
 	// endpoints there; nil is all.
 	Namespaces, Pods *Selector
-	// Isolates says, by direction, whether a policy of the Network tier denies its subject what no such policy allows.
+	// Isolates says, by direction, whether a policy of the Network tier denies its subject what no such policy allows. Its rules of a direction
+	// in which it does not isolate say nothing.
 	Isolates [2]bool
 	Rules    [2][]Rule // by direction, in the order in which they are asked
 	// Problems are what could not be understood, a line each, and how it is enforced instead.
@@ -143,7 +144,7 @@ type Endpoint struct {
 	Ports  []NamedPort
 }
 
-// A Namespace is a set of endpoints. Its labels include kubernetes.io/metadata.name.
+// A Namespace is a set of endpoints. To its labels a World adds [NameLabel].
 type Namespace struct {
 	Name   string
 	Labels map[string]string
@@ -157,7 +158,8 @@ type Node struct {
 }
 
 // A Connection is what is judged: the first packet's addresses after destination NAT. Both addresses are of one family and not
-// IPv4-mapped. Ports are zero where the protocol has none.
+// IPv4-mapped. Ports are zero where the protocol has none. If both addresses are the same, it comes through a Service: what an endpoint sends
+// to its own address never leaves it, and nobody judges that.
 type Connection struct {
 	Src, Dst netip.Addr
 	Protocol Protocol

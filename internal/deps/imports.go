@@ -15,6 +15,7 @@ func engines() []string { return []string{"cni", "ipam", "mesh", "policy", "rout
 func pureAllows() map[string][]string {
 	return map[string][]string{
 		"ipam/ring":       {},
+		"policy":          {},
 		"router/envelope": {"golang.org/x/crypto"},
 		"router/fastpath": {},
 		"router/packet":   {},
