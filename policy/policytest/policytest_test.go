@@ -39,7 +39,7 @@ func TestAim(t *testing.T) {
 		}
 	}
 	least := map[string]int{"allowed true": worlds * each / 4, "allowed false": worlds * each / 4, "v4 true": 2000, "v4 false": 1000}
-	for _, p := range []int{1, 6, 17, 58, 132} {
+	for _, p := range append(protocols(), icmp, icmpv6) {
 		least[fmt.Sprint("protocol ", p)] = 200
 	}
 	for d := range 2 {
