@@ -15,6 +15,7 @@ const (
 	ByRule                      // Verdict.Policy and Rule say which
 	Isolated                    // Verdict.Isolating isolate it, and none of them allows this
 	Open                        // no policy has anything to say, or the last one that had passes it on
+	Beyond                      // the rules are more than can be enforced, so nothing is allowed
 )
 
 // A Verdict is the decision of one end.

@@ -13,11 +13,18 @@ type Identity uint32
 
 // The identities that are always there.
 const (
-	World   Identity = 0 // of all addresses without another one
-	OwnNode Identity = 1 // of this node, by whatever address
+	World    Identity = 0           // of all addresses without another one
+	Unsorted Identity = 1           // of addresses that are beyond [Limits]; what depends on who they are is denied
+	OwnNode  Identity = ownNode | 1 // of this node, by an address that no block in use contains or that is not known to be its own
 )
 
-// A TableID names a table of verdicts. It is never used again for another content.
+// ownNode is set in the numbers of this node's identities.
+const ownNode Identity = 1 << 31
+
+// IsOwnNode says whether it is an identity of this node's own addresses: of all of them [OwnNode], unless blocks tell them apart.
+func (i Identity) IsOwnNode() bool { return i&ownNode != 0 }
+
+// A TableID names a table of verdicts. It is never used again for another one.
 type TableID uint64
 
 // A Cell is where one verdict is: an identity, and either one protocol with a range of ports, or (Protocol zero) everything that has no
@@ -28,17 +35,19 @@ type Cell struct {
 	First, Last uint16 // inclusive; zero both if Protocol is zero, 0 and 65535 for all ports
 }
 
-// A Verdict is what is done with a connection, and to which policy that is put down.
+// A Verdict is what is done with a connection, and to which policy that is put down. Two that are == are equal; equal ones from
+// different compilers, or for policies that have changed, need not be ==: see [Verdict.Equal].
 type Verdict struct {
 	Allow bool
-	By    policy.Verdict // Endpoint is not set: endpoints share tables
+	By    *policy.Verdict // shared, never changed, never nil; Endpoint is not set: endpoints share tables
 }
 
 // A Table holds the verdicts for one direction of the endpoints that share it. A connection has the verdict of the narrowest cell of the
 // other end's identity that it is in: one with its protocol and port, else one with Protocol zero; if there is none of that identity,
-// it is judged as one of World, and if there is none there either, by Default. Cells of one identity and protocol never overlap.
+// it is judged as one of World, and if there is none there either, by Default. Cells of one identity and protocol never overlap, and World has none
+// with Protocol zero.
 //
-// An ID stands for the same rules for as long as it is in use, and for no others later. Cells come and go with the identities.
+// It stays the same table, and is patched, while policies come and go, as long as there are endpoints that keep to it.
 type Table struct {
 	ID      TableID
 	Default Verdict
@@ -51,14 +60,17 @@ type Side struct {
 	Direction policy.Direction
 }
 
-// A State is all that the kernel is to look up. Endpoints without a side in it are open in that direction. What reaches an address that is its own
-// is allowed. Nodes' ingress is not judged: what a node sends to its own endpoints passes no table, what they send to it passes that of their
-// egress with the identity OwnNode, whatever its address.
+// A State is all that the kernel is to look up. Endpoints without a side in it are open in that direction.
+//
+// What reaches an address that is its own, through a Service, is allowed, but where Selves has that address: then the tables are asked, with the
+// identity that is there. This node's ingress is not judged: what it sends to its own endpoints passes no table. What they send to it passes
+// that of their egress with the identity in Identities if it is one of the node ([Identity.IsOwnNode]), and else OwnNode.
 type State struct {
 	Tables     map[TableID]*Table
 	Sides      map[Side]TableID
-	Identities map[netip.Addr]Identity   // of single addresses: endpoints and nodes
-	Blocks     map[netip.Prefix]Identity // of all other addresses; the longest prefix counts
+	Identities map[netip.Addr]Identity   // of single addresses, endpoints' and nodes', if Blocks has not the same one for them; all of this node's
+	Blocks     map[netip.Prefix]Identity // of all other addresses; the longest prefix counts, and may be of World
+	Selves     map[netip.Addr]Identity   // of addresses with sides, as they see themselves
 }
 
 // A Delta is what changes a state into the next one. Its maps and slices belong to the receiver.
@@ -74,9 +86,11 @@ type Delta struct {
 	DropIdentities []netip.Addr
 	SetBlocks      map[netip.Prefix]Identity
 	DropBlocks     []netip.Prefix
+	SetSelves      map[netip.Addr]Identity
+	DropSelves     []netip.Addr
 }
 
-// A Patch changes the cells of a table.
+// A Patch changes the cells of a table. No cell is in both Set and Drop. What is dropped may overlap with what is set: drop first.
 type Patch struct {
 	Default *Verdict // nil: as before
 	Set     map[Cell]Verdict
