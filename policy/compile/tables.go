@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"cmp"
+	"reflect"
+	"slices"
+
+	"github.com/weftnet/weft/policy"
+)
+
+// settlePolicies takes over the policies that have changed, and returns their new versions in the order in which they are asked.
+func (c *Compiler) settlePolicies() []*pol {
+	var added []*pol
+	gone := false
+	for k := range c.dirty.policies {
+		old, now := c.byKey[k], c.world.Policy(k)
+		if old != nil && now != nil && reflect.DeepEqual(old.Policy, now) {
+			old.Policy = now
+			continue
+		}
+		if old != nil {
+			old.gone, gone = true, true
+			delete(c.byKey, k)
+		}
+		if now != nil {
+			c.seq++
+			p := &pol{Policy: now, seq: c.seq, old: old}
+			for d := range policy.Direction(2) {
+				p.names[d] = p.portNames(d)
+				p.speaks[d] = p.says(d)
+			}
+			c.byKey[k] = p
+			added = append(added, p)
+		}
+	}
+	slices.SortFunc(added, comparePols)
+	if gone || len(added) > 0 {
+		c.order = merge(nil, c.order, added)
+	}
+	c.dirty.less = gone
+	return added
+}
+
+// comparePols orders policies as they are asked.
+func comparePols(a, b *pol) int { return policy.ComparePolicies(a.Policy, b.Policy) }
+
+// merge appends those of both that are not gone, in order.
+func merge(to, a, b []*pol) []*pol {
+	for len(a)+len(b) > 0 {
+		switch {
+		case len(a) > 0 && a[0].gone:
+			a = a[1:]
+		case len(a) == 0 || len(b) > 0 && comparePols(b[0], a[0]) < 0:
+			to, b = append(to, b[0]), b[1:]
+		default:
+			to, a = append(to, a[0]), a[1:]
+		}
+	}
+	return to
+}
+
+// settleLocals finds out which policies select the local endpoints, and returns the tables that have come by that.
+func (c *Compiler) settleLocals(changed []*pol) []*table {
+	var fresh []*table
+	for n := range c.dirty.locals {
+		e, ok := c.world.Endpoint(n)
+		l := c.locals[n]
+		switch {
+		case !ok || e.Node != c.node || len(e.Addrs) == 0:
+			if l != nil {
+				c.leave(l)
+				delete(c.locals, n)
+			}
+		case l == nil:
+			c.locals[n] = &local{}
+		}
+	}
+	lost := map[*table]bool{}
+	for n, l := range c.locals {
+		set := c.endpoints[n].set
+		_, dirty := c.dirty.locals[n]
+		whole := dirty || set.space.stale
+		if !whole && len(changed) == 0 && !c.dirty.less {
+			continue
+		}
+		var mine []*pol
+		if !whole {
+			for _, p := range changed {
+				if set.fits(p.Namespace, p.Namespaces, p.Pods) {
+					mine = append(mine, p)
+				}
+			}
+		}
+		for d := range policy.Direction(2) {
+			list := c.scratch.pols[:0]
+			if whole {
+				for _, p := range c.order {
+					if p.speaks[d] && set.fits(p.Namespace, p.Namespaces, p.Pods) {
+						list = append(list, p)
+					}
+				}
+			} else {
+				var had []*pol
+				loses := false
+				if t := l.tables[d]; t != nil {
+					var known bool
+					if loses, known = lost[t]; !known {
+						loses = slices.ContainsFunc(t.pols, func(p *pol) bool { return p.gone })
+						lost[t] = loses
+					}
+					had = t.pols
+				}
+				more := slices.DeleteFunc(slices.Clone(mine), func(p *pol) bool { return !p.speaks[d] })
+				if !loses && len(more) == 0 {
+					continue
+				}
+				list = merge(list, had, more)
+			}
+			c.scratch.pols = list
+			if t := c.join(n, l, d, list); t != nil {
+				fresh = append(fresh, t)
+			}
+		}
+	}
+	return fresh
+}
+
+// leave takes a local endpoint out of its tables.
+func (c *Compiler) leave(l *local) {
+	for d, t := range l.tables {
+		if t != nil {
+			t.refs--
+			l.tables[d] = nil
+		}
+	}
+}
+
+// join puts a local endpoint into the table of these policies. It returns the table if there was none.
+func (c *Compiler) join(n policy.Name, l *local, d policy.Direction, list []*pol) *table {
+	old := l.tables[d]
+	var t, made *table
+	if len(list) > 0 {
+		ports := c.localPorts(n, d, list)
+		hash := uint64(d)
+		for _, p := range list {
+			hash = (hash ^ p.seq) * 0x9e3779b97f4a7c15
+			hash ^= hash >> 29
+		}
+		for _, p := range ports {
+			hash = (hash ^ uint64(p.port)<<8 ^ uint64(p.protocol)) * 0x9e3779b97f4a7c15
+		}
+		for t = c.byHash[hash]; t != nil; t = t.next {
+			if t.direction == d && slices.Equal(t.pols, list) && slices.Equal(t.ports, ports) {
+				break
+			}
+		}
+		if t == nil {
+			t = &table{hash: hash, next: c.byHash[hash], direction: d, pols: slices.Clone(list), ports: ports, from: map[*table]int{}}
+			made = t
+			c.byHash[hash] = t
+			for _, p := range t.pols {
+				c.use(p, d)
+			}
+		}
+	}
+	if t == old {
+		return nil
+	}
+	if t != nil {
+		t.refs++
+		if t.from != nil && old != nil {
+			t.from[old]++
+		}
+	}
+	if old != nil {
+		old.refs--
+	}
+	l.tables[d] = t
+	return made
+}
+
+// localPorts returns what the names in the rules mean at a local endpoint.
+func (c *Compiler) localPorts(n policy.Name, d policy.Direction, list []*pol) []localPort {
+	if d != policy.Ingress || !c.endpoints[n].ports {
+		return nil
+	}
+	e, _ := c.world.Endpoint(n)
+	asked := map[string]struct{}{}
+	for _, p := range list {
+		for _, name := range p.names[d] {
+			asked[name] = struct{}{}
+		}
+	}
+	var ports []localPort
+	for _, x := range e.Ports {
+		if _, ok := asked[x.Name]; ok && x.Protocol != 0 {
+			ports = append(ports, localPort{x.Name, x.Protocol, x.Port})
+		}
+	}
+	slices.SortFunc(ports, func(a, b localPort) int {
+		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.port, b.port))
+	})
+	return slices.Compact(ports)
+}
+
+// settleTables drops the tables that nobody has any more, and builds those that have come.
+func (c *Compiler) settleTables(fresh []*table) {
+	var dying []*table
+	c.tables = slices.DeleteFunc(c.tables, func(t *table) bool {
+		if t.refs == 0 {
+			dying = append(dying, t)
+		}
+		return t.refs == 0
+	})
+	for _, t := range dying {
+		c.unfile(t)
+		c.unbuild(t)
+		for _, p := range t.pols {
+			c.unuse(p, t.direction)
+		}
+		for _, cells := range t.cells {
+			c.cells -= len(cells)
+		}
+	}
+	for _, t := range fresh {
+		t.whole, t.todo = true, true
+		var best *table
+		for old, n := range t.from {
+			if old.refs == 0 && !old.taken && (best == nil || n > t.from[best] || n == t.from[best] && old.id < best.id) {
+				best = old
+			}
+		}
+		t.from = nil
+		if best != nil {
+			best.taken = true
+			t.id, t.before, t.oldDef = best.id, best.cells, best.oldDef
+		} else {
+			c.lastTable++
+			t.id = c.lastTable
+		}
+		c.tables = append(c.tables, t)
+		c.begin(t)
+	}
+	for _, t := range dying {
+		if !t.taken {
+			c.delta.DropTables = append(c.delta.DropTables, t.id)
+		}
+	}
+	for _, t := range c.tables {
+		if t.denied && !t.todo && t.mayFit(c) {
+			t.denied, t.todo = false, true
+			c.begin(t)
+		}
+	}
+}
+
+// mayFit says whether it is worthwhile to try a denied table again.
+func (t *table) mayFit(c *Compiler) bool {
+	if t.lacks > 0 {
+		return c.rules+t.lacks <= c.limits.Rules
+	}
+	return c.limits.Cells-c.cells > t.room || len(c.classes.byKey) < t.classes
+}
+
+// unfile takes a table out of those that can be found.
+func (c *Compiler) unfile(t *table) {
+	if c.byHash[t.hash] == t {
+		if t.next == nil {
+			delete(c.byHash, t.hash)
+		} else {
+			c.byHash[t.hash] = t.next
+		}
+		return
+	}
+	for at := c.byHash[t.hash]; at != nil; at = at.next {
+		if at.next == t {
+			at.next = t.next
+		}
+	}
+}
+
+// begin builds a table if there is room for its rules, and else denies it.
+func (c *Compiler) begin(t *table) {
+	n := 0
+	for _, p := range t.pols {
+		n += len(p.rules[t.direction])
+	}
+	if c.rules+n > c.limits.Rules {
+		c.deny(t)
+		t.lacks = n
+		return
+	}
+	t.lacks = 0
+	c.rules += n
+	c.build(t)
+	if c.cells > c.limits.Cells {
+		c.deny(t)
+	}
+}
+
+// deny makes a table one that denies everything.
+func (c *Compiler) deny(t *table) {
+	for id := range t.cells {
+		c.set(t, id, nil)
+	}
+	c.unbuild(t)
+	t.denied, t.todo, t.def = true, false, c.verdicts.beyond
+	t.room, t.classes = c.limits.Cells-c.cells, len(c.classes.byKey)
+	t.selves = nil
+}
+
+// unbuild forgets what build has made, but for the cells.
+func (c *Compiler) unbuild(t *table) {
+	each(t.byPeer, func(id uint32) {
+		p := c.peers.byID[id]
+		p.tables = slices.DeleteFunc(p.tables, func(x *table) bool { return x == t })
+	})
+	for _, n := range c.names {
+		n.tables = slices.DeleteFunc(n.tables, func(x *table) bool { return x == t })
+	}
+	c.rules -= len(t.rules)
+	t.rules, t.byPeer, t.byName, t.everyone, t.isolated = nil, nil, nil, nil, nil
+}
+
+// settleCells works out the cells of the classes that have come, in all tables, and of all of them in tables that have come.
+func (c *Compiler) settleCells(wanted map[*table]map[*class]struct{}) {
+	added, removed := c.settleClasses()
+	for _, x := range removed {
+		for _, t := range c.tables {
+			c.set(t, x.id, nil)
+		}
+	}
+	for _, x := range added {
+		c.tablesOf(x, func(t *table) {
+			if !t.todo {
+				c.fill(t, x)
+			}
+		})
+	}
+	if slices.ContainsFunc(c.tables, func(t *table) bool { return t.todo }) {
+		for _, x := range c.classes.byKey {
+			c.tablesOf(x, func(t *table) {
+				if t.todo {
+					c.fill(t, x)
+				}
+			})
+		}
+	}
+	for _, t := range c.tables {
+		for x := range t.selves {
+			if _, ok := wanted[t][x]; !ok && !x.dead {
+				c.set(t, x.id, nil)
+			}
+		}
+		for x := range wanted[t] {
+			if _, ok := t.selves[x]; !ok || t.todo {
+				c.fill(t, x)
+			}
+		}
+		t.selves, t.todo = wanted[t], false
+	}
+}
+
+// fill works out the cells of a class in a table.
+func (c *Compiler) fill(t *table, x *class) {
+	if t.denied {
+		return
+	}
+	c.set(t, x.id, c.cellsOf(t, x))
+	if c.cells > c.limits.Cells {
+		c.deny(t)
+	}
+}
+
+// tablesOf calls f for the tables with rules about what is of a class.
+func (c *Compiler) tablesOf(x *class, f func(*table)) {
+	switch {
+	case x.is(self): // only its own tables need to know
+	case x.is(own):
+		for _, t := range c.tables {
+			if t.direction == policy.Egress {
+				f(t)
+			}
+		}
+	case x.is(beyond):
+		for _, t := range c.tables {
+			f(t)
+		}
+	default:
+		c.marks++
+		once := func(tables []*table) {
+			for i := 0; i < len(tables); i++ {
+				if t := tables[i]; t.mark != c.marks {
+					t.mark = c.marks
+					c.scratch.tables = append(c.scratch.tables, t)
+				}
+			}
+		}
+		c.scratch.tables = c.scratch.tables[:0]
+		for i := range x.peers() {
+			once(c.peers.byID[x.peer(i)].tables)
+		}
+		for i := range x.values() {
+			once(c.byName[x.value(i).name].tables)
+		}
+		for _, t := range c.scratch.tables {
+			f(t)
+		}
+	}
+}
+
+// export returns a table as it is seen outside.
+func (t *table) export() *Table {
+	n := 0
+	for _, cells := range t.cells {
+		n += len(cells)
+	}
+	x := &Table{ID: t.id, Default: verdict(t.def), Cells: make(map[Cell]Verdict, n)}
+	for id, cells := range t.cells {
+		for _, cell := range cells {
+			x.Cells[cell.of(id)] = verdict(cell.by)
+		}
+	}
+	return x
+}
+
+// of returns where it is.
+func (c cell) of(id Identity) Cell { return Cell{id, c.protocol, c.first, c.last} }
+
+func verdict(v *policy.Verdict) Verdict { return Verdict{v.Allowed, v} }
+
+// report puts what has changed in the tables into the delta.
+func (c *Compiler) report() {
+	for _, t := range c.tables {
+		switch {
+		case t.oldDef == nil:
+			c.delta.AddTables = append(c.delta.AddTables, t.export())
+		default:
+			p := t.patch()
+			if p.Default != nil || len(p.Set)+len(p.Drop) > 0 {
+				put(&c.delta.Patches, t.id, p)
+			}
+		}
+		t.oldDef, t.before, t.whole = t.def, nil, false
+	}
+}
+
+// patch returns what has changed.
+func (t *table) patch() Patch {
+	var p Patch
+	if now := verdict(t.def); !now.Equal(verdict(t.oldDef)) {
+		p.Default = &now
+	}
+	for id, old := range t.before {
+		p.compare(id, old, t.cells[id])
+	}
+	if t.whole {
+		for id, now := range t.cells {
+			if _, compared := t.before[id]; !compared {
+				p.compare(id, nil, now)
+			}
+		}
+	}
+	return p
+}
+
+// compare adds what has changed in the cells of an identity. Both are by protocol and port.
+func (p *Patch) compare(id Identity, old, now []cell) {
+	for len(old)+len(now) > 0 {
+		var order int
+		switch {
+		case len(old) == 0:
+			order = 1
+		case len(now) == 0:
+			order = -1
+		default:
+			a, b := old[0], now[0]
+			order = cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.first, b.first), cmp.Compare(a.last, b.last))
+		}
+		if order < 0 {
+			p.Drop = append(p.Drop, old[0].of(id))
+			old = old[1:]
+			continue
+		}
+		if order > 0 || !verdict(old[0].by).Equal(verdict(now[0].by)) {
+			put(&p.Set, now[0].of(id), verdict(now[0].by))
+		}
+		if order == 0 {
+			old = old[1:]
+		}
+		now = now[1:]
+	}
+}
