@@ -110,18 +110,22 @@ func (c *cluster) crash(m *member) {
 	c.wake()
 }
 
-// exchange is the push and pull of whole states with those that can be reached.
+// exchange is the push and pull of whole states with those that can be reached. A node may crash meanwhile.
 func (c *cluster) exchange(m *member) {
 	c.mu.Lock()
-	var others []*member
+	self := m.Allocator
+	var others []*Allocator
 	for id, o := range c.nodes {
 		if id != m.id && o.Allocator != nil && c.cut[id] == c.cut[m.id] {
-			others = append(others, o)
+			others = append(others, o.Allocator)
 		}
 	}
 	c.mu.Unlock()
+	if self == nil {
+		return
+	}
 	for _, o := range others {
-		for _, way := range [][2]*member{{o, m}, {m, o}} {
+		for _, way := range [][2]*Allocator{{o, self}, {self, o}} {
 			if _, err := way[1].Merge(way[0].Encode()); err != nil {
 				c.t.Error(err)
 			}

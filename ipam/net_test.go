@@ -184,6 +184,44 @@ func TestAddressesOfOthersByName(t *testing.T) {
 	})
 }
 
+// TestNotExhaustedWhileUnderWay has the last address on its way between two nodes while a third one asks both: neither has it.
+func TestNotExhaustedWhileUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, nodes := founded(t, "10.32.0.0/28", 3)
+		n1, n2, n3 := nodes[0], nodes[1], nodes[2]
+		c.within(time.Minute, func(ctx context.Context) {
+			for i, m := range nodes {
+				m.allocate(ctx, "all", []int{6, 4, 4}[i])
+			}
+		})
+		if err := n1.Release("all-0"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(DefaultQuarantine + time.Second)
+		c.lose(func(from, to ring.Owner, k kind) bool { return k == kindGrant && from == 1 && to == 2 })
+		gone := make(chan struct{})
+		go func() { // the grant is for it, but it is gone when that arrives
+			defer close(gone)
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			if l, err := n2.Allocate(ctx, "impatient"); err == nil {
+				t.Errorf("got %v by a grant that was lost", l)
+			}
+		}()
+		time.AfterFunc(time.Second, func() { c.lose(nil) })
+		time.Sleep(200 * time.Millisecond)
+		c.within(silence, func(ctx context.Context) { n3.allocate(ctx, "patient", 1) })
+		<-gone
+		c.unique()
+		c.within(silence+time.Second, func(ctx context.Context) {
+			_, err := n3.Allocate(ctx, "one too many")
+			if want := "no address left in 10.32.0.0/28: 14 of 14 in use (n1 5, n3 5, n2 4); detach workloads or start a mesh with a larger range"; err == nil || err.Error() != want {
+				t.Errorf("error %v\nwant %s", err, want)
+			}
+		})
+	})
+}
+
 func TestExhaustion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, nodes := founded(t, "10.32.0.0/29", 2)

@@ -257,6 +257,8 @@ func (a *Allocator) declined(o ring.Owner, now time.Time, urgent bool) bool {
 	switch {
 	case !ok:
 		return false
+	case urgent && d.urgent && d.reason != refusedNoMajority && a.outdated(o, d):
+		return now.Sub(d.at) < patience
 	case urgent && d.reason != refusedNoMajority:
 		return d.urgent && !slices.ContainsFunc(a.waiters, func(w *waiter) bool { return !w.exact && !d.holds(w) })
 	case d.reason == refusedFull:
@@ -267,6 +269,12 @@ func (a *Allocator) declined(o ring.Owner, now time.Time, urgent bool) bool {
 
 // holds reports whether the refusal answers a waiter.
 func (d denial) holds(w *waiter) bool { return d.urgent && !d.at.Before(w.since.Add(-fresh)) }
+
+// outdated reports whether a node got, or is about to get, more slots than it spoke of when it refused: they were under way from a third one, which
+// does not have them any more.
+func (a *Allocator) outdated(o ring.Owner, d denial) bool {
+	return a.space.usable(a.share()[o]) > d.usage.usable
+}
 
 // giveUp ends the waiting of those whom nobody can help.
 func (a *Allocator) giveUp(now time.Time, v view) {
@@ -306,8 +314,11 @@ func (a *Allocator) hopeless(w *waiter, now time.Time, v view) bool {
 	if !a.majority(v) {
 		return now.Sub(a.started) >= grace && (own || now.Sub(w.since) >= grace)
 	}
+	if len(a.ledger.announced()) > 0 && now.Sub(w.since) < silence {
+		return false // they are on their way to this node
+	}
 	for _, o := range a.richest(v) {
-		if d := a.denials[o]; d.holds(w) && (d.reason != refusedNoMajority || now.Sub(w.since) >= silence) {
+		if d := a.denials[o]; d.holds(w) && (now.Sub(w.since) >= silence || d.reason != refusedNoMajority && !a.outdated(o, d)) {
 			continue
 		}
 		q := a.asks[o]
