@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// composeSkeleton adds the table with its sets, chains, rules and constant elements to a transaction.
+func (b *buffer) composeSkeleton(table string, l layout) {
+	at := b.begin(nft(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
+	b.text(unix.NFTA_TABLE_NAME, table)
+	b.word(unix.NFTA_TABLE_FLAGS, 0)
+	b.end(at)
+	for i, k := range sets() {
+		k.compose(b, table, uint32(i+1))
+	}
+	for _, c := range l.chains() {
+		at := b.begin(nft(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
+		b.text(unix.NFTA_CHAIN_TABLE, table)
+		b.text(unix.NFTA_CHAIN_NAME, c.name)
+		if c.hook != noHook {
+			hook := b.nest(unix.NFTA_CHAIN_HOOK)
+			b.word(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook))
+			b.word(unix.NFTA_HOOK_PRIORITY, 0)
+			b.close(hook)
+			b.word(unix.NFTA_CHAIN_POLICY, 1) // accept: what is to be dropped is dropped by a rule
+			b.text(unix.NFTA_CHAIN_TYPE, "filter")
+		}
+		b.end(at)
+	}
+	b.composeJudges(table)
+	b.composeRules(table, l)
+}
+
+// composeRules adds the rules of all chains.
+func (b *buffer) composeRules(table string, l layout) {
+	for _, c := range l.chains() {
+		for _, r := range c.rules {
+			at := b.begin(nft(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE|unix.NLM_F_APPEND, unix.NFPROTO_INET, 0)
+			b.text(unix.NFTA_RULE_TABLE, table)
+			b.text(unix.NFTA_RULE_CHAIN, c.name)
+			list := b.nest(unix.NFTA_RULE_EXPRESSIONS)
+			for _, e := range r {
+				b.expression(unix.NFTA_LIST_ELEM, e)
+			}
+			b.close(list)
+			b.end(at)
+		}
+	}
+}
+
+// A meaning is an element of a judge: what a verdict leads to.
+type meaning struct {
+	set   string
+	key   []byte
+	code  int32
+	chain string
+}
+
+func meanings() (all []meaning) {
+	for _, x := range copies() {
+		for _, d := range ends() {
+			all = append(all,
+				meaning{setJudge + d.name + x, number(allowed), unix.NFT_RETURN, ""},
+				meaning{setJudge + d.name + x, number(0), unix.NFT_GOTO, "deny-" + d.name + x})
+		}
+	}
+	return all
+}
+
+func (b *buffer) composeJudges(table string) {
+	for _, m := range meanings() {
+		at := b.begin(nft(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
+		b.text(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+		b.text(unix.NFTA_SET_ELEM_LIST_SET, m.set)
+		list := b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+		one := b.nest(unix.NFTA_LIST_ELEM)
+		b.value(unix.NFTA_SET_ELEM_KEY, m.key)
+		b.verdict(unix.NFTA_SET_ELEM_DATA, m.code, m.chain)
+		b.close(one)
+		b.close(list)
+		b.end(at)
+	}
+}
+
+// describe is how the kernel describes the table that composeSkeleton makes.
+func (l layout) describe() (lines []string) {
+	lines = append(lines, "table 0")
+	for _, k := range sets() {
+		lines = append(lines, k.line())
+	}
+	for _, c := range l.chains() {
+		lines = append(lines, chainLine(c.name, c.hook, 0, 1))
+		for i, r := range c.rules {
+			var b buffer
+			for _, e := range r {
+				b.expression(unix.NFTA_LIST_ELEM, e)
+			}
+			lines = append(lines, fmt.Sprintf("rule %s %d%s", c.name, i, ruleLine(b)))
+		}
+	}
+	for _, m := range meanings() {
+		lines = append(lines, fmt.Sprintf("element %s %x: %d %s", m.set, m.key, m.code, m.chain))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// composeRemoval removes a table that is there. What it judges by goes first, as no packet may see a part of it.
+func (b *buffer) composeRemoval(table string, have *contents) {
+	if have.sets[setCurrent].name != "" {
+		b.composeFlush(table, setCurrent)
+	}
+	at := b.begin(nft(unix.NFT_MSG_DELTABLE), 0, unix.NFPROTO_INET, 0)
+	b.text(unix.NFTA_TABLE_NAME, table)
+	b.end(at)
+}
+
+// composeFlush removes all elements of a set.
+func (b *buffer) composeFlush(table, set string) {
+	at := b.begin(nft(unix.NFT_MSG_DELSETELEM), 0, unix.NFPROTO_INET, 0)
+	b.text(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+	b.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+	b.end(at)
+}
+
+// composeContents adds all elements of the model.
+func (b *buffer) composeContents(table string, m *model) {
+	all := map[string][]element{}
+	m.each(func(set string, x element) { all[set] = append(all[set], x) })
+	for _, k := range sets() {
+		l := b.adding(table, k)
+		for _, x := range all[k.name] {
+			l.add(x)
+		}
+		l.close()
+	}
+}
+
+// composePhase makes a copy the one that judges, instead of another one.
+func (b *buffer) composePhase(table, was, now string) {
+	kind := sets()[0]
+	if was != "" {
+		l := b.deleting(table, kind)
+		l.add(element{key: phase(was)})
+		l.close()
+	}
+	l := b.adding(table, kind)
+	l.add(element{key: phase(now)})
+	l.close()
+}
+
+// other is the copy that is not the given one.
+func other(c string) string {
+	all := copies()
+	if c == all[0] {
+		return all[1]
+	}
+	return all[0]
+}
+
+// difference is what is to be changed of the elements; it takes them away from have.
+func (m *model) difference(have *contents) *edit {
+	e := newEdit()
+	m.each(func(set string, x element) {
+		from := have.values[set]
+		if x.end != nil {
+			from = have.intervals[set]
+		}
+		old, ok := from[string(x.key)]
+		delete(from, string(x.key))
+		switch {
+		case !ok:
+			e.replace(set, nil, &x)
+		case old.data != x.data || !bytes.Equal(old.end, x.end) || set == setCounts && old.comment != x.comment:
+			e.replace(set, &old, &x)
+		}
+	})
+	for _, k := range sets() {
+		if k.name == setCurrent || k.dataType == typeVerdict {
+			continue
+		}
+		for _, from := range []map[string]element{have.values[k.name], have.intervals[k.name]} {
+			for _, x := range from {
+				e.replace(k.name, &x, nil)
+			}
+		}
+	}
+	return e
+}
+
+// sameBut says whether two descriptions differ in rules alone.
+func sameBut(have, want []string) bool {
+	rest := func(lines []string) (out []string) {
+		for _, l := range lines {
+			if !strings.HasPrefix(l, "rule ") {
+				out = append(out, l)
+			}
+		}
+		return out
+	}
+	return slices.Equal(rest(have), rest(want))
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package filter makes the kernel enforce a compile.State: by one nftables table, inet weft-policy, which is its own. It touches no other.
+//
+// The table has a constant number of chains and rules; tables of verdicts, endpoints, identities and cells are elements of a few maps. A packet
+// of an established connection, or one related to such, meets one rule. The first packet of a new connection is judged like this:
+//
+//	phase      which copy of the rules judges (see below)
+//	sides      source address -> number of the table of its egress; destination address -> that of its ingress
+//	identity   address of the other end -> number: by a hash map, else by a map of intervals, else World
+//	cells      (table, identity, protocol, port) -> verdict: by a hash map, else by a map of intervals, else (table, identity) by a hash map
+//	World      the same once more with the identity World, of which each table has a last cell: its default
+//	verdict    its counter counts; it returns to the other end's table, or leads to the log and to drop
+//
+// Guarantees:
+//
+//   - A change is one transaction, and a packet is judged by the state before or by the state after, never by a mixture: the look-ups of one packet
+//     may fall into two generations of the kernel's sets, so the rules are there twice, each change makes the other copy the current one, and what
+//     finds at its end that its copy is not current any more is judged again.
+//   - On error the kernel keeps the state that it had.
+//   - An equal table is left alone, whoever has made it; numbers that an earlier run has given are taken over.
+//   - What is missing closes: every way through the rules that finds nothing ends in drop.
+//
+// A connection that a new state forbids is cut: its entry of connection tracking is deleted, and TCP that comes without one, and is no plain SYN, is
+// answered with a reset at the endpoints that have rules.
+//
+// A [Filter] is safe for concurrent use. internal/enforce and internal/node import it; it imports policy and policy/compile.
+package filter

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/compile"
+)
+
+// An element is one of a set or map.
+type element struct {
+	key     []byte
+	end     []byte // of an interval
+	data    uint32
+	comment string
+}
+
+func familyOf(a netip.Addr) family {
+	f := families()
+	if a.Is4() {
+		return f[0]
+	}
+	return f[1]
+}
+
+func sideSet(s compile.Side) string {
+	if s.Direction == policy.Egress {
+		return familyOf(s.Addr).set(setEgress)
+	}
+	return familyOf(s.Addr).set(setIngress)
+}
+
+func twice(a netip.Addr) []byte { return append(a.AsSlice(), a.AsSlice()...) }
+
+func wideKey(table, identity uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(make([]byte, 0, 8), table), identity)
+}
+
+func cellKey(table uint32, s service, port uint16) []byte {
+	b := make([]byte, 16)
+	binary.BigEndian.PutUint32(b, table)
+	binary.BigEndian.PutUint32(b[4:], s.identity)
+	b[8] = byte(s.protocol)
+	binary.BigEndian.PutUint16(b[12:], port)
+	return b
+}
+
+func rangeOf(table uint32, s service, r portRange) element {
+	x := element{key: cellKey(table, s, r.first), end: cellKey(table, s, r.last), data: r.verdict}
+	x.end[15] = 1
+	return x
+}
+
+func (s span) element() element {
+	return element{
+		key: append(s.first.AsSlice(), make([]byte, padding)...), end: append(s.last.AsSlice(), number(1)...), data: s.identity,
+	}
+}
+
+// An edit is elements that go and come. A nil one notes nothing.
+type edit struct {
+	sets map[string]map[string]*change // by set and key
+}
+
+// A change is what becomes of an element; nil is for none.
+type change struct{ old, now *element }
+
+func newEdit() *edit { return &edit{sets: map[string]map[string]*change{}} }
+
+// at returns what becomes of an element.
+func (e *edit) at(set string, key []byte) *change {
+	m := e.sets[set]
+	if m == nil {
+		m = map[string]*change{}
+		e.sets[set] = m
+	}
+	c := m[string(key)]
+	if c == nil {
+		c = &change{}
+		m[string(key)] = c
+	}
+	return c
+}
+
+// empty says whether nothing changes.
+func (e *edit) empty() bool {
+	for _, m := range e.sets {
+		for _, c := range m {
+			if c.real() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (c *change) real() bool {
+	if c.old == nil || c.now == nil {
+		return c.old != c.now
+	}
+	return c.old.data != c.now.data || !bytes.Equal(c.old.end, c.now.end) || c.old.comment != c.now.comment
+}
+
+// replace notes that an element becomes another one with the same key.
+func (e *edit) replace(set string, old, now *element) {
+	var key []byte
+	switch {
+	case old != nil:
+		key = old.key
+	case now != nil:
+		key = now.key
+	default:
+		return
+	}
+	c := e.at(set, key)
+	if c.old == nil && c.now == nil {
+		c.old = old
+	}
+	c.now = now
+}
+
+// value notes that an element with that key has another value; nil is for none.
+func (e *edit) value(set string, key []byte, old, now *uint32) {
+	if e == nil || old != nil && now != nil && *old == *now {
+		return
+	}
+	var a, b *element
+	if old != nil {
+		a = &element{key: key, data: *old}
+	}
+	if now != nil {
+		b = &element{key: key, data: *now}
+	}
+	e.replace(set, a, b)
+}
+
+func (e *edit) interval(set string, x element, add bool) {
+	switch {
+	case e == nil:
+	case add:
+		e.replace(set, nil, &x)
+	default:
+		e.replace(set, &x, nil)
+	}
+}
+
+func (e *edit) counter(verdict uint32, comment string) {
+	if e != nil {
+		e.replace(setCounts, nil, &element{key: number(verdict), comment: comment})
+	}
+}
+
+// spans notes the difference of two lists that are sorted.
+func (e *edit) spans(was, now []span) {
+	if e == nil {
+		return
+	}
+	for len(was)+len(now) > 0 {
+		switch {
+		case len(now) == 0 || len(was) > 0 && was[0].first.Less(now[0].first):
+			e.interval(familyOf(was[0].first).set(setBlocks), was[0].element(), false)
+			was = was[1:]
+		case len(was) == 0 || now[0].first.Less(was[0].first):
+			e.interval(familyOf(now[0].first).set(setBlocks), now[0].element(), true)
+			now = now[1:]
+		default:
+			if was[0] != now[0] {
+				e.interval(familyOf(was[0].first).set(setBlocks), was[0].element(), false)
+				e.interval(familyOf(now[0].first).set(setBlocks), now[0].element(), true)
+			}
+			was, now = was[1:], now[1:]
+		}
+	}
+}
+
+// maxList is how long a list of elements becomes in one message, in bytes: an attribute must stay below 64 KiB.
+const maxList = 60_000
+
+// A lister puts the elements of one set into as many messages as they need.
+type lister struct {
+	b     *buffer
+	table string
+	kind  setKind
+	flags uint16
+	what  uint16
+
+	message, list int
+	open          bool
+}
+
+func (b *buffer) adding(table string, k setKind) *lister {
+	return &lister{b: b, table: table, kind: k, what: unix.NFT_MSG_NEWSETELEM, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL}
+}
+
+func (b *buffer) deleting(table string, k setKind) *lister {
+	return &lister{b: b, table: table, kind: k, what: unix.NFT_MSG_DELSETELEM}
+}
+
+// add adds an element, of which an interval is two.
+func (l *lister) add(x element) {
+	l.one(x.key, x, 0)
+	if x.end != nil {
+		l.one(x.end, x, unix.NFT_SET_ELEM_INTERVAL_END)
+	}
+}
+
+func (l *lister) one(key []byte, x element, flags uint32) {
+	if l.open && len(*l.b)-l.list > maxList {
+		l.close()
+	}
+	b := l.b
+	if !l.open {
+		l.message = b.begin(nft(l.what), l.flags, unix.NFPROTO_INET, 0)
+		b.text(unix.NFTA_SET_ELEM_LIST_TABLE, l.table)
+		b.text(unix.NFTA_SET_ELEM_LIST_SET, l.kind.name)
+		l.list, l.open = b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS), true
+	}
+	at := b.nest(unix.NFTA_LIST_ELEM)
+	b.value(unix.NFTA_SET_ELEM_KEY, key)
+	if flags != 0 {
+		b.word(unix.NFTA_SET_ELEM_FLAGS, flags)
+	}
+	if l.what == unix.NFT_MSG_NEWSETELEM && flags == 0 {
+		if l.kind.flags&unix.NFT_SET_MAP != 0 {
+			b.value(unix.NFTA_SET_ELEM_DATA, number(x.data))
+		}
+		if x.comment != "" {
+			// As libnftnl writes it (NFTNL_UDATA_SET_ELEM_COMMENT): kind, length, text.
+			b.attr(unix.NFTA_SET_ELEM_USERDATA, append(append([]byte{0, byte(len(x.comment) + 1)}, x.comment...), 0))
+		}
+		if l.kind.counted {
+			b.expression(unix.NFTA_SET_ELEM_EXPR, counter())
+		}
+	}
+	b.close(at)
+}
+
+func (l *lister) close() {
+	if l.open {
+		l.b.close(l.list)
+		l.b.end(l.message)
+		l.open = false
+	}
+}
+
+// compose adds the change to a transaction: what goes first, then what comes.
+func (e *edit) compose(b *buffer, table string) {
+	kinds := sets()
+	for _, k := range kinds {
+		l := b.deleting(table, k)
+		for _, c := range e.sets[k.name] {
+			if c.real() && c.old != nil {
+				l.add(*c.old)
+			}
+		}
+		l.close()
+	}
+	for _, k := range kinds {
+		l := b.adding(table, k)
+		for _, c := range e.sets[k.name] {
+			if c.real() && c.now != nil {
+				l.add(*c.now)
+			}
+		}
+		l.close()
+	}
+}

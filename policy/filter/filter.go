@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/weftnet/weft/policy/compile"
+)
+
+const (
+	// Table is the nftables table of family inet that holds all that this package makes.
+	Table = "weft-policy"
+	// DefaultGroup is the group of nflog to which denied packets go.
+	DefaultGroup = 6783
+
+	// settled is after how long no packet can be under way any more that was judged by what was current before a transaction.
+	settled = time.Second
+)
+
+// Config is what a Filter needs to know.
+type Config struct {
+	Log *zap.Logger // nil: nothing is logged
+	// NetNS is a descriptor of the network namespace to enforce in, which stays open as long as the Filter is used; 0 is that of the process.
+	NetNS int
+	// Group is that of nflog by which the kernel tells of denied packets, 0 is DefaultGroup. Nobody else may listen to it.
+	Group uint16
+	// Repaired is called with a line for each thing that somebody else had changed and that was put right. It may be nil, and must not call the Filter.
+	Repaired func(lines []string)
+}
+
+// A Filter makes the kernel enforce states. See the package's comment.
+type Filter struct {
+	config Config
+	log    *zap.Logger
+
+	mu     sync.Mutex
+	conn   *conn
+	model  *model // nil before the first Replace
+	phase  string // copy that judges, "" if there is no table
+	layout layout
+	dirty  bool // the kernel has something else than the model
+	last   time.Time
+	quiet  bool // the kernel cannot tell of denied packets
+	tallies
+
+	changed chan struct{} // a state is in force: connections may have to be cut
+}
+
+// New returns a Filter that has changed nothing yet. [Filter.Close] ends it.
+func New(c Config) (*Filter, error) {
+	if c.Group == 0 {
+		c.Group = DefaultGroup
+	}
+	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1)}
+	if f.log == nil {
+		f.log = zap.NewNop()
+	}
+	var err error
+	if f.conn, err = dial(c.NetNS, unix.NETLINK_NETFILTER, 0); err != nil {
+		return nil, fmt.Errorf("network policy: %w; use a kernel with CONFIG_NETFILTER_NETLINK", err)
+	}
+	return f, nil
+}
+
+// Close frees what the Filter holds in the process. The kernel goes on to enforce.
+func (f *Filter) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.conn.close()
+}
+
+// Replace makes the kernel enforce a state, of which it keeps nothing, instead of whatever it has: at once, for all packets. If the kernel has
+// it already, even from an earlier run of the program, nothing is touched. A state without sides is no table at all. On error the kernel
+// has what it had.
+func (f *Filter) Replace(s *compile.State) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var err error
+	for range 3 { // somebody may change the table between the look and the transaction
+		var have *contents
+		if have, err = f.conn.look(Table, true); err != nil {
+			return failed(err)
+		}
+		var m *model
+		if m, err = build(s, adopt(s, have)); err != nil {
+			return err
+		}
+		m.given, m.taken, m.old = map[compile.TableID]uint32{}, map[compile.Identity]uint32{}, nil
+		for id, t := range m.tables {
+			m.given[id] = t.number
+		}
+		if err = f.put(m, have); err == nil || !passing(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// Update makes the kernel enforce the state that the change makes of the last one, touching the elements alone that differ. On error the kernel
+// has what it had, and the caller gives the whole by Replace.
+func (f *Filter) Update(d compile.Delta) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.model == nil {
+		return errors.New("network policy: there is nothing to change yet; give the whole state first")
+	}
+	if err := f.model.check(d); err != nil {
+		return err
+	}
+	e := newEdit()
+	f.model.apply(d, e)
+	l := f.model.layout(f.config.Group, f.quiet)
+	if f.dirty || f.model.empty() || f.phase == "" || l != f.layout {
+		return f.sync()
+	}
+	if e.empty() {
+		return nil
+	}
+	var b buffer
+	e.compose(&b, Table)
+	if err := f.commit(b); err != nil {
+		return err
+	}
+	return f.sweep()
+}
+
+// Remove removes the table: everything is open.
+func (f *Filter) Remove() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	have, err := f.conn.look(Table, false)
+	if err != nil {
+		return failed(err)
+	}
+	return f.put(newModel(newNumbers()), have)
+}
+
+// sync makes the kernel have the model, whatever it has.
+func (f *Filter) sync() error {
+	var err error
+	for range 3 {
+		var have *contents
+		if have, err = f.conn.look(Table, true); err != nil {
+			f.dirty = true
+			return failed(err)
+		}
+		if err = f.put(f.model, have); err == nil || !passing(err) {
+			break
+		}
+	}
+	f.dirty = err != nil
+	return err
+}
+
+// put makes the kernel have a model instead of what it has.
+func (f *Filter) put(m *model, have *contents) error {
+	if have != nil && f.model != nil {
+		f.seen = have.counts
+	}
+	l := m.layout(f.config.Group, f.quiet)
+	var b buffer
+	now := ""
+	switch {
+	case m.empty() && have == nil:
+		f.take(m, nil)
+		f.phase, f.dirty = "", false
+		return nil
+	case m.empty():
+		b.composeRemoval(Table, have)
+		have = nil
+	case have != nil && have.phase != "" && len(have.broken) == 0 && sameBut(have.skeleton, l.describe()):
+		e := m.difference(have)
+		same := slices.Equal(have.skeleton, l.describe())
+		if same && e.empty() {
+			f.take(m, have)
+			f.phase, f.layout, f.dirty = have.phase, l, false
+			return nil
+		}
+		if !same {
+			for _, c := range have.chains {
+				at := b.begin(nft(unix.NFT_MSG_DELRULE), 0, unix.NFPROTO_INET, 0)
+				b.text(unix.NFTA_RULE_TABLE, Table)
+				b.text(unix.NFTA_RULE_CHAIN, c)
+				b.end(at)
+			}
+			b.composeRules(Table, l)
+		}
+		e.compose(&b, Table)
+		now = other(have.phase)
+		b.composePhase(Table, have.phase, now)
+	default:
+		if have != nil {
+			b.composeRemoval(Table, have)
+		}
+		b.composeSkeleton(Table, l)
+		b.composeContents(Table, m)
+		now = copies()[0]
+		b.composePhase(Table, "", now)
+		have = nil
+	}
+	if err := f.send(b); err != nil {
+		return err
+	}
+	f.take(m, have)
+	f.phase, f.layout, f.dirty = now, l, false
+	return nil
+}
+
+// take makes m the model. Have is what the kernel had before, nil if its counters begin anew.
+func (f *Filter) take(m *model, have *contents) {
+	f.keep()
+	f.model, f.seen, f.base = m, nil, map[uint32]uint64{}
+	if have != nil {
+		f.seen = have.counts
+		maps.Copy(f.base, have.counts)
+	}
+}
+
+// commit makes a change, which the other copy of the rules judges by.
+func (f *Filter) commit(b buffer) error {
+	now := other(f.phase)
+	b.composePhase(Table, f.phase, now)
+	if err := f.send(b); err != nil {
+		f.dirty = true
+		return err
+	}
+	f.phase = now
+	return nil
+}
+
+// send carries out a transaction. A packet that is being judged must not see two of them.
+func (f *Filter) send(b buffer) error {
+	if time.Since(f.last) < settled {
+		grace()
+	}
+	err := f.conn.commit(b)
+	f.last = time.Now()
+	if err != nil {
+		return failed(err)
+	}
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// failed says what has failed, and what to do.
+func failed(err error) error {
+	hint := "is it changed by somebody else all the time? the next attempt follows"
+	switch {
+	case errors.Is(err, unix.EPERM):
+		hint = "CAP_NET_ADMIN is needed"
+	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOBUFS):
+		hint = "the host is short of memory"
+	case lacks(err):
+		hint = "the kernel may lack what network policies need: weft status tells"
+	}
+	return fmt.Errorf("network policy: programming nftables table inet %s, which stays as it was: %w; %s", Table, err, hint)
+}
+
+// passing says whether an error is of a race with somebody else.
+func passing(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY)
+}
+
+// lacks says whether an error is how the kernel says that it does not have something.
+func lacks(err error) bool {
+	return slices.ContainsFunc([]error{unix.EOPNOTSUPP, unix.EINVAL, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.ENOSYS},
+		func(e error) bool { return errors.Is(err, e) })
+}

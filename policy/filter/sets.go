@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import "golang.org/x/sys/unix"
+
+// A setKind is a set or a map of the table, without its elements.
+type setKind struct {
+	name     string
+	keyType  uint32 // how nft(8) prints it; it means nothing to the kernel
+	keyLen   uint32
+	dataType uint32
+	dataLen  uint32 // 0 for a set
+	flags    uint32
+	counted  bool // its elements count packets
+}
+
+// What the kernel keeps for nft(8): numbers of its types, of which several are put together by 6 bits each.
+const (
+	typeInteger = 4
+	typeV4      = 7
+	typeV6      = 8
+	typeProto   = 12
+	typePort    = 13
+	typeMark    = 19
+	typeVerdict = 0xffffff00
+	typeBits    = 6
+
+	// A key of intervals has one more word than what it is about, which is 0 where an interval begins and 1 where it ends, so that
+	// intervals share no key where one ends and the next begins, and the last one can end.
+	padding = 4
+)
+
+// The sets and maps. A "4" or "6" at the end is for a family of addresses.
+const (
+	setCurrent = "current" // the phase that judges: one element
+	setSelf    = "self"    // (a, a) of each endpoint's address a -> identity by which it sees itself
+	setEgress  = "egress"  // address -> number of its egress table
+	setIngress = "ingress" // address -> number of its ingress table
+	setHosts   = "ids"     // address -> identity
+	setBlocks  = "blocks"  // interval of addresses -> identity
+	setCells   = "cells"   // (table, identity, protocol, port) -> verdict
+	setRanges  = "ranges"  // the same, intervals
+	setWide    = "wide"    // (table, identity) -> verdict
+	setCounts  = "counts"  // verdict; its elements count
+	setJudge   = "judge-"  // what a verdict means, by copy and direction
+)
+
+func concat(types ...uint32) (t uint32) {
+	for _, x := range types {
+		t = t<<typeBits | x
+	}
+	return t
+}
+
+// sets are all of them.
+func sets() (all []setKind) {
+	add := func(name string, keyType, keyLen, flags uint32) *setKind {
+		all = append(all, setKind{name: name, keyType: keyType, keyLen: keyLen, flags: flags})
+		return &all[len(all)-1]
+	}
+	number := func(k *setKind) {
+		k.dataType, k.dataLen = typeMark, 4
+		k.flags |= unix.NFT_SET_MAP
+	}
+	add(setCurrent, typeMark, 4, 0)
+	for _, f := range families() {
+		kind := uint32(typeV4)
+		if f.size == 16 {
+			kind = typeV6
+		}
+		number(add(f.set(setSelf), concat(kind, kind), 2*f.size, 0))
+		number(add(f.set(setEgress), kind, f.size, 0))
+		number(add(f.set(setIngress), kind, f.size, 0))
+		number(add(f.set(setHosts), kind, f.size, 0))
+		number(add(f.set(setBlocks), typeInteger, f.size+padding, unix.NFT_SET_INTERVAL))
+	}
+	cell := concat(typeMark, typeMark, typeProto, typePort)
+	number(add(setCells, cell, 16, 0))
+	number(add(setRanges, typeInteger, 16, unix.NFT_SET_INTERVAL))
+	number(add(setWide, concat(typeMark, typeMark), 8, 0))
+	add(setCounts, typeMark, 4, 0).counted = true
+	for _, c := range copies() {
+		for _, d := range ends() {
+			k := add(setJudge+d.name+c, typeMark, 4, unix.NFT_SET_MAP)
+			k.dataType, k.dataLen = typeVerdict, 16
+		}
+	}
+	return all
+}
+
+// setOf returns the set of that name.
+func setOf(name string) setKind {
+	for _, k := range sets() {
+		if k.name == name {
+			return k
+		}
+	}
+	return setKind{}
+}
+
+// compose adds the set to a transaction. The number tells it from others of the same one.
+func (k setKind) compose(b *buffer, table string, number uint32) {
+	at := b.begin(nft(unix.NFT_MSG_NEWSET), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
+	b.text(unix.NFTA_SET_TABLE, table)
+	b.text(unix.NFTA_SET_NAME, k.name)
+	b.word(unix.NFTA_SET_FLAGS, k.flags)
+	b.word(unix.NFTA_SET_KEY_TYPE, k.keyType)
+	b.word(unix.NFTA_SET_KEY_LEN, k.keyLen)
+	if k.dataLen > 0 {
+		b.word(unix.NFTA_SET_DATA_TYPE, k.dataType)
+		b.word(unix.NFTA_SET_DATA_LEN, k.dataLen)
+	}
+	b.word(unix.NFTA_SET_ID, number)
+	if k.counted {
+		b.expression(nftaSetExpr, counter())
+	}
+	b.end(at)
+}
+
+const (
+	nftaSetExpr       = 17 // NFTA_SET_EXPR, Linux 5.7
+	nftaElementKeyEnd = 10 // NFTA_SET_ELEM_KEY_END
+)
+
+func (b *buffer) expression(kind uint16, e expression) {
+	at := b.nest(kind)
+	b.text(unix.NFTA_EXPR_NAME, e.name)
+	data := b.nest(unix.NFTA_EXPR_DATA)
+	*b = append(*b, e.data...)
+	b.close(data)
+	b.close(at)
+}
+
+// nft is the type of a message to nftables.
+func nft(message uint16) uint16 { return unix.NFNL_SUBSYS_NFTABLES<<8 | message }
