@@ -150,8 +150,9 @@ func (c *Cluster) run(name string, args ...string) {
 	f, err := os.OpenFile(filepath.Join(c.logs, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	c.must(err)
 	defer func() { _ = f.Close() }()
-	c.control[name], err = c.Nodes[0].Start(lab.Command{Path: c.program(name), Args: args, Stdout: f, Stderr: f})
+	p, err := c.Nodes[0].Start(lab.Command{Path: c.program(name), Args: args, Stdout: f, Stderr: f})
 	c.must(err)
+	c.control[name] = p
 }
 
 // StartAPI starts the API server and waits until it is ready.
