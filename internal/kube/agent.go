@@ -239,6 +239,8 @@ type run struct {
 	telling    attempt
 	keeping    attempt
 	upping     attempt
+	peers      []string  // whom the node is told to connect to
+	chosen     uint64    // state of the Nodes that they were chosen from
 	absent     time.Time // since when the Secret is not what it should be; zero: it is
 	reclaim    reclaimer
 	forgetting sync.WaitGroup
@@ -287,6 +289,7 @@ func (r *run) step(ctx context.Context, news bool) error {
 	if around {
 		r.around = time.Now()
 	}
+	state := r.a.nodes.state() // read first: it may be older than the nodes, never newer
 	nodes, synced := r.a.nodes.snapshot()
 	switch phase {
 	case api.Joining:
@@ -300,7 +303,10 @@ func (r *run) step(ctx context.Context, news bool) error {
 	if err := r.keep(ctx); err != nil || !around {
 		return err
 	}
-	if err := r.d.Direct(choosePeers(r.a.cfg.Node, nodes)); err != nil {
+	if state != r.chosen {
+		r.peers, r.chosen = choosePeers(r.a.cfg.Node, nodes), state
+	}
+	if err := r.d.Direct(r.peers); err != nil {
 		r.a.cfg.Log.Warn("the node could not be told whom to connect to", zap.Error(err))
 	}
 	for _, m := range r.reclaim.due(r.id, r.d.Members(), nodes, time.Now()) {

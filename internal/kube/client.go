@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -143,7 +144,7 @@ func (r resource) patch(ctx context.Context, name, subresource string, kind type
 type lister struct {
 	of    resource
 	name  string // empty: all
-	empty func() runtime.Object
+	list  func(io.Reader) (runtime.Object, error)
 	heard func(error)
 
 	begun time.Time     // the last watch
@@ -182,13 +183,17 @@ func (l *lister) options(o metav1.ListOptions) *metav1.ListOptions {
 }
 
 func (l *lister) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	into := l.empty()
-	err := l.of.on(l.of.client.Get()).VersionedParams(l.options(o), metav1.ParameterCodec).Do(ctx).Into(into)
+	body, err := l.of.on(l.of.client.Get()).VersionedParams(l.options(o), metav1.ParameterCodec).Stream(ctx)
+	var all runtime.Object
+	if err == nil {
+		all, err = l.list(body)
+		err = errors.Join(err, body.Close())
+	}
 	l.heard(said(err))
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the reflector looks at what it is
 	}
-	return into, nil
+	return all, nil
 }
 
 func (l *lister) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {

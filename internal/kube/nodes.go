@@ -77,15 +77,23 @@ func chooseDoors(self, founder string, all map[string]machine) []string {
 
 // rivals are the other nodes, in the order in which self is drawn to them where order does not say another one.
 func rivals(self string, all map[string]machine, order func(a, b machine) int) []machine {
-	others := make([]machine, 0, len(all))
+	type rival struct {
+		machine
+		score uint64
+	}
+	drawn := make([]rival, 0, len(all))
 	for name, m := range all {
 		if name != self && len(m.addresses) > 0 {
-			others = append(others, m)
+			drawn = append(drawn, rival{m, score(self, name)})
 		}
 	}
-	slices.SortFunc(others, func(a, b machine) int {
-		return cmp.Or(order(a, b), cmp.Compare(score(self, b.name), score(self, a.name)), cmp.Compare(a.name, b.name))
+	slices.SortFunc(drawn, func(a, b rival) int {
+		return cmp.Or(order(a.machine, b.machine), cmp.Compare(b.score, a.score), cmp.Compare(a.name, b.name))
 	})
+	others := make([]machine, len(drawn))
+	for i, d := range drawn {
+		others[i] = d.machine
+	}
 	return others
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"sync"
 	"time"
 
@@ -24,10 +25,12 @@ type mirror[T any] struct {
 	trim    func(runtime.Object) T
 	changed func() // called after a change, without a lock
 
-	mu     sync.Mutex
-	all    map[string]T
-	synced bool  // all has been complete once
-	err    error // why nothing is heard at the moment; nil: something is
+	mu      sync.Mutex
+	all     map[string]T
+	lent    bool   // somebody reads all, which is not written to any more
+	version uint64 // counts the changes of all
+	synced  bool   // all has been complete once
+	err     error  // why nothing is heard at the moment; nil: something is
 }
 
 // newMirror makes a mirror of the objects of a resource, or of the one of that name.
@@ -43,7 +46,7 @@ func newMirror[T, O any, P interface {
 		}
 		return trim(p)
 	}
-	m.lister = &lister{of: of, name: name, empty: func() runtime.Object { return &list[O]{} }, heard: m.heard}
+	m.lister = &lister{of: of, name: name, list: listTrimmed(trim), heard: m.heard}
 	return m
 }
 
@@ -82,11 +85,28 @@ func (m *mirror[T]) get(name string) (v T, ok, synced bool) {
 	return v, ok, m.synced
 }
 
-// snapshot returns all, and whether these are all.
+// snapshot returns all, to be read only, and whether these are all.
 func (m *mirror[T]) snapshot() (all map[string]T, synced bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return maps.Clone(m.all), m.synced
+	m.lent = true
+	return m.all, m.synced
+}
+
+// state is a number that is another one after a change.
+func (m *mirror[T]) state() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.version
+}
+
+// own makes all one that may be written to. The caller has the lock.
+func (m *mirror[T]) own() map[string]T {
+	if m.lent {
+		m.all, m.lent = maps.Clone(m.all), false
+	}
+	m.version++
+	return m.all
 }
 
 // why is why nothing was heard yet.
@@ -99,16 +119,46 @@ func (m *mirror[T]) why() error {
 // mirrorStore is the side of a mirror that the reflector writes to.
 type mirrorStore[T any] mirror[T]
 
-func (s *mirrorStore[T]) set(o any) error {
+// Transformer has the reflector keep what is needed of the objects that it collects before they replace others: there may be very many, and most
+// of each is not.
+func (s *mirrorStore[T]) Transformer() cache.TransformFunc {
+	return func(o any) (any, error) {
+		meta, v, err := s.value(o)
+		if err != nil {
+			return nil, err
+		}
+		return newTrimmed(meta, v), nil
+	}
+}
+
+// value is what is needed of an object, whether it was trimmed before or not.
+func (s *mirrorStore[T]) value(o any) (meta metav1.Object, v T, err error) {
+	if t, ok := o.(*trimmed[T]); ok {
+		return t, t.value, nil
+	}
 	meta, ok := o.(metav1.Object)
 	object, is := o.(runtime.Object)
 	if !ok || !is {
-		return fmt.Errorf("got a %T", o)
+		return nil, v, fmt.Errorf("got a %T", o)
+	}
+	return meta, s.trim(object), nil
+}
+
+func (s *mirrorStore[T]) set(o any) error {
+	meta, v, err := s.value(o)
+	if err != nil {
+		return err
 	}
 	s.mu.Lock()
-	s.all[meta.GetName()] = s.trim(object)
+	before, ok := s.all[meta.GetName()]
+	same := ok && reflect.DeepEqual(before, v) // a kubelet writes every few minutes that its node is as it was
+	if !same {
+		(*mirror[T])(s).own()[meta.GetName()] = v
+	}
 	s.mu.Unlock()
-	s.changed()
+	if !same {
+		s.changed()
+	}
 	return nil
 }
 
@@ -121,7 +171,7 @@ func (s *mirrorStore[T]) Delete(o any) error {
 		return fmt.Errorf("got a %T", o)
 	}
 	s.mu.Lock()
-	delete(s.all, meta.GetName())
+	delete((*mirror[T])(s).own(), meta.GetName())
 	s.mu.Unlock()
 	s.changed()
 	return nil
@@ -130,15 +180,15 @@ func (s *mirrorStore[T]) Delete(o any) error {
 func (s *mirrorStore[T]) Replace(objects []any, _ string) error {
 	all := make(map[string]T, len(objects))
 	for _, o := range objects {
-		meta, ok := o.(metav1.Object)
-		object, is := o.(runtime.Object)
-		if !ok || !is {
-			return fmt.Errorf("got a %T", o)
+		meta, v, err := s.value(o)
+		if err != nil {
+			return err
 		}
-		all[meta.GetName()] = s.trim(object)
+		all[meta.GetName()] = v
 	}
 	s.mu.Lock()
-	s.all, s.synced, s.err = all, true, nil
+	s.all, s.lent, s.synced, s.err = all, false, true, nil
+	s.version++
 	s.mu.Unlock()
 	s.changed()
 	return nil

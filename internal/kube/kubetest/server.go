@@ -45,7 +45,7 @@ type change struct {
 	version int
 	kind    string // ADDED, MODIFIED, DELETED
 	path    string
-	object  Object
+	object  []byte // JSON
 }
 
 // Server is an API server. Its methods are safe for concurrent use.
@@ -54,23 +54,27 @@ type Server struct {
 	mem  *listener
 
 	mu      sync.Mutex
-	objects map[string]Object // by path: namespace/plural/name, without a namespace where there is none
+	objects map[string][]byte // JSON, by path: namespace/plural/name, without a namespace where there is none
 	version int
 	history []change
 	news    chan struct{} // closed and made anew at every change
 	fate    func(Request) Fate
 	down    bool
+	lists   bool            // no watch begins with what there is
 	counts  map[Request]int // without names
 	watches atomic.Int64    // open
 }
 
 // New starts a server, which has no objects.
 func New() *Server {
-	s := &Server{objects: map[string]Object{}, news: make(chan struct{}), counts: map[Request]int{}, mem: newListener()}
+	s := &Server{objects: map[string][]byte{}, news: make(chan struct{}), counts: map[Request]int{}, mem: newListener()}
 	s.http = &http.Server{Handler: http.HandlerFunc(s.serve)} //nolint:gosec // G112: only tests are its clients
 	go func() { _ = s.http.Serve(s.mem) }()
 	return s
 }
+
+// Handler answers as the server does.
+func (s *Server) Handler() http.Handler { return s.http.Handler }
 
 // Listen serves a port of this host as well, and returns its address.
 func (s *Server) Listen() (string, error) {
@@ -104,6 +108,13 @@ func (s *Server) SetDown(down bool) {
 	s.mu.Unlock()
 }
 
+// SetListsOnly has the server refuse watches that begin with what there is, as those do that do not know them: what there is has to be listed.
+func (s *Server) SetListsOnly(only bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lists = only
+}
+
 // SetFate has f decide about each request from now on.
 func (s *Server) SetFate(f func(Request) Fate) {
 	s.mu.Lock()
@@ -133,12 +144,25 @@ func (s *Server) Put(path string, o Object) {
 	s.put(path, o)
 }
 
+// Load is Put of an object that is complete and in JSON already, with its name and a version: one of very many.
+func (s *Server) Load(path string, object []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kind := "ADDED"
+	if _, ok := s.objects[path]; ok {
+		kind = "MODIFIED"
+	}
+	s.version++
+	s.objects[path] = object
+	s.history = append(s.history, change{version: s.version, kind: kind, path: path, object: object})
+	s.wake()
+}
+
 // Edit changes an object if it is there.
 func (s *Server) Edit(path string, edit func(o Object)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o, ok := s.objects[path]; ok {
-		o = clone(o)
+	if o := decode(s.objects[path]); o != nil {
 		edit(o)
 		s.put(path, o)
 	}
@@ -148,7 +172,7 @@ func (s *Server) Edit(path string, edit func(o Object)) {
 func (s *Server) Delete(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o, ok := s.objects[path]; ok {
+	if o := decode(s.objects[path]); o != nil {
 		delete(s.objects, path)
 		s.tell("DELETED", path, o)
 	}
@@ -158,7 +182,7 @@ func (s *Server) Delete(path string) {
 func (s *Server) Get(path string) Object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return clone(s.objects[path])
+	return decode(s.objects[path])
 }
 
 // List returns the objects whose path begins like this.
@@ -167,7 +191,7 @@ func (s *Server) List(prefix string) (all []Object) {
 	defer s.mu.Unlock()
 	for _, path := range slices.Sorted(maps.Keys(s.objects)) {
 		if strings.HasPrefix(path, prefix) {
-			all = append(all, clone(s.objects[path]))
+			all = append(all, decode(s.objects[path]))
 		}
 	}
 	return all
@@ -176,11 +200,11 @@ func (s *Server) List(prefix string) (all []Object) {
 // put stores an object under a new version. The caller has the lock.
 func (s *Server) put(path string, o Object) {
 	kind := "MODIFIED"
-	before, ok := s.objects[path]
-	if !ok {
+	before := decode(s.objects[path])
+	if before == nil {
 		kind = "ADDED"
 	}
-	o = clone(o)
+	o = decode(encode(o))
 	meta := metaOf(o)
 	parts := strings.Split(path, "/")
 	meta["name"] = parts[len(parts)-1]
@@ -188,22 +212,21 @@ func (s *Server) put(path string, o Object) {
 		meta["namespace"] = parts[0]
 	}
 	meta["uid"] = fmt.Sprintf("uid-%d", s.version+1)
-	if ok {
+	if before != nil {
 		meta["uid"] = metaOf(before)["uid"]
 	}
 	o["apiVersion"], o["kind"] = kindOf(parts[len(parts)-2])
-	s.objects[path] = o
 	s.tell(kind, path, o)
 }
 
 func (s *Server) tell(kind, path string, o Object) {
 	s.version++
-	o = clone(o)
 	metaOf(o)["resourceVersion"] = strconv.Itoa(s.version)
+	object := encode(o)
 	if kind != "DELETED" {
-		s.objects[path] = o
+		s.objects[path] = object
 	}
-	s.history = append(s.history, change{version: s.version, kind: kind, path: path, object: o})
+	s.history = append(s.history, change{version: s.version, kind: kind, path: path, object: object})
 	s.wake()
 }
 
@@ -221,20 +244,22 @@ func metaOf(o Object) Object {
 	return m
 }
 
-// clone is a deep copy, in the types that JSON has.
-func clone(o Object) Object {
-	if o == nil {
-		return nil
-	}
+func encode(o Object) []byte {
 	b, err := json.Marshal(o)
 	if err != nil {
 		panic(err) // an object of a test that JSON does not know
 	}
-	var c Object
-	if err := json.Unmarshal(b, &c); err != nil {
-		panic(err)
+	return b
+}
+
+func decode(b []byte) (o Object) {
+	if b == nil {
+		return nil
 	}
-	return c
+	if err := json.Unmarshal(b, &o); err != nil {
+		panic(err) // as above
+	}
+	return o
 }
 
 func kindOf(plural string) (apiVersion, kind string) {

@@ -5,6 +5,7 @@ package kubetest
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -70,7 +71,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	q := Request{Agent: r.UserAgent(), Verb: verb, Resource: t.plural}
 	s.mu.Lock()
 	s.counts[q]++
-	fate, down := s.fate, s.down
+	fate, down, lists := s.fate, s.down, s.lists
 	s.mu.Unlock()
 	q.Name = t.name
 	became := Pass
@@ -82,6 +83,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if became == Forbid {
 		refuse(w, http.StatusForbidden, "Forbidden", verb+" "+t.plural+" is forbidden")
+		return
+	}
+	if lists && query.Get("sendInitialEvents") != "" {
+		refuse(w, http.StatusUnprocessableEntity, "Invalid", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
 		return
 	}
 	switch verb {
@@ -108,14 +113,14 @@ func (s *Server) change(contentType string, t target, verb string, body Object) 
 			return status(http.StatusUnprocessableEntity, "Invalid", "the object has no name")
 		}
 	}
-	o, ok := s.objects[t.path()]
+	o := decode(s.objects[t.path()])
 	switch {
-	case verb == "create" && ok:
+	case verb == "create" && o != nil:
 		return status(http.StatusConflict, "AlreadyExists", t.path()+" already exists")
 	case verb == "create":
 		s.put(t.path(), body)
-		return http.StatusCreated, s.objects[t.path()]
-	case !ok:
+		return http.StatusCreated, json.RawMessage(s.objects[t.path()])
+	case o == nil:
 		return status(http.StatusNotFound, "NotFound", t.path()+" not found")
 	case verb == "get":
 		return http.StatusOK, o
@@ -128,7 +133,6 @@ func (s *Server) change(contentType string, t target, verb string, body Object) 
 	} else {
 		delete(body, "spec")
 	}
-	o = clone(o)
 	switch contentType {
 	case "application/merge-patch+json":
 		merge(o, body)
@@ -140,7 +144,7 @@ func (s *Server) change(contentType string, t target, verb string, body Object) 
 		return status(http.StatusUnsupportedMediaType, "UnsupportedMediaType", contentType)
 	}
 	s.put(t.path(), o)
-	return http.StatusOK, s.objects[t.path()]
+	return http.StatusOK, json.RawMessage(s.objects[t.path()])
 }
 
 // merge applies a merge patch (RFC 7386).
@@ -201,7 +205,7 @@ func selects(t target, query url.Values, path string) bool {
 func (s *Server) list(w http.ResponseWriter, t target, query url.Values) {
 	s.mu.Lock()
 	apiVersion, kind := kindOf(t.plural)
-	items := []Object{}
+	items := []json.RawMessage{}
 	for path, o := range s.objects {
 		if selects(t, query, path) {
 			items = append(items, o)
@@ -220,25 +224,24 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t target, query u
 	flush, _ := w.(http.Flusher)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
-	out := json.NewEncoder(w)
 	s.mu.Lock()
 	at, _ := strconv.Atoi(query.Get("resourceVersion"))
-	var first []Object
+	var first []change
 	if query.Get("sendInitialEvents") == "true" {
 		at = s.version
 		for path, o := range s.objects {
 			if selects(t, query, path) {
-				first = append(first, Object{"type": "ADDED", "object": o})
+				first = append(first, change{kind: "ADDED", object: o})
 			}
 		}
 		apiVersion, kind := kindOf(t.plural)
-		first = append(first, Object{"type": "BOOKMARK", "object": Object{"apiVersion": apiVersion, "kind": kind, "metadata": Object{
+		first = append(first, change{kind: "BOOKMARK", object: encode(Object{"apiVersion": apiVersion, "kind": kind, "metadata": Object{
 			"resourceVersion": strconv.Itoa(at), "annotations": Object{"k8s.io/initial-events-end": "true"},
-		}}})
+		}})})
 	}
 	s.mu.Unlock()
-	for _, e := range first {
-		if out.Encode(e) != nil {
+	for _, c := range first {
+		if c.send(w) != nil {
 			return
 		}
 	}
@@ -254,7 +257,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t target, query u
 		news, down := s.news, s.down
 		s.mu.Unlock()
 		for i := len(events) - 1; i >= 0; i-- {
-			if out.Encode(Object{"type": events[i].kind, "object": events[i].object}) != nil {
+			if events[i].send(w) != nil {
 				return
 			}
 		}
@@ -268,6 +271,12 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t target, query u
 		case <-news:
 		}
 	}
+}
+
+// send writes a change as watches have it.
+func (c change) send(w io.Writer) error {
+	_, err := fmt.Fprintf(w, `{"type":%q,"object":%s}`+"\n", c.kind, c.object)
+	return err
 }
 
 func status(code int, reason, message string) (int, any) {
