@@ -58,6 +58,7 @@ func owned() map[string][]string {
 		"github.com/quic-go/quic-go":         {"mesh/udpstream"},
 		"github.com/google/nftables":         {"internal/hostnet", "integration/lab"},
 		"github.com/songgao/water":           {"router/tun/portable"},
+		"go.yaml.in/yaml":                    {"policy/manifest"},
 		"k8s.io":                             {"internal/kube"},
 	}
 }
