@@ -190,6 +190,11 @@ func (f *file) add(r *reader, v value, p *policy.Policy) {
 	if line, twice := f.policies[p.PolicyKey]; twice && r.count == 0 {
 		r.fault("", v, "it is there twice: first at line %d", line)
 	}
+	if r.count == 0 {
+		if err := p.Check(); err != nil {
+			r.fault("", v, "%v", err)
+		}
+	}
 	f.policies[p.PolicyKey] = v.line
 	f.objects.Policies = append(f.objects.Policies, p)
 }

@@ -31,6 +31,9 @@ func fromCluster(raw []byte, read func(r *reader, path string, v value, n policy
 	r := &reader{}
 	p := read(r, "", v, n)
 	p.Problems = r.lines()
+	if err := p.Check(); err != nil {
+		p = p.Closed(err)
+	}
 	return p, nil
 }
 

@@ -239,8 +239,8 @@ func TestRulesFailAlone(t *testing.T) {
 
 func TestProblemsAreBounded(t *testing.T) {
 	var s strings.Builder
-	s.WriteString(`{"metadata":{"name":"p"},"spec":{"ingress":[`)
-	for i := range 10000 {
+	s.WriteString(`{"metadata":{"name":"p","namespace":"ns"},"spec":{"ingress":[`)
+	for i := range policy.MaxRules {
 		if i > 0 {
 			s.WriteByte(',')
 		}
@@ -251,13 +251,26 @@ func TestProblemsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.Problems) != maxProblems+1 || p.Problems[maxProblems] != "and 9980 more problems" {
+	if len(p.Problems) != maxProblems+1 || p.Problems[maxProblems] != "and 980 more problems" {
 		t.Errorf("%d problems: %s", len(p.Problems), p.Problems[len(p.Problems)-1])
 	}
 	for _, line := range p.Problems {
 		if len(line) > 400 {
 			t.Errorf("a line of %d bytes", len(line))
 		}
+	}
+}
+
+// TestTooMuchIsClosed has a policy that is beyond policy's limits.
+func TestTooMuchIsClosed(t *testing.T) {
+	ports := strings.Repeat("{port: 1},", policy.MaxParts+1)
+	p := networkPolicy(t, "{podSelector: {matchLabels: {a: b}}, ingress: [{ports: ["+ports+"]}]}")
+	if len(p.Problems) != 1 || !p.Isolates[policy.Ingress] || len(p.Rules[policy.Ingress]) != 0 || !reflect.DeepEqual(p.Pods, selects(is("a", "b"))) {
+		t.Error(p.Problems, show(p))
+	}
+	if _, err := Read([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {ingress: [{ports: ["+ports+"]}]}"), "default"); err == nil ||
+		!strings.HasPrefix(err.Error(), "line 1 (document 1, NetworkPolicy default/a): NetworkPolicy default/a: ") {
+		t.Error(err)
 	}
 }
 
