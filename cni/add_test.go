@@ -64,6 +64,7 @@ func TestAddRequest(t *testing.T) {
 		"plain":             {want: Request{Key: key}},
 		"pod":               {env: []string{"CNI_ARGS", args}, want: Request{Key: key, Pod: Pod{"ns", "web-0", "u-1"}}},
 		"MTU":               {conf: []any{"mtu", 1280}, want: Request{Key: key, MTU: 1280}},
+		"labels":            {conf: []any{"labels", obj{"app": "db"}, "namespace", "shop"}, want: Request{Key: key, Labels: map[string]string{"app": "db"}, Namespace: "shop"}},
 		"MTU of the node":   {conf: []any{"mtu", 0}, want: Request{Key: key}},
 		"interface":         {env: []string{"CNI_IFNAME", "net1"}, conf: []any{"ifname", "x"}, want: Request{Key: Key{"c1", "net1"}}},
 		"interface's name":  {env: []string{"CNI_IFNAME", ""}, conf: []any{"ifname", "x"}, want: Request{Key: Key{"c1", "x"}}},

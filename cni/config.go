@@ -22,6 +22,7 @@ const (
 	minMTU, maxMTU = 576, 65535 // bytes
 	maxRunDir      = 97         // bytes: the socket's name below it is the longest that a socket may have, unix(7)
 	maxName        = 200        // bytes of the network's name
+	maxLabels      = 64         // of a container
 )
 
 // config is a network configuration as the plugin gets it.
@@ -32,7 +33,9 @@ type config struct {
 	addressesOnly bool
 	runDir        string // of the daemon
 	ifName        string
-	mtu           int // bytes; 0: the node's
+	mtu           int               // bytes; 0: the node's
+	labels        map[string]string // for network policies
+	namespace     string            // likewise
 	dns           types.DNS
 	wanted        wishes
 }
@@ -121,10 +124,19 @@ func (c *config) readOwn(own map[string]json.RawMessage) error {
 
 // unknown finds what weft would not act upon: better no container than one that is not as it was asked for.
 func (c *config) unknown(own map[string]json.RawMessage, ipamType, typ string) error {
-	known := []string{"runDir", "type"}
-	where, have := `in "ipam"`, `"runDir"`
+	known := []string{"runDir", "labels", "namespace", "type"}
+	where, have := `in "ipam"`, `"runDir", "labels" and "namespace"`
+	if err := c.value(own, "labels", &c.labels); err != nil {
+		return err
+	}
+	if err := c.value(own, "namespace", &c.namespace); err != nil {
+		return err
+	}
+	if len(c.labels) > maxLabels || control(c.namespace) || len(c.namespace) > maxPod {
+		return invalid(`"labels" or "namespace" is too large`, "a container has %d labels and a namespace of 63 letters at most", maxLabels)
+	}
 	if !c.addressesOnly {
-		where, have = "", `"runDir", "mtu" and "ifname"`
+		where, have = "", `"runDir", "mtu", "ifname", "labels" and "namespace"`
 		known = append(known, "mtu", "ifname", "cniVersion", "cniVersions", "name", "args", "ipMasq", "ipam", "dns", "capabilities", "runtimeConfig", "prevResult",
 			"disableCheck", "disableGC", "loadOnlyInlinedPlugins")
 		if ipamType != "" && ipamType != typ && ipamType != pluginType {
@@ -172,6 +184,8 @@ func kind(v any) string {
 		return "true or false"
 	case *[]string:
 		return "a list of strings"
+	case *map[string]string:
+		return "an object of strings"
 	default:
 		return "an object as the conventions of CNI have it"
 	}

@@ -46,6 +46,9 @@ type Request struct {
 	MAC           string       `json:"mac,omitempty"` // of the interface in the container; empty: one computed from the key
 	MTU           int          `json:"mtu,omitempty"` // bytes; 0: that of the node
 	Pod           Pod          `json:"pod,omitzero"`
+	// Labels and Namespace are what network policies know the container by, where there is no Kubernetes; nil and empty: as it was, or the default.
+	Labels    map[string]string `json:"labels,omitempty"`
+	Namespace string            `json:"namespace,omitempty"`
 	// Begun is when the plugin began, by [Uptime]; 0: nobody knows. What was begun before something newer is not done after that.
 	Begun time.Duration `json:"begun,omitempty"`
 }

@@ -22,7 +22,7 @@ func (c *call) add(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := Request{Key: k, Network: c.conf.network, AddressesOnly: c.conf.addressesOnly, MTU: c.conf.mtu, Begun: c.begun}
+	r := Request{Key: k, Network: c.conf.network, AddressesOnly: c.conf.addressesOnly, MTU: c.conf.mtu, Begun: c.begun, Labels: c.conf.labels, Namespace: c.conf.namespace}
 	if r.Netns, err = c.netns(); err != nil {
 		return err
 	}

@@ -43,18 +43,27 @@ func (t *target) path() (string, error) {
 func (c *cli) attach() *cobra.Command {
 	var t target
 	var ip string
+	var known identityFlags
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "attach (--netns PATH | --pid PID)",
 		Short: "Give a network namespace an interface on the mesh, and print its addresses",
 		Long: `Attach makes an interface in the namespace, gives it the next free address
 of each family and routes, and prints the addresses. Asked again, it repairs
-what is amiss and gives the same answer.`,
-		Args: cobra.NoArgs,
+what is amiss and gives the same answer.
+
+Network policies (weft policy) select the workload by --namespace and --label,
+and may call its ports by the names that --port gives them. What is not given
+again stays as it was.`,
+		Example: "  weft attach --netns /run/netns/db --label app=db --port postgres=5432/tcp",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r := api.AttachRequest{IfName: t.ifname}
 			var err error
 			if r.Netns, err = t.path(); err != nil {
+				return err
+			}
+			if r.Policy, err = known.identity(); err != nil {
 				return err
 			}
 			if ip != "" {
@@ -81,6 +90,7 @@ what is amiss and gives the same answer.`,
 		},
 	}
 	t.register(cmd)
+	known.register(cmd)
 	cmd.Flags().StringVar(&ip, "ip", "", "a certain address of the mesh's range (default: the next free one)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

@@ -94,7 +94,7 @@ Then, on any host:    weft attach --netns /run/netns/NAME`,
 	root.PersistentFlags().StringVar(&c.runDir, "run-dir", runDir, "directory of the daemon's control socket (env WEFT_RUN_DIR)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		c.launch(), c.status(), c.peers(), c.events(), c.path(), c.connect(), c.disconnect(), c.ps(), c.attach(), c.detach(),
+		c.launch(), c.status(), c.peers(), c.events(), c.path(), c.connect(), c.disconnect(), c.ps(), c.attach(), c.label(), c.detach(),
 		c.token(), c.ipam(), c.wg(), c.bench(), c.stop(), c.leave(), c.forget(), c.cni(), c.reset(), c.kube(), c.version(),
 	)
 	wrongArgsAreUsage(root.Commands())

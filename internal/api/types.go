@@ -49,6 +49,7 @@ type Service interface {
 	Targets
 	Paths
 	CNI
+	Labels
 }
 
 // Phase is how far a daemon has come.
@@ -203,6 +204,7 @@ type Workload struct {
 
 	AddressesOnly bool       `json:"addresses_only,omitempty"` // its interface was made by another plugin; host_if is empty then
 	CNI           *CNIOrigin `json:"cni,omitempty"`            // nil: it was attached by weft attach
+	Policy        *Identity  `json:"policy,omitempty"`         // what network policies know it by; nil: its pod (Kubernetes)
 }
 
 // AttachRequest asks to attach the namespace at Netns, a path as the daemon
@@ -211,6 +213,8 @@ type AttachRequest struct {
 	Netns  string     `json:"netns"`
 	IfName string     `json:"ifname"`
 	IP     netip.Addr `json:"ip,omitzero"` // a wanted address, or the zero Addr
+	// Policy is what network policies are to know it by. What is empty, or nil, has a default, or stays as it is.
+	Policy *Identity `json:"policy,omitempty"`
 }
 
 // DetachRequest asks to detach what was attached as Netns and IfName.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -37,6 +38,15 @@ func (ws *workloads) attachNetns(ctx context.Context, r api.AttachRequest) (api.
 	want := workload{ID: workloadID(ns, r.IfName), Netns: r.Netns, NetnsID: string(ns), IfName: r.IfName}
 	if r.IP.IsValid() {
 		want.IPs = []netip.Addr{r.IP}
+	}
+	if want.Policy, err = identified(r.Policy); err != nil {
+		return api.Workload{}, err
+	}
+	if want.Policy != nil && ws.guided {
+		return api.Workload{}, errors.New("under Kubernetes network policies know workloads by their pods; leave out --label, --namespace, --name and --port")
+	}
+	if err := ws.nameTaken(want); err != nil {
+		return api.Workload{}, err
 	}
 	defer ws.lock.lock(want.ID)()
 	w, made, err := ws.attach(ctx, want)
@@ -90,6 +100,7 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	if w.Boot != ws.boot { // it could not be forgotten at the start, and is as good as new
 		w.Boot, w.Attached = ws.boot, coming.record.Attached
 	}
+	w.Policy = w.Policy.updated(want.Policy)
 	if want.Asked != 0 {
 		w.Asked = max(w.Asked, want.Asked) // the same may be asked for twice at once
 	}
@@ -98,7 +109,8 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		made, err = ws.host.Attach(onHost(w, lease))
 	}
 	fault.Point("attach-connected")
-	if err == nil && known && (w.Netns != before.Netns || w.NetnsID != before.NetnsID || w.Boot != before.Boot || w.Asked != before.Asked) {
+	if err == nil && known && (w.Netns != before.Netns || w.NetnsID != before.NetnsID || w.Boot != before.Boot || w.Asked != before.Asked ||
+		!reflect.DeepEqual(w.Policy, before.Policy)) {
 		err = saveWorkload(ws.st, w)
 	}
 	if err != nil {

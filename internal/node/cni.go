@@ -59,6 +59,10 @@ func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, er
 	if err != nil {
 		return cni.Attachment{}, err
 	}
+	if want.Policy != nil && n.cfg.Guide != nil {
+		return cni.Attachment{}, cniError(cni.CodeConfig,
+			errors.New("the network configuration has labels or a namespace, but under Kubernetes those are the pod's; take them out of it"))
+	}
 	e, err := n.forCNI(ctx)
 	if err != nil {
 		return cni.Attachment{}, err
@@ -175,7 +179,7 @@ func order(r cni.Request) (workload, error) {
 		}
 		w.MAC = mac.String()
 	}
-	return w, nil
+	return w, w.identify(r)
 }
 
 // checkKey sees to it that the IDs of different keys differ. The plugin has looked closer.

@@ -150,6 +150,7 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 			}
 		}
 	}
+	defer ws.known.raise()
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	for _, id := range ids {

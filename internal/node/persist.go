@@ -231,6 +231,8 @@ type workload struct {
 	AddressesOnly bool         `json:"addressesOnly,omitempty"` // whoever asked makes the interface
 	CNI           *cniOrigin   `json:"cni,omitempty"`           // nil: of weft attach
 
+	Policy *policyIdentity `json:"policy,omitempty"` // what network policies know it by, as far as it was asked for
+
 	Asked time.Duration `json:"asked,omitempty"` // when the runtime's last ADD of it began, by cni.Uptime in that boot; 0: nobody knows
 
 	done     time.Duration // when the last attach of it was, by the same clock; 0: in an earlier run

@@ -65,6 +65,8 @@ type workloads struct {
 	uptime  func() time.Duration // as cni.Uptime
 	log     *zap.Logger
 	mending signal // reconcile is due
+	known   signal // policies may have to know workloads otherwise
+	guided  bool   // policies know workloads by their pods
 
 	// gate lets reconcile, which removes what it does not know, run alone.
 	gate sync.RWMutex
@@ -273,6 +275,7 @@ func (ws *workloads) put(w workload) {
 	w.finished, w.done = ws.finished, ws.uptime()
 	ws.all[w.ID] = w
 	delete(ws.state, w.ID)
+	ws.known.raise()
 }
 
 func (ws *workloads) setState(id string, err error) {
@@ -302,6 +305,9 @@ func (ws *workloads) describe(w workload) api.Workload {
 	}
 	if w.AddressesOnly {
 		a.HostIf, a.AddressesOnly = "", true
+	}
+	if !ws.guided {
+		a.Policy = w.identity()
 	}
 	ws.mu.Lock()
 	defer ws.mu.Unlock()

@@ -135,6 +135,7 @@ func (d *Daemon) Attach(_ context.Context, r api.AttachRequest) (api.Workload, e
 		if r.IP.IsValid() {
 			w.Addresses = []netip.Addr{r.IP}
 		}
+		w.Policy = r.Policy
 		d.attached[id] = w
 	}
 	return w, nil
