@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/fault"
+	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/compile"
+)
+
+func compileSide(a netip.Addr, d policy.Direction) compile.Side {
+	return compile.Side{Addr: a, Direction: d}
+}
+
+// step makes what has gathered, and returns after what time there is something to do again; 0: when there is news.
+func (e *Enforcer) step() (again time.Duration) {
+	e.mu.Lock()
+	now := time.Now()
+	ready := e.synced && e.begun
+	if wait := e.nextAt.Sub(now); wait > 0 && ready && e.committed && len(e.waiting) == 0 && !e.pending.awaited() {
+		e.mu.Unlock()
+		return e.soonest(wait)
+	}
+	b := e.pending
+	e.pending = newBatch()
+	e.mu.Unlock()
+
+	e.model.Lock()
+	e.make(b)
+	if !ready {
+		e.model.Unlock()
+		e.restore()
+		e.answer()
+		return restoreLook
+	}
+	first := !e.committed
+	if first {
+		e.dir.settle()
+		e.dir.flush(both{e.world, e.cfg.Compiler})
+	}
+	delta := e.cfg.Compiler.Commit()
+	e.model.Unlock()
+	e.committed = true
+	if e.program(delta, first) {
+		e.nextAt = time.Now().Add(gap)
+	}
+	e.tally()
+	e.answer()
+	e.save(false)
+	return e.soonest(0)
+}
+
+// awaited tells whether somebody waits for a change.
+func (b *batch) awaited() bool {
+	for _, l := range b.locals {
+		if l.waits != nil || l.gone != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// soonest is the shorter one of wait and the time until something else is due; 0: nothing is.
+func (e *Enforcer) soonest(wait time.Duration) time.Duration {
+	for _, at := range []time.Time{e.retryAt, e.saver.due} {
+		if at.IsZero() || at == e.saver.due && e.failure != nil {
+			continue
+		}
+		if until := max(time.Until(at), time.Nanosecond); wait == 0 || until < wait {
+			wait = until
+		}
+	}
+	return wait
+}
+
+// make makes the changes of a batch to all that knows objects.
+func (e *Enforcer) make(b *batch) {
+	all := both{e.world, e.cfg.Compiler}
+	for k, p := range b.policies {
+		before := e.world.Policy(k)
+		e.noteProblems(before, p)
+		if p == nil {
+			all.DeletePolicy(k)
+		} else {
+			all.SetPolicy(p)
+		}
+		e.policies += count(p) - count(before)
+	}
+	for name, n := range b.namespaces {
+		if n == nil {
+			all.DeleteNamespace(name)
+		} else {
+			all.SetNamespace(*n)
+		}
+	}
+	for name, n := range b.nodes {
+		e.dir.tellNode(name, n)
+	}
+	if b.hosts != nil {
+		e.dir.hosts = b.hosts
+	}
+	if len(b.nodes) > 0 || b.hosts != nil {
+		e.dir.flushNodes(all)
+	}
+	for _, name := range b.inOrder() {
+		e.dir.tell(name, b.endpoints[name].Endpoint)
+	}
+	for _, c := range b.locals {
+		e.changeLocal(c)
+	}
+	e.dir.flush(all)
+}
+
+func count(p *policy.Policy) int {
+	if p == nil {
+		return 0
+	}
+	return 1
+}
+
+// noteProblems makes events of what is new about a policy that could not be understood as a whole.
+func (e *Enforcer) noteProblems(before, p *policy.Policy) {
+	if p == nil {
+		return
+	}
+	for _, text := range p.Problems {
+		if before == nil || !slices.Contains(before.Problems, text) {
+			e.cfg.Note(keyText(p.PolicyKey)+" is enforced more strictly than it says", text)
+		}
+	}
+}
+
+// keyText names a policy.
+func keyText(k policy.PolicyKey) string {
+	if k.Namespace == "" {
+		return "ClusterNetworkPolicy " + k.Name.Name
+	}
+	return fmt.Sprintf("NetworkPolicy %s of namespace %s", k.Name.Name, k.Namespace)
+}
+
+// program gives the kernel what has changed, or all if that is due, and tells whether there was anything to give.
+func (e *Enforcer) program(d compile.Delta, first bool) bool {
+	state := e.cfg.Compiler.State()
+	if time.Now().Before(e.retryAt) {
+		return false
+	}
+	begun := time.Now()
+	var err error
+	switch {
+	case len(state.Sides) == 0:
+		if e.bare {
+			return false
+		}
+		if err = e.cfg.Kernel.Remove(); err != nil && e.cfg.Kernel.Support() != nil {
+			err = nil // nothing can be there
+		}
+		e.bare = err == nil
+	case e.whole:
+		err = e.cfg.Kernel.Replace(state)
+	case d.Empty():
+		return false
+	default:
+		if err = e.cfg.Kernel.Update(d); err != nil {
+			e.cfg.Log.Warn("the packet filter took no change of network policies, and gets all of it again", zap.Error(err))
+			err = e.cfg.Kernel.Replace(state)
+		}
+	}
+	fault.Point("policies-applied")
+	e.whole = err != nil || len(state.Sides) == 0
+	if len(state.Sides) > 0 {
+		e.bare = false
+	}
+	e.failed(err, first, len(state.Sides) > 0)
+	if err == nil {
+		e.saver.changed(time.Now())
+		e.cfg.Log.Debug("network policies applied", zap.Duration("took", time.Since(begun)), zap.Int("sides", len(state.Sides)))
+	}
+	return true
+}
+
+// failed takes note of how an attempt to tell the kernel something has ended.
+func (e *Enforcer) failed(err error, first, needed bool) {
+	before := e.failure
+	if e.failure = err; err == nil {
+		e.retryAt, e.patience = time.Time{}, 0
+		if before != nil {
+			e.cfg.Log.Info("network policies are in force again")
+			e.cfg.Note("network policies are in force again", "")
+		}
+		if (first || before != nil) && e.cfg.Changed != nil {
+			e.cfg.Changed()
+		}
+		return
+	}
+	e.patience = min(max(2*e.patience, firstRetry), lastRetry)
+	e.retryAt = time.Now().Add(e.patience)
+	if before == nil || before.Error() != err.Error() {
+		e.cfg.Log.Error("network policies could not be put in force; trying again", zap.Error(err), zap.Bool("needed", needed))
+		e.cfg.Note("network policies could not be put in force", oneLine(err))
+	}
+}
+
+// tally brings the status up to date.
+func (e *Enforcer) tally() {
+	subjects := map[string]bool{}
+	for s := range e.cfg.Compiler.State().Sides {
+		if key, ok := e.dir.taken[s.Addr]; ok {
+			subjects[key] = true
+		} else {
+			subjects[s.Addr.String()] = true
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.status = Status{Subjects: len(subjects), Policies: e.policies}
+	if e.failure != nil {
+		e.status.Failure = oneLine(e.failure)
+	}
+}
+
+// recall reads what an earlier run has kept.
+func (e *Enforcer) recall() {
+	s, err := e.saver.load()
+	if err != nil {
+		e.cfg.Log.Warn("what is kept of network policies in force cannot be used; the packet filter stays as it is until they are known", zap.Error(err))
+		return
+	}
+	e.earlier = s
+	for _, l := range s.locals {
+		e.dir.remember(l)
+	}
+}
+
+// restore sees to it that the kernel has something as long as nothing newer is known: what an earlier run has left there or, if that is
+// gone, what it has kept on disk.
+func (e *Enforcer) restore() {
+	if e.earlier.state == nil || len(e.earlier.state.Sides) == 0 {
+		return
+	}
+	present, err := e.cfg.Kernel.Present()
+	if err == nil && !present {
+		if err = e.cfg.Kernel.Replace(e.earlier.state); err == nil {
+			e.cfg.Log.Warn("the packet filter had lost the network policies of the earlier run; it has them again")
+			e.cfg.Note("network policies were put back in force", "the packet filter had lost them, and what there is now is not known yet")
+		}
+	}
+	if err != nil && e.restGone == nil {
+		e.cfg.Log.Error("the network policies of the earlier run could not be put back in force; trying again", zap.Error(err))
+		e.cfg.Note("the network policies of the earlier run could not be put back in force", oneLine(err))
+	}
+	e.restGone = err
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.status.Failure = ""; err != nil {
+		e.status.Failure = oneLine(err)
+	}
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(errors.Join(err).Error(), "\n", "; ") }

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/compile"
+)
+
+const (
+	// gap is the shortest time between two commits for which nobody waits.
+	gap = 20 * time.Millisecond
+	// firstRetry and lastRetry bound the time after which something is tried again with the kernel.
+	firstRetry, lastRetry = 100 * time.Millisecond, 5 * time.Second
+	// restoreLook is how often it is looked whether the kernel still has what an earlier run gave it, as long as it has nothing newer.
+	restoreLook = time.Second
+)
+
+// Kernel is what judges connections, package policy/filter's Filter or one made up by a test. Run may be called beside the other methods, which are
+// called by one goroutine, but for Counters.
+type Kernel interface {
+	// Present tells whether it has anything, from an earlier run perhaps.
+	Present() (bool, error)
+	// Replace gives it the whole state. What it has of it stays as it is, and in no moment is anything open that is closed before and afterwards. It
+	// does not keep s.
+	Replace(s *compile.State) error
+	// Update changes what it has. After an error it may have a part of that, and Replace has to follow.
+	Update(d compile.Delta) error
+	// Remove takes away all that it has.
+	Remove() error
+	// Support is why it cannot judge connections at all, and what to do about it; nil if it can.
+	Support() error
+	// Run keeps it as it was told to be, whoever changes it, until ctx ends.
+	Run(ctx context.Context) error
+	// Counters are how many connections policies have allowed and denied. Those are its own maps.
+	Counters() (map[policy.PolicyKey]Count, error)
+	// Denials returns what is denied, until ctx ends and the channel is closed.
+	Denials(ctx context.Context) <-chan Denial
+}
+
+// Count is a number of connections.
+type Count struct{ Allowed, Denied uint64 }
+
+// Denial is a connection that was denied.
+type Denial struct {
+	policy.Connection
+	Time       time.Time
+	Direction  policy.Direction // at which end: of whose rules
+	Suppressed uint64           // how many were not told, before it
+}
+
+// Compiler is what makes states of objects: *compile.Compiler.
+type Compiler interface {
+	Changes
+	Commit() compile.Delta
+	State() *compile.State
+}
+
+// Config is what New needs.
+type Config struct {
+	Node     string // name of this node, as endpoints and nodes have it
+	Kernel   Kernel
+	Compiler Compiler
+	// File is where the state in force is kept, below a directory that is there, and Boot what tells one boot of the host from another.
+	File, Boot string
+	// Note makes an event. It does not block.
+	Note func(text, cause string)
+	// Changed is called, if it is set, when what could not be put in force is. It does not block.
+	Changed func()
+	Log     *zap.Logger
+}
+
+// Enforcer is the network policies of one node, at work. Its methods may be called concurrently; Run is called once.
+type Enforcer struct {
+	cfg   Config
+	wake  chan struct{} // capacity 1: there is something to do
+	ended chan struct{} // closed when Run has
+	seen  *seen
+
+	mu      sync.Mutex // held for moments only
+	pending *batch
+	synced  bool
+	begun   bool
+	awaits  string
+	status  Status
+
+	model sync.RWMutex  // the one goroutine of Run changes world
+	world *policy.World //
+
+	// Of Run's goroutine.
+	dir       *directory
+	waiting   []*waiter
+	committed bool  // the kernel's state is of this run, or was tried to be
+	whole     bool  // Replace has to follow
+	bare      bool  // the kernel has nothing
+	failure   error // why it has not what it should have
+	patience  time.Duration
+	retryAt   time.Time
+	restGone  error     // why what an earlier run has left could not be put back
+	nextAt    time.Time // of the next commit for which nobody waits
+	policies  int
+	saver     *saver
+	earlier   saved
+}
+
+// Status says how it is with the policies.
+type Status struct {
+	Awaits   string // what is awaited before anything is put in force; empty: nothing
+	Failure  string // why what should be in force is not; empty: it is
+	Policies int    // that there are
+	Subjects int    // workloads of this node, or addresses of them, of which they say something
+}
+
+// New makes an Enforcer, which does nothing before Run.
+func New(c Config) *Enforcer {
+	e := &Enforcer{
+		cfg: c, wake: make(chan struct{}, 1), ended: make(chan struct{}), seen: newSeen(), pending: newBatch(), awaits: "the network policies",
+		world: policy.NewWorld(), dir: newDirectory(c.Node), whole: true,
+	}
+	e.status.Awaits = e.awaits
+	e.saver = newSaver(c.File, c.Boot, c.Log)
+	return e
+}
+
+// Change has f put changes into a batch, which is made as a whole, and soon. It does not wait for that.
+func (e *Enforcer) Change(f func(c Changes)) {
+	b := newBatch()
+	f(b)
+	e.submit(b)
+}
+
+// SetHosts says which addresses nodes have besides those that a source tells of them, by name: all nodes at once.
+func (e *Enforcer) SetHosts(hosts map[string][]netip.Addr) {
+	b := newBatch()
+	b.hosts = hosts
+	e.submit(b)
+}
+
+// Synced says that the source has told all that there was.
+func (e *Enforcer) Synced() {
+	e.mu.Lock()
+	e.synced = true
+	e.mu.Unlock()
+	e.raise()
+}
+
+// Awaits says what the source waits for, to whoever is held up by that. It follows "waiting for ".
+func (e *Enforcer) Awaits(what string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.awaits = what
+	if !e.synced {
+		e.status.Awaits = what
+	}
+}
+
+// Begin says what this node had attached before: all that was not dismissed in earlier runs. It is called once.
+func (e *Enforcer) Begin(locals []Local) {
+	b := newBatch()
+	for _, l := range locals {
+		b.locals = append(b.locals, localChange{bind: &l, old: true})
+	}
+	e.mu.Lock()
+	e.pending.add(b)
+	e.begun = true
+	e.mu.Unlock()
+	e.raise()
+}
+
+func (e *Enforcer) submit(b *batch) {
+	if b.empty() {
+		return
+	}
+	e.mu.Lock()
+	e.pending.add(b)
+	e.mu.Unlock()
+	e.raise()
+}
+
+func (e *Enforcer) raise() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run puts policies in force until ctx ends, and leaves the kernel as it is then.
+func (e *Enforcer) Run(ctx context.Context) {
+	defer close(e.ended)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	beside.Go(func() { e.guard(ctx) })
+	beside.Go(func() { e.watch(ctx) })
+	saving := make(chan struct{})
+	go func() {
+		defer close(saving)
+		e.saver.run()
+	}()
+	defer func() {
+		e.save(true)
+		e.saver.close()
+		<-saving
+	}()
+
+	e.recall()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		again := e.step()
+		if again > 0 {
+			timer.Reset(again)
+		} else {
+			timer.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// guard has the kernel kept as it was told to be.
+func (e *Enforcer) guard(ctx context.Context) {
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		begun := time.Now()
+		err := e.cfg.Kernel.Run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(begun) > lastRetry {
+			wait = firstRetry
+		}
+		e.cfg.Log.Warn("the packet filter of network policies is not watched; trying again", zap.Error(err), zap.Duration("after", wait))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weftnet/weft/internal/fault"
+	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/compile"
+)
+
+// FileName is the name, within a data directory, of the file in which the state in force is kept.
+const FileName = "policy.state"
+
+const (
+	unfinished = ".new"
+	// maxFile bounds the file, in bytes. A state that does not fit is not kept.
+	maxFile = 64 << 20
+	// saveAfter is how long after a change the state is kept, and saveGap the shortest time between two times.
+	saveAfter, saveGap = time.Second, 5 * time.Second
+)
+
+// Files are the paths of all files that an Enforcer may leave in dir.
+func Files(dir string) []string {
+	path := filepath.Join(dir, FileName)
+	return []string{path, path + unfinished}
+}
+
+// saved is what is kept: the state in force, and what was attached here with what was known of it.
+type saved struct {
+	state  *compile.State
+	locals []policy.Endpoint // without addresses
+}
+
+// saver keeps the state on disk: what is to be kept is taken down by the goroutine of Enforcer.Run, and written by that of run.
+type saver struct {
+	path, boot string
+	log        *zap.Logger
+	due        time.Time // when the state is to be kept next; zero: it is kept
+	last       time.Time
+	todo       chan *file // nil: nothing is to be kept
+	failing    bool       // of run
+}
+
+func newSaver(path, boot string, log *zap.Logger) *saver {
+	return &saver{path: path, boot: boot, log: log, todo: make(chan *file, 1)}
+}
+
+// changed says that there is something new to be kept.
+func (s *saver) changed(now time.Time) {
+	if s.path == "" || !s.due.IsZero() {
+		return
+	}
+	if s.due = now.Add(saveAfter); s.due.Before(s.last.Add(saveGap)) {
+		s.due = s.last.Add(saveGap)
+	}
+}
+
+// save keeps what is in force if that is due, or at the end.
+func (e *Enforcer) save(end bool) {
+	s, now := e.saver, time.Now()
+	if s.due.IsZero() || !end && now.Before(s.due) || e.failure != nil {
+		return
+	}
+	var f *file
+	if state := e.cfg.Compiler.State(); len(state.Sides) > 0 {
+		f = takeDown(s.boot, saved{state, e.dir.known()})
+	}
+	if !end {
+		select {
+		case s.todo <- f:
+		default: // the disk is slow
+			s.due = now.Add(saveAfter)
+			return
+		}
+	} else {
+		s.todo <- f
+	}
+	s.due, s.last = time.Time{}, now
+}
+
+// known are the workloads of this node of which something is known.
+func (d *directory) known() (known []policy.Endpoint) {
+	for _, b := range d.locals {
+		if b.known && !b.Given {
+			known = append(known, policy.Endpoint{Name: b.Name, ID: b.ID, Labels: b.Labels, Ports: b.Ports})
+		}
+	}
+	return known
+}
+
+// close ends run, once all is written.
+func (s *saver) close() { close(s.todo) }
+
+// run writes what there is to write, until close.
+func (s *saver) run() {
+	for f := range s.todo {
+		err := s.write(f)
+		if err != nil && !s.failing {
+			s.log.Warn("the network policies in force could not be kept; a restart while their source is away could not put them back", zap.Error(err))
+		}
+		s.failing = err != nil
+	}
+}
+
+func (s *saver) write(f *file) error {
+	if f == nil {
+		if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing %s: %w", s.path, err)
+		}
+		return nil
+	}
+	b, err := f.encode()
+	if err != nil {
+		return err
+	}
+	if len(b) > maxFile {
+		return fmt.Errorf("%s would have %d bytes, and %d is the most", s.path, len(b), maxFile)
+	}
+	if err := replaceFile(s.path, b); err != nil {
+		return fmt.Errorf("writing %s: %w; make room there, or make it writable", s.path, err)
+	}
+	return nil
+}
+
+// replaceFile makes a file hold b, durably: after a crash it holds that or what it held before.
+func replaceFile(path string, b []byte) (err error) {
+	f, err := os.OpenFile(path+unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path+unfinished))
+	}
+	fault.Point("policies-written")
+	if err := os.Rename(path+unfinished, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// load reads what was kept in this boot; nothing if there is nothing.
+func (s *saver) load() (saved, error) {
+	if s.path == "" {
+		return saved{}, nil
+	}
+	f, err := os.Open(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return saved{}, nil
+	}
+	if err != nil {
+		return saved{}, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return saved{}, err
+	}
+	boot, kept, err := decode(b)
+	if err != nil {
+		return saved{}, fmt.Errorf("%s: %w", s.path, err)
+	}
+	if boot != s.boot { // nothing of it is attached any more
+		return saved{}, nil
+	}
+	return kept, nil
+}
+
+// sum is put before what it is the checksum of.
+func sum(b []byte) []byte {
+	return binary.BigEndian.AppendUint32(nil, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+}
