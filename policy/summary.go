@@ -53,7 +53,7 @@ func (w *World) Summary(n Name) (Summary, bool) {
 		return Summary{}, false
 	}
 	s := Summary{
-		Endpoint: n.String(), Node: e.Node, Addrs: slices.Concat([]netip.Addr{}, e.Addrs), Labels: map[string]string{}, Ports: []string{},
+		Endpoint: n.String(), Node: e.Node, Addrs: append([]netip.Addr{}, e.Addrs...), Labels: map[string]string{}, Ports: []string{},
 	}
 	maps.Copy(s.Labels, e.Labels)
 	for _, p := range e.Ports {
@@ -75,7 +75,7 @@ func (w *World) directionSummary(e Endpoint, d Direction) DirectionSummary {
 			}
 			ps := PolicySummary{
 				Policy: p.PolicyKey.String(), Tier: t.String(), Priority: p.Priority, Rules: []RuleSummary{},
-				Problems: slices.Concat([]string{}, p.Problems), Unasked: t == Baseline && len(s.IsolatedBy) > 0,
+				Problems: append([]string{}, p.Problems...), Unasked: t == Baseline && len(s.IsolatedBy) > 0,
 			}
 			for i, r := range p.Rules[d] {
 				ps.Rules = append(ps.Rules, RuleSummary{Number: i + 1, Name: r.Name, Action: r.Action.String(), Words: ruleWords(p, r, d, e)})
