@@ -279,3 +279,11 @@ func TestJudgeFollows(t *testing.T) {
 	w.DeleteEndpoint(db.Name)
 	is("nobody is left", "- / -")
 }
+
+// TestUnchecked shows that a policy that no Check has seen allows no more than one that it lets pass.
+func TestUnchecked(t *testing.T) {
+	w := town(np("default/p", "app=web", "i", rules(deny(rule("")), pass(rule(""))), nil))
+	if got := short(w.Judge(connection(t, w, "api web TCP 80"))); got != "open / !p" {
+		t.Errorf("%s: rules of a NetworkPolicy that do not accept allow nothing", got)
+	}
+}

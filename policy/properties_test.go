@@ -129,3 +129,27 @@ func TestEachEnd(t *testing.T) {
 		}
 	})
 }
+
+// TestClosedIsNarrow shows what it is that is enforced: nothing of what accepts, all that denies or passes as one that denies, for the same subject.
+func TestClosedIsNarrow(t *testing.T) {
+	odd := &policy.Selector{{Key: "app", Operator: 9}}
+	for _, c := range []struct {
+		what string
+		p    *policy.Policy
+		want map[string]string
+	}{
+		{"a NetworkPolicy", np("prod/p", "app=db", "i", rules(rule("")), nil), map[string]string{"web prod/db TCP 80": "open / !p", "prod/db web TCP 80": "open / open", "web prod/cache TCP 80": "open / open"}},
+		{"one whose subject cannot be read", with(np("prod/p", "", "i", nil, nil), func(p *policy.Policy) { p.Pods = odd }), map[string]string{"web prod/db TCP 80": "open / !p", "web api TCP 80": "open / open"}},
+		{"rules that accept", cnp("c", policy.Admin, 1, "", rules(rule("")), nil), map[string]string{"web prod/db TCP 80": "open / open"}},
+		{"a rule that denies", cnp("c", policy.Baseline, 1, "team=b", rules(rule(""), deny(rule("TCP 1"))), nil), map[string]string{"web prod/db UDP 80": "open / -c:1", "prod/db web UDP 80": "open / open"}},
+		{"a rule that passes", cnp("c", policy.Admin, 1, "", nil, rules(pass(rule("TCP 1")))), map[string]string{"web prod/db ICMP": "-c:1 / open"}},
+		{"namespaces that cannot be read", with(cnp("c", policy.Admin, 1, "/app=db", rules(deny(rule(""))), nil), func(p *policy.Policy) { p.Namespaces = odd }), map[string]string{"web prod/db ICMP": "open / -c:1", "web prod/cache ICMP": "open / open"}},
+	} {
+		w := town(c.p.Closed(errTest))
+		for asked, want := range c.want {
+			if got := short(w.Judge(connection(t, w, asked))); got != want {
+				t.Errorf("%s: %s: %s, want %s", c.what, asked, got, want)
+			}
+		}
+	}
+}
