@@ -10,8 +10,13 @@ import (
 // FuzzConnections gives what an operator may type. Whatever it is, there are at most a few connections, all of them to be explained, or one line.
 func FuzzConnections(f *testing.F) {
 	for _, s := range [][3]string{
-		{"web", "prod/db", "80"}, {"10.32.0.1", "n1", "dns"}, {"fd32::1", "fd32::3", "icmp"}, {"web", "198.51.100.7", "53/udp"},
-		{"/", "", "/"}, {"::ffff:10.32.0.1", "fe80::1%eth0", "65536"}, {"a\nb", "\x1b[2J", "-1/tcp"},
+		{"web", "prod/db", "80"},
+		{"10.32.0.1", "n1", "dns"},
+		{"fd32::1", "fd32::3", "icmp"},
+		{"web", "198.51.100.7", "53/udp"},
+		{"/", "", "/"},
+		{"::ffff:10.32.0.1", "fe80::1%eth0", "65536"},
+		{"a\nb", "\x1b[2J", "-1/tcp"},
 	} {
 		f.Add(s[0], s[1], s[2])
 	}
