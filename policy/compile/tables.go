@@ -70,14 +70,15 @@ func (c *Compiler) settleLocals(changed []*pol) []*table {
 		switch {
 		case !ok || e.Node != c.node || len(e.Addrs) == 0:
 			if l != nil {
-				c.leave(l)
+				l.move(policy.Ingress, nil)
+				l.move(policy.Egress, nil)
 				delete(c.locals, n)
 			}
 		case l == nil:
 			c.locals[n] = &local{}
 		}
 	}
-	lost := map[*table]bool{}
+	var known [2][]step
 	for n, l := range c.locals {
 		set := c.endpoints[n].set
 		_, dirty := c.dirty.locals[n]
@@ -94,79 +95,65 @@ func (c *Compiler) settleLocals(changed []*pol) []*table {
 			}
 		}
 		for d := range policy.Direction(2) {
-			list := c.scratch.pols[:0]
-			if whole {
-				for _, p := range c.order {
-					if p.speaks[d] && set.fits(p.Namespace, p.Namespaces, p.Pods) {
-						list = append(list, p)
-					}
-				}
-			} else {
-				var had []*pol
-				loses := false
-				if t := l.tables[d]; t != nil {
-					var known bool
-					if loses, known = lost[t]; !known {
-						loses = slices.ContainsFunc(t.pols, func(p *pol) bool { return p.gone })
-						lost[t] = loses
-					}
-					had = t.pols
-				}
+			if !whole {
 				more := slices.DeleteFunc(slices.Clone(mine), func(p *pol) bool { return !p.speaks[d] })
-				if !loses && len(more) == 0 {
-					continue
+				fresh = c.follow(n, l, d, more, &known[d], fresh)
+				continue
+			}
+			list := c.scratch.pols[:0]
+			for _, p := range c.order {
+				if p.speaks[d] && set.fits(p.Namespace, p.Namespaces, p.Pods) {
+					list = append(list, p)
 				}
-				list = merge(list, had, more)
 			}
 			c.scratch.pols = list
-			if t := c.join(n, l, d, list); t != nil {
+			t, made := c.tableFor(d, list, c.localPorts(n, d, list))
+			if made {
 				fresh = append(fresh, t)
 			}
+			l.move(d, t)
 		}
 	}
 	return fresh
 }
 
-// leave takes a local endpoint out of its tables.
-func (c *Compiler) leave(l *local) {
-	for d, t := range l.tables {
-		if t != nil {
-			t.refs--
-			l.tables[d] = nil
-		}
-	}
+// A step is how an endpoint has come from one table to another: by more policies, and without those that are gone.
+type step struct {
+	from, to *table
+	more     []*pol
+	ports    []localPort // what names in more mean
 }
 
-// join puts a local endpoint into the table of these policies. It returns the table if there was none.
-func (c *Compiler) join(n policy.Name, l *local, d policy.Direction, list []*pol) *table {
-	old := l.tables[d]
-	var t, made *table
-	if len(list) > 0 {
-		ports := c.localPorts(n, d, list)
-		hash := uint64(d)
-		for _, p := range list {
-			hash = (hash ^ p.seq) * 0x9e3779b97f4a7c15
-			hash ^= hash >> 29
-		}
-		for _, p := range ports {
-			hash = (hash ^ uint64(p.port)<<8 ^ uint64(p.protocol)) * 0x9e3779b97f4a7c15
-		}
-		for t = c.byHash[hash]; t != nil; t = t.next {
-			if t.direction == d && slices.Equal(t.pols, list) && slices.Equal(t.ports, ports) {
-				break
-			}
-		}
-		if t == nil {
-			t = &table{hash: hash, next: c.byHash[hash], direction: d, pols: slices.Clone(list), ports: ports, from: map[*table]int{}}
-			made = t
-			c.byHash[hash] = t
-			for _, p := range t.pols {
-				c.use(p, d)
-			}
+// follow moves a local endpoint, of which only policies have changed, like others before it that go the same way.
+func (c *Compiler) follow(n policy.Name, l *local, d policy.Direction, more []*pol, known *[]step, fresh []*table) []*table {
+	way := step{from: l.tables[d], more: more, ports: c.localPorts(n, d, more)}
+	for _, k := range *known {
+		if k.from == way.from && slices.Equal(k.more, way.more) && slices.Equal(k.ports, way.ports) {
+			l.move(d, k.to)
+			return fresh
 		}
 	}
+	var had []*pol
+	if way.from != nil {
+		had = way.from.pols
+	}
+	list := merge(c.scratch.pols[:0], had, more)
+	c.scratch.pols = list
+	t, made := c.tableFor(d, list, c.localPorts(n, d, list))
+	if made {
+		fresh = append(fresh, t)
+	}
+	way.to = t
+	*known = append(*known, way)
+	l.move(d, t)
+	return fresh
+}
+
+// move puts a local endpoint into a table, or into none.
+func (l *local) move(d policy.Direction, t *table) {
+	old := l.tables[d]
 	if t == old {
-		return nil
+		return
 	}
 	if t != nil {
 		t.refs++
@@ -178,7 +165,32 @@ func (c *Compiler) join(n policy.Name, l *local, d policy.Direction, list []*pol
 		old.refs--
 	}
 	l.tables[d] = t
-	return made
+}
+
+// tableFor returns the table of these policies, nil for none, and whether it is a new one.
+func (c *Compiler) tableFor(d policy.Direction, list []*pol, ports []localPort) (*table, bool) {
+	if len(list) == 0 {
+		return nil, false
+	}
+	hash := uint64(d)
+	for _, p := range list {
+		hash = (hash ^ p.seq) * 0x9e3779b97f4a7c15
+		hash ^= hash >> 29
+	}
+	for _, p := range ports {
+		hash = (hash ^ uint64(p.port)<<8 ^ uint64(p.protocol)) * 0x9e3779b97f4a7c15
+	}
+	for t := c.byHash[hash]; t != nil; t = t.next {
+		if t.direction == d && slices.Equal(t.pols, list) && slices.Equal(t.ports, ports) {
+			return t, false
+		}
+	}
+	t := &table{hash: hash, next: c.byHash[hash], direction: d, pols: slices.Clone(list), ports: ports, from: map[*table]int{}}
+	c.byHash[hash] = t
+	for _, p := range t.pols {
+		c.use(p, d)
+	}
+	return t, true
 }
 
 // localPorts returns what the names in the rules mean at a local endpoint.
