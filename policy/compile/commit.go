@@ -202,7 +202,7 @@ func (c *Compiler) settleSides() map[*table]map[*class]struct{} {
 	wanted := map[*table]map[*class]struct{}{}
 	for n, l := range c.locals {
 		for _, a := range c.addrs(n) {
-			if e, _ := c.world.EndpointAt(a); e.Name != n {
+			if !c.has(n, a) {
 				continue
 			}
 			// Where none but the Network tier is asked, what reaches itself is allowed in any case.

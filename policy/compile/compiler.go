@@ -98,7 +98,10 @@ type node struct {
 }
 
 // A local is an endpoint of this node that has addresses.
-type local struct{ tables [2]*table }
+type local struct {
+	tables [2]*table
+	idle   bool // others have come by its addresses: it is in no table
+}
 
 // New returns a Compiler without objects, for the node of that name.
 func New(name string, limits Limits) *Compiler {
@@ -272,6 +275,12 @@ func (c *Compiler) removeNode(n *node) {
 func (c *Compiler) addrs(n policy.Name) []netip.Addr {
 	e, _ := c.world.Endpoint(n)
 	return e.Addrs
+}
+
+// has says whether an address is that endpoint's, and not that of another one that has come by it later.
+func (c *Compiler) has(n policy.Name, a netip.Addr) bool {
+	e, ok := c.world.EndpointAt(a)
+	return ok && e.Name == n
 }
 
 // State returns what has been committed.

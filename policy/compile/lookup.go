@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -70,7 +71,7 @@ func (s *State) Identity(a netip.Addr) Identity {
 	return World
 }
 
-// Verdict returns that of the narrowest cell. It reads every cell if there are ranges of ports, as nothing here is sorted.
+// Verdict returns that of the narrowest cell. In a table that was neither made by a Compiler nor by Apply it may read all cells.
 func (t *Table) Verdict(i Identity, p policy.Protocol, port uint16) Verdict {
 	if v, ok := t.narrowest(i, p, port); ok {
 		return v
@@ -90,20 +91,57 @@ func (t *Table) narrowest(i Identity, p policy.Protocol, port uint16) (Verdict, 
 		if v, ok := t.Cells[Cell{i, p, 0, 65535}]; ok {
 			return v, true
 		}
-		for c, v := range t.Cells {
-			if c.Identity == i && c.Protocol == p && c.First <= port && port <= c.Last {
-				return v, true
-			}
+		if c, ok := t.around(i, p, port); ok {
+			return t.Cells[c], true
 		}
 	}
 	v, ok := t.Cells[Cell{Identity: i}]
 	return v, ok
 }
 
+// around returns the cell of some ports that a port is in.
+func (t *Table) around(i Identity, p policy.Protocol, port uint16) (Cell, bool) {
+	if !t.indexed {
+		for c := range t.Cells {
+			if c.Identity == i && c.Protocol == p && c.First <= port && port <= c.Last {
+				return c, true
+			}
+		}
+		return Cell{}, false
+	}
+	cells := t.ranges[Cell{Identity: i, Protocol: p}]
+	n, _ := slices.BinarySearchFunc(cells, port, func(c Cell, port uint16) int { return cmp.Compare(c.Last, port) })
+	if n == len(cells) || cells[n].First > port {
+		return Cell{}, false
+	}
+	return cells[n], true
+}
+
+// isRange says whether it is of some of a protocol's ports, but not of a single one.
+func (c Cell) isRange() bool {
+	return c.Protocol != 0 && c.First != c.Last && (c.First != 0 || c.Last != 65535)
+}
+
+// index makes ranges anew.
+func (t *Table) index() {
+	t.ranges, t.indexed = nil, true
+	for c := range t.Cells {
+		if c.isRange() {
+			k := Cell{Identity: c.Identity, Protocol: c.Protocol}
+			put(&t.ranges, k, append(t.ranges[k], c))
+		}
+	}
+	for _, cells := range t.ranges {
+		slices.SortFunc(cells, func(a, b Cell) int { return cmp.Compare(a.First, b.First) })
+	}
+}
+
 // Apply makes the change. The state keeps nothing of d.
 func (s *State) Apply(d Delta) {
 	for _, t := range d.AddTables {
-		s.Tables[t.ID] = &Table{t.ID, t.Default, maps.Clone(t.Cells)}
+		n := &Table{ID: t.ID, Default: t.Default, Cells: maps.Clone(t.Cells)}
+		n.index()
+		s.Tables[t.ID] = n
 	}
 	for id, p := range d.Patches {
 		t := s.Tables[id]
@@ -114,6 +152,9 @@ func (s *State) Apply(d Delta) {
 			delete(t.Cells, c)
 		}
 		maps.Copy(t.Cells, p.Set)
+		if !t.indexed || slices.ContainsFunc(p.Drop, Cell.isRange) || anyRange(p.Set) {
+			t.index()
+		}
 	}
 	change(s.Sides, d.SetSides, d.DropSides)
 	change(s.Identities, d.SetIdentities, d.DropIdentities)
@@ -122,6 +163,16 @@ func (s *State) Apply(d Delta) {
 	for _, id := range d.DropTables {
 		delete(s.Tables, id)
 	}
+}
+
+// anyRange says whether one is.
+func anyRange(cells map[Cell]Verdict) bool {
+	for c := range cells {
+		if c.isRange() {
+			return true
+		}
+	}
+	return false
 }
 
 // change removes and sets entries of a map.

@@ -146,8 +146,48 @@ func TestChanges(t *testing.T) {
 
 // TestManyChanges is TestChanges for longer histories of more objects, without shrinking what fails.
 func TestManyChanges(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(80) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { changes(t, policytest.Seeded(seed), 40) })
+	}
+}
+
+// TestTakeovers has endpoints come by addresses of others, and of nodes, before those let them go: whose they are depends on what was first.
+func TestTakeovers(t *testing.T) {
+	shared := 0
+	for seed := range uint64(150) {
+		s := policytest.Seeded(seed)
+		b := both{policy.NewWorld(), New(here, Limits{})}
+		policytest.Generate(s).Tell(b)
+		applied := NewState()
+		for range 15 {
+			applied.Apply(b.c.Commit())
+			if diff := differ(applied, b.c.State()); diff != "" {
+				t.Fatalf("seed %d: the delta leads elsewhere: %s", seed, diff)
+			}
+			sound(seeded{t, seed}, applied)
+			u := policytest.Of(b.World)
+			for range 15 {
+				judged(seeded{t, seed}, b.World, applied, u.Connection(s))
+			}
+			for range 1 + s.IntN(2) {
+				policytest.NewChange(s).Apply(b)
+			}
+			if len(u.Endpoints) < 2 || len(u.Nodes) == 0 {
+				continue
+			}
+			e, from := u.Endpoints[s.IntN(len(u.Endpoints))], u.Endpoints[s.IntN(len(u.Endpoints))].Addrs
+			if s.IntN(4) == 0 {
+				from = u.Nodes[s.IntN(len(u.Nodes))].Addrs[:1]
+			}
+			if len(from) > 0 {
+				e.Addrs, e.ID = from, fmt.Sprint("id", s.IntN(3))
+				b.SetEndpoint(e)
+				shared++
+			}
+		}
+	}
+	if shared < 500 {
+		t.Errorf("only %d addresses were taken over", shared)
 	}
 }
 

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -13,8 +14,8 @@ import (
 // A peer is whom rules in use are about. Rules that say the same share one.
 type peer struct {
 	id   uint32
-	key  string
-	refs int // rules
+	key  string // what it says, or a hash of it if that is long
+	refs int    // rules
 	// home, namespaces and pods are set for endpoints, nodes for nodes, and block for addresses.
 	home             string
 	namespaces, pods *policy.Selector
@@ -69,6 +70,10 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 		return 0, false
 	}
 	s.key = k
+	if len(k) > 4*sha256.Size {
+		sum := sha256.Sum256(k)
+		k = sum[:]
+	}
 	if old := s.byKey[string(k)]; old != nil {
 		old.refs++
 		return old.id, true

@@ -52,6 +52,11 @@ type Table struct {
 	ID      TableID
 	Default Verdict
 	Cells   map[Cell]Verdict
+
+	// ranges are the cells of some of a protocol's ports, but not of a single one, by identity and protocol and sorted; indexed says that
+	// they are up to date, as in all tables that come from a Compiler or from Apply. Who changes Cells takes a new Table.
+	ranges  map[Cell][]Cell
+	indexed bool
 }
 
 // A Side is an address of a local endpoint and a direction.
