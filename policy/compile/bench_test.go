@@ -83,6 +83,9 @@ func benchEndpoint(i int) policy.Endpoint {
 // benchCompiler returns one with the objects of a shape, not committed. With no shape there are no policies.
 func benchCompiler(shape string, endpoints int) *Compiler {
 	c := New(here, Limits{})
+	for i := range endpoints / benchLocals {
+		c.SetNode(policy.Node{Name: fmt.Sprint("node-", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)})}})
+	}
 	for i := range endpoints {
 		c.SetEndpoint(benchEndpoint(i))
 	}
@@ -167,6 +170,17 @@ func size(d Delta) int {
 
 // BenchmarkMemory is what is kept of 30,000 endpoints, world and labels among it, and of policies.
 func BenchmarkMemory(b *testing.B) {
+	b.Run("world alone", func(b *testing.B) {
+		for b.Loop() {
+			before := heap()
+			w := policy.NewWorld()
+			for i := range benchEndpoints {
+				w.SetEndpoint(benchEndpoint(i))
+			}
+			b.ReportMetric(float64(heap()-before)/(1<<20), "MiB")
+			runtime.KeepAlive(w)
+		}
+	})
 	for _, shape := range []string{"none", "few", "all", "blocks", "ranges", "wildcards", "named"} {
 		b.Run(shape, func(b *testing.B) {
 			for b.Loop() {

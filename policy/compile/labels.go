@@ -22,11 +22,12 @@ type space struct {
 type labelSet struct {
 	space  *space
 	labels map[string]string
-	next   *labelSet // another one of the same hash
-	refs   int       // endpoints
-	peers  []uint32  // the peers in use that they are, sorted
-	fresh  bool      // peers has never been worked out
-	moved  bool      // peers has changed in this commit
+	ports  []policy.NamedPort // of one of the endpoints, for others that have the same
+	next   *labelSet          // another one of the same hash
+	refs   int                // endpoints
+	peers  []uint32           // the peers in use that they are, sorted
+	fresh  bool               // peers has never been worked out
+	moved  bool               // peers has changed in this commit
 }
 
 // fits says whether the endpoints are what a selector pair means in a policy of namespace home.
