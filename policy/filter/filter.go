@@ -52,7 +52,9 @@ type Filter struct {
 	quiet  bool // the kernel cannot tell of denied packets
 	tallies
 
-	changed chan struct{} // a state is in force: connections may have to be cut
+	generation uint32 // of nftables, when it was last looked at
+	denials    denials
+	changed    chan struct{} // a state is in force: connections may have to be cut
 }
 
 // New returns a Filter that has changed nothing yet. [Filter.Close] ends it.
@@ -219,6 +221,7 @@ func (f *Filter) put(m *model, have *contents) error {
 func (f *Filter) take(m *model, have *contents) {
 	f.keep()
 	f.model, f.seen, f.base = m, nil, map[uint32]uint64{}
+	f.news()
 	if have != nil {
 		f.seen = have.counts
 		maps.Copy(f.base, have.counts)
@@ -247,11 +250,17 @@ func (f *Filter) send(b buffer) error {
 	if err != nil {
 		return failed(err)
 	}
+	f.untouched() // from now on
+	f.news()
+	return nil
+}
+
+// news has connections looked through.
+func (f *Filter) news() {
 	select {
 	case f.changed <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 // failed says what has failed, and what to do.

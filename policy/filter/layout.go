@@ -132,6 +132,9 @@ func (l layout) chains() (all []*chain) {
 		c.add(counter(), drop())
 	}
 	add("resets", noHook).add(counter(), reset())
+	for _, f := range families() {
+		f.strays(add)
+	}
 	for _, x := range copies() {
 		for _, f := range families() {
 			l.copyOf(add, f, x)
@@ -146,13 +149,17 @@ func (l layout) chains() (all []*chain) {
 // copyOf adds the chains of a copy for a family. All but the first two begin where a packet has a side.
 func (l layout) copyOf(add func(string, int32) *chain, f family, x string) {
 	forward, input := add("forward"+f.digit+x, noHook), add("input"+f.digit+x, noHook)
+	forward.add(invalid(), jump("invalid"+f.digit))
+	forward.add(midway(), jump("midway"+f.digit))
+	// The host's own connections to endpoints are none of a policy's business, so that only an egress side counts.
+	input.add(invalid(), f.side(egress()), drop())
+	input.add(midway(), f.side(egress()), goTo("resets"))
 	for _, d := range ends() {
 		forward.add(f.side(d), found(regTable), jump(d.name+f.digit+x))
 
 		c := add(d.name+f.digit+x, noHook)
 		self := add("self-"+d.name+f.digit+x, noHook)
 		c.add(f.itself(), found(regIdentity), goTo(self.name))
-		c.guard()
 		world := add("world-"+d.name+f.digit+x, noHook)
 		l.cells(c, f, d, x, f.identity(setHosts, d))
 		if l.blocks {
@@ -164,13 +171,11 @@ func (l layout) copyOf(add func(string, int32) *chain, f family, x string) {
 		world.add(drop())
 
 		self.add(f.itself(), compare(unix.NFT_CMP_EQ, regIdentity, number(itselfNumber)), leave())
-		self.guard()
 		l.cells(self, f, d, x, f.itself())
 		self.add(goTo(world.name))
 	}
 	own := add("own"+f.digit+x, noHook)
 	input.add(f.side(egress()), found(regTable), jump(own.name))
-	own.guard()
 	world := goTo("world-" + egress().name + f.digit + x)
 	known := append(f.identity(setHosts, egress()), copied(regIdentity, regOther, number(ownBit)),
 		compare(unix.NFT_CMP_NEQ, regOther, make([]byte, 4)))
@@ -183,13 +188,33 @@ func (l layout) copyOf(add func(string, int32) *chain, f family, x string) {
 	}
 }
 
-// guard drops what belongs to no connection and does not begin one.
-func (c *chain) guard() {
+// strays adds what becomes of packets that belong to no connection and do not begin one, at endpoints that have a side of whatever direction. A
+// connection that was cut does not go on by them, whichever end sends, and is told so.
+func (f family) strays(add func(string, int32) *chain) {
+	invalid, midway := add("invalid"+f.digit, noHook), add("midway"+f.digit, noHook)
+	midway.add(f.itself(), compare(unix.NFT_CMP_EQ, regIdentity, number(itselfNumber)), leave())
+	for _, d := range ends() {
+		for _, source := range []bool{true, false} {
+			side := []expression{f.address(source, regOther), mapped(f.set(d.table), regOther, regTable), found(regTable)}
+			invalid.add(side, counter(), drop())
+			midway.add(side, goTo("resets"))
+		}
+	}
+}
+
+// invalid goes on if connection tracking can make nothing of the packet.
+func invalid() []expression {
+	return []expression{ctState(regOther), masked(regOther, ctBits(ctInvalid)), compare(unix.NFT_CMP_NEQ, regOther, make([]byte, 4))}
+}
+
+// midway goes on with TCP that is no plain SYN.
+func midway() []expression {
 	const syn, mask = 0x02, 0x17 // SYN among FIN, SYN, RST and ACK
-	c.add(ctState(regOther), masked(regOther, ctBits(ctInvalid)), compare(unix.NFT_CMP_NEQ, regOther, make([]byte, 4)), drop())
-	c.add(meta(unix.NFT_META_L4PROTO, regOther), compare(unix.NFT_CMP_EQ, regOther, []byte{unix.IPPROTO_TCP}),
+	return []expression{
+		meta(unix.NFT_META_L4PROTO, regOther), compare(unix.NFT_CMP_EQ, regOther, []byte{unix.IPPROTO_TCP}),
 		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, tcpFlags, 1, regOther), masked(regOther, []byte{mask}),
-		compare(unix.NFT_CMP_NEQ, regOther, []byte{syn}), goTo("resets"))
+		compare(unix.NFT_CMP_NEQ, regOther, []byte{syn}),
+	}
 }
 
 // cells adds what judges by the cells of the identity that is found as said, and by that of all ports.

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// checkEvery is the time between two looks at the table, should a message about it have been lost.
+	checkEvery = 4 * time.Second
+	// repairPause is the time between two repairs, if somebody keeps on changing the table.
+	repairPause = 100 * time.Millisecond
+	// retryEvery is the time between two attempts at what does not work.
+	retryEvery = 10 * time.Second
+)
+
+// Run keeps the table as it was told to be, cuts connections that are not allowed any more, and hears of denied packets, until ctx ends, which
+// is no error. One Run at a time. What does not work is logged, and tried again.
+func (f *Filter) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"watching nftables", f.guard},
+		{"cutting connections", f.cut},
+		{"hearing of denied packets", f.hear},
+	} {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				err := part.run(ctx)
+				if err == nil || ctx.Err() != nil {
+					continue
+				}
+				f.log.Warn("network policy: "+part.name+" fails; the next attempt is in a few seconds", zap.Error(err))
+				pause(ctx, retryEvery)
+			}
+		})
+	}
+	all.Wait()
+	return nil
+}
+
+// pause waits, not longer than ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// listen opens a socket to netfilter that is read as a file, so that closing it ends the reading.
+func (f *Filter) listen(groups uint32) (*os.File, error) {
+	var file *os.File
+	err := inside(f.config.NetNS, func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		file = os.NewFile(uintptr(fd), "netlink")
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) // the rest is for the looks
+		return unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups})
+	})
+	if err != nil {
+		if file != nil {
+			err = errors.Join(err, file.Close())
+		}
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	return file, nil
+}
+
+// attend reads datagrams of file until ctx ends or read says that it failed. It closes file.
+func attend(ctx context.Context, file *os.File, read func() error, during func(failed <-chan error) error) (err error) {
+	failed := make(chan error, 1)
+	var done sync.WaitGroup
+	done.Go(func() { failed <- read() })
+	defer func() {
+		err = errors.Join(err, file.Close()) // ends the reader
+		done.Wait()
+	}()
+	return during(failed)
+}
+
+// guard puts the table right as soon as somebody has changed it.
+func (f *Filter) guard(ctx context.Context) error {
+	file, err := f.listen(1 << (unix.NFNLGRP_NFTABLES - 1))
+	if err != nil {
+		return err
+	}
+	news := make(chan struct{}, 1)
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	return attend(ctx, file, func() error { return f.watch(file, news) }, func(failed <-chan error) error {
+		for {
+			everything := true
+			select {
+			case <-ctx.Done():
+				return nil
+			case err := <-failed:
+				return err
+			case <-news:
+			case <-tick.C:
+				everything = false
+			}
+			if lines := f.repair(everything); len(lines) > 0 {
+				f.log.Warn("network policy: nftables were changed by somebody", zap.Strings("repaired", lines))
+				if f.config.Repaired != nil {
+					f.config.Repaired(lines)
+				}
+				pause(ctx, repairPause)
+			}
+		}
+	})
+}
+
+// watch raises news for what others do to the table, until file is closed.
+func (f *Filter) watch(file *os.File, news chan<- struct{}) error {
+	b := make([]byte, answerSize)
+	for {
+		n, err := file.Read(b)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, unix.ENOBUFS): // some have been dropped
+		case err != nil:
+			return err
+		case !strange(b[:n], f.conn.port):
+			continue
+		}
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// strange says whether one of the messages is about the table and not of the port. What makes no sense may be.
+func strange(b []byte, own uint32) bool {
+	found := false
+	ok := messages(b, func(h header, body []byte) bool {
+		if h.port == own || h.kind>>8 != unix.NFNL_SUBSYS_NFTABLES || h.kind&0xff == unix.NFT_MSG_NEWGEN || found {
+			return true
+		}
+		found = len(body) < 4
+		return found || attributes(body[4:], func(kind uint16, v []byte) bool {
+			const nameOfTable = 1 // in all messages
+			found = found || kind == nameOfTable && stringOf(v) == Table && body[0] == unix.NFPROTO_INET
+			return true
+		})
+	})
+	return found || !ok
+}
+
+// repair puts the table right if it is not, and says what was wrong. It looks at the elements only if it is to look at everything.
+func (f *Filter) repair(everything bool) (lines []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.model == nil {
+		return nil
+	}
+	if f.dirty {
+		if err := f.sync(); err != nil {
+			f.log.Warn("the next attempt is in a few seconds", zap.Error(err))
+		}
+		return nil
+	}
+	if !everything && f.untouched() {
+		return nil
+	}
+	have, err := f.conn.look(Table, everything)
+	if err == nil {
+		if lines = f.damage(have, everything); len(lines) == 0 {
+			return nil
+		}
+		err = f.sync()
+	}
+	if err != nil {
+		f.dirty = true // the next look puts it right
+		f.log.Warn("the next attempt is in a few seconds", zap.Error(err))
+		return nil
+	}
+	return lines
+}
+
+// untouched says whether nobody has changed nftables, of whatever table, since the last transaction of the Filter or the last look.
+func (f *Filter) untouched() bool {
+	var generation uint32
+	var b buffer
+	b.end(b.begin(nft(unix.NFT_MSG_GETGEN), 0, unix.AF_UNSPEC, 0))
+	err := f.conn.ask(b, false, func(_ header, body []byte) error {
+		return fields(body, func(kind uint16, v []byte) {
+			if kind == unix.NFTA_GEN_ID {
+				generation = word(v)
+			}
+		})
+	})
+	same := err == nil && generation == f.generation
+	f.generation = generation
+	return same
+}
+
+// damage says what somebody has changed, and that it will be put right. Without elements, have has the skeleton alone.
+func (f *Filter) damage(have *contents, elements bool) []string {
+	const whose = "nftables table inet " + Table
+	switch {
+	case have == nil && f.phase == "":
+		return nil
+	case have == nil:
+		return []string{whose + " was removed by somebody; made again"}
+	case f.phase == "":
+		return []string{whose + " was made by somebody; removed"}
+	}
+	want := f.layout.describe()
+	if !elements {
+		want = slices.DeleteFunc(want, func(l string) bool { return len(l) > 7 && l[:7] == "element" })
+	}
+	if !slices.Equal(have.skeleton, want) || elements && (have.phase != f.phase || len(have.broken) > 0) {
+		return []string{whose + " was changed by somebody; put right"}
+	}
+	if !elements {
+		return nil
+	}
+	changed, lost, added := 0, 0, 0
+	for _, m := range f.model.difference(have).sets {
+		for _, c := range m {
+			switch {
+			case c.old == nil:
+				lost++
+			case c.now == nil:
+				added++
+			default:
+				changed++
+			}
+		}
+	}
+	if changed+lost+added == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("elements of %s were changed by somebody: %d lost, %d added, %d others; put right", whose, lost, added, changed)}
+}
