@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
 )
@@ -39,13 +41,22 @@ func large(elements int) *compile.State {
 	return s
 }
 
+// processor is how long the process has had one.
+func processor(b *testing.B) time.Duration {
+	var u unix.Rusage
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // BenchmarkProgram puts 300,000 elements into the kernel, and takes them over again.
 func BenchmarkProgram(b *testing.B) {
 	s := large(300_000)
 	b.Run("anew", func(b *testing.B) {
 		f := newFilter(b, newSpace(b))
 		for b.Loop() {
+			began := processor(b)
 			must(b, f.Replace(s))
+			b.ReportMetric(float64((processor(b) - began).Milliseconds()), "cpu-ms")
 			b.StopTimer()
 			must(b, f.Remove())
 			b.StartTimer()

@@ -144,7 +144,7 @@ func (b *buffer) composeContents(table string, m *model) {
 }
 
 // composePhase makes a copy the one that judges, instead of another one.
-func (b *buffer) composePhase(table, was, now string) {
+func (b *buffer) composePhase(table, was, now string, d digest) {
 	kind := sets()[0]
 	if was != "" {
 		l := b.deleting(table, kind)
@@ -152,8 +152,19 @@ func (b *buffer) composePhase(table, was, now string) {
 		l.close()
 	}
 	l := b.adding(table, kind)
-	l.add(element{key: phase(now)})
+	l.add(element{key: phase(now), comment: d.String()})
 	l.close()
+}
+
+// composeNewRules puts the rules in the place of those that are there.
+func (b *buffer) composeNewRules(table string, have *contents, l layout) {
+	for _, c := range have.chains {
+		at := b.begin(nft(unix.NFT_MSG_DELRULE), 0, unix.NFPROTO_INET, 0)
+		b.text(unix.NFTA_RULE_TABLE, table)
+		b.text(unix.NFTA_RULE_CHAIN, c)
+		b.end(at)
+	}
+	b.composeRules(table, l)
 }
 
 // other is the copy that is not the given one.
@@ -165,10 +176,13 @@ func other(c string) string {
 	return all[0]
 }
 
-// difference is what is to be changed of the elements; it takes them away from have.
-func (m *model) difference(have *contents) *edit {
+// difference is what is to be changed of the elements, of the bulk only if all is to be compared; it takes them away from have.
+func (m *model) difference(have *contents, all bool) *edit {
 	e := newEdit()
 	m.each(func(set string, x element) {
+		if !all && bulk(set) {
+			return
+		}
 		from := have.values[set]
 		if x.end != nil {
 			from = have.intervals[set]
@@ -183,7 +197,7 @@ func (m *model) difference(have *contents) *edit {
 		}
 	})
 	for _, k := range sets() {
-		if k.name == setCurrent || k.dataType == typeVerdict {
+		if k.name == setCurrent || k.dataType == typeVerdict || !all && bulk(k.name) {
 			continue
 		}
 		for _, from := range []map[string]element{have.values[k.name], have.intervals[k.name]} {

@@ -103,9 +103,7 @@ func (f *Filter) sweep() error {
 	for n := range idle {
 		e.replace(setCounts, &element{key: number(n)}, nil)
 	}
-	var b buffer
-	e.compose(&b, Table)
-	if err := f.commit(b); err != nil {
+	if err := f.commit(e); err != nil {
 		return err
 	}
 	for n := range idle {

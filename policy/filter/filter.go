@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,18 +43,21 @@ type Filter struct {
 	config Config
 	log    *zap.Logger
 
-	mu     sync.Mutex
-	conn   *conn
-	model  *model // nil before the first Replace
-	phase  string // copy that judges, "" if there is no table
-	layout layout
-	dirty  bool // the kernel has something else than the model
-	last   time.Time
-	quiet  bool // the kernel cannot tell of denied packets
+	mu       sync.Mutex
+	conn     *conn
+	model    *model // nil before the first Replace
+	phase    string // copy that judges, "" if there is no table
+	layout   layout
+	digest   digest
+	dirty    bool // the kernel has something else than the model
+	last     time.Time
+	distrust bool // somebody has changed what is not read
+	quiet    bool // the kernel cannot tell of denied packets
 	tallies
 
 	generation uint32 // of nftables, when it was last looked at
 	denials    denials
+	tampered   atomic.Bool   // somebody has changed elements of the bulk
 	changed    chan struct{} // a state is in force: connections may have to be cut
 }
 
@@ -89,7 +93,7 @@ func (f *Filter) Replace(s *compile.State) error {
 	var err error
 	for range 3 { // somebody may change the table between the look and the transaction
 		var have *contents
-		if have, err = f.conn.look(Table, true); err != nil {
+		if have, err = f.conn.look(Table, small); err != nil {
 			return failed(err)
 		}
 		var m *model
@@ -127,9 +131,7 @@ func (f *Filter) Update(d compile.Delta) error {
 	if e.empty() {
 		return nil
 	}
-	var b buffer
-	e.compose(&b, Table)
-	if err := f.commit(b); err != nil {
+	if err := f.commit(e); err != nil {
 		return err
 	}
 	return f.sweep()
@@ -139,7 +141,7 @@ func (f *Filter) Update(d compile.Delta) error {
 func (f *Filter) Remove() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	have, err := f.conn.look(Table, false)
+	have, err := f.conn.look(Table, skeleton)
 	if err != nil {
 		return failed(err)
 	}
@@ -151,7 +153,7 @@ func (f *Filter) sync() error {
 	var err error
 	for range 3 {
 		var have *contents
-		if have, err = f.conn.look(Table, true); err != nil {
+		if have, err = f.conn.look(Table, small); err != nil {
 			f.dirty = true
 			return failed(err)
 		}
@@ -168,7 +170,11 @@ func (f *Filter) put(m *model, have *contents) error {
 	if have != nil && f.model != nil {
 		f.seen = have.counts
 	}
-	l := m.layout(f.config.Group, f.quiet)
+	l, d := m.layout(f.config.Group, f.quiet), m.digest()
+	alike, read := false, false
+	if !m.empty() {
+		alike, read = f.alike(have, m, l, d)
+	}
 	var b buffer
 	now := ""
 	switch {
@@ -179,26 +185,20 @@ func (f *Filter) put(m *model, have *contents) error {
 	case m.empty():
 		b.composeRemoval(Table, have)
 		have = nil
-	case have != nil && have.phase != "" && len(have.broken) == 0 && sameBut(have.skeleton, l.describe()):
-		e := m.difference(have)
+	case alike:
+		e := m.difference(have, read)
 		same := slices.Equal(have.skeleton, l.describe())
-		if same && e.empty() {
+		if same && e.empty() && have.digest == d.String() {
 			f.take(m, have)
-			f.phase, f.layout, f.dirty = have.phase, l, false
+			f.phase, f.layout, f.digest, f.dirty = have.phase, l, d, false
 			return nil
 		}
 		if !same {
-			for _, c := range have.chains {
-				at := b.begin(nft(unix.NFT_MSG_DELRULE), 0, unix.NFPROTO_INET, 0)
-				b.text(unix.NFTA_RULE_TABLE, Table)
-				b.text(unix.NFTA_RULE_CHAIN, c)
-				b.end(at)
-			}
-			b.composeRules(Table, l)
+			b.composeNewRules(Table, have, l)
 		}
 		e.compose(&b, Table)
 		now = other(have.phase)
-		b.composePhase(Table, have.phase, now)
+		b.composePhase(Table, have.phase, now, d)
 	default:
 		if have != nil {
 			b.composeRemoval(Table, have)
@@ -206,21 +206,21 @@ func (f *Filter) put(m *model, have *contents) error {
 		b.composeSkeleton(Table, l)
 		b.composeContents(Table, m)
 		now = copies()[0]
-		b.composePhase(Table, "", now)
+		b.composePhase(Table, "", now, d)
 		have = nil
 	}
 	if err := f.send(b); err != nil {
 		return err
 	}
 	f.take(m, have)
-	f.phase, f.layout, f.dirty = now, l, false
+	f.phase, f.layout, f.digest, f.dirty = now, l, d, false
 	return nil
 }
 
 // take makes m the model. Have is what the kernel had before, nil if its counters begin anew.
 func (f *Filter) take(m *model, have *contents) {
 	f.keep()
-	f.model, f.seen, f.base = m, nil, map[uint32]uint64{}
+	f.model, f.seen, f.base, f.distrust = m, nil, map[uint32]uint64{}, false
 	f.news()
 	if have != nil {
 		f.seen = have.counts
@@ -228,15 +228,34 @@ func (f *Filter) take(m *model, have *contents) {
 	}
 }
 
+// alike says whether what the kernel has becomes the model by changes of rules and elements, and whether the bulk of the elements has been read for
+// that. If it has not, it is as it should be.
+func (f *Filter) alike(have *contents, m *model, l layout, d digest) (alike, read bool) {
+	switch {
+	case have == nil || have.phase == "" || len(have.broken) > 0 || !sameBut(have.skeleton, l.describe()):
+		return false, false
+	case d.count > readable:
+		return have.digest == d.String() && !f.distrust, false
+	}
+	for _, k := range have.sets {
+		if bulk(k.name) && f.conn.readElements(Table, k, have) != nil {
+			return false, false
+		}
+	}
+	return len(have.broken) == 0, true
+}
+
 // commit makes a change, which the other copy of the rules judges by.
-func (f *Filter) commit(b buffer) error {
-	now := other(f.phase)
-	b.composePhase(Table, f.phase, now)
+func (f *Filter) commit(e *edit) error {
+	now, d := other(f.phase), f.digest.after(e)
+	var b buffer
+	e.compose(&b, Table)
+	b.composePhase(Table, f.phase, now, d)
 	if err := f.send(b); err != nil {
 		f.dirty = true
 		return err
 	}
-	f.phase = now
+	f.phase, f.digest = now, d
 	return nil
 }
 

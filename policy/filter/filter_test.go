@@ -43,7 +43,7 @@ func TestReplaceAdopts(t *testing.T) {
 	ns := newSpace(t)
 	f := newFilter(t, ns)
 	must(t, f.Replace(sample()))
-	have, err := f.conn.look(Table, true)
+	have, err := f.conn.look(Table, whole)
 	must(t, err)
 	want := f.layout.describe()
 	for i := range max(len(want), len(have.skeleton)) {
@@ -52,7 +52,7 @@ func TestReplaceAdopts(t *testing.T) {
 			break
 		}
 	}
-	e := f.model.difference(have)
+	e := f.model.difference(have, true)
 	for set, m := range e.sets {
 		for _, c := range m {
 			t.Errorf("%s: %+v %+v", set, c.old, c.now)

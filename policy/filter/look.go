@@ -22,6 +22,7 @@ type contents struct {
 	comments  map[uint32]string             // of counters
 	counts    map[uint32]uint64             // packets
 	phase     string                        // copy that judges, "" if not exactly one
+	digest    string                        // of the bulk, as the phase bears it
 	broken    map[string]bool               // sets with intervals that make no sense
 
 	tables, identities, verdicts uint32 // the greatest numbers, without their bits
@@ -39,19 +40,28 @@ func (c *contents) value(set string, key []byte) (uint32, bool) {
 	return x.data, ok
 }
 
-// look reads a table, nil if there is none. Without elements it reads the skeleton alone.
-func (c *conn) look(table string, elements bool) (*contents, error) {
+// An extent is how much of a table is read.
+type extent int
+
+const (
+	skeleton extent = iota // sets, chains and rules
+	small                  // and elements, but for the bulk
+	whole                  // and the bulk
+)
+
+// look reads a table, nil if there is none.
+func (c *conn) look(table string, what extent) (*contents, error) {
 	var err error
 	for range 5 {
 		var have *contents
-		if have, err = c.lookOnce(table, elements); !errors.Is(err, errInterrupted) {
+		if have, err = c.lookOnce(table, what); !errors.Is(err, errInterrupted) {
 			return have, err
 		}
 	}
 	return nil, fmt.Errorf("reading nftables table inet %s: %w", table, err)
 }
 
-func (c *conn) lookOnce(table string, elements bool) (*contents, error) {
+func (c *conn) lookOnce(table string, what extent) (*contents, error) {
 	have := newContents()
 	var flags uint32
 	err := c.ask(request(unix.NFT_MSG_GETTABLE, unix.NFTA_TABLE_NAME, table), false, func(_ header, body []byte) error {
@@ -74,8 +84,8 @@ func (c *conn) lookOnce(table string, elements bool) (*contents, error) {
 			return nil, err
 		}
 	}
-	if elements {
-		for _, k := range have.sets {
+	for _, k := range have.sets {
+		if what == whole || what == small && !bulk(k.name) {
 			if err := c.readElements(table, k, have); err != nil {
 				return nil, err
 			}

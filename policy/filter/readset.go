@@ -113,8 +113,8 @@ func (r *reader) finish() {
 	}
 	if name == setCurrent {
 		for _, c := range copies() {
-			if _, ok := r.into[string(phase(c))]; ok && len(r.into) == 1 {
-				r.have.phase = c
+			if x, ok := r.into[string(phase(c))]; ok && len(r.into) == 1 {
+				r.have.phase, r.have.digest = c, x.comment
 			}
 		}
 		return

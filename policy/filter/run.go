@@ -137,8 +137,14 @@ func (f *Filter) watch(file *os.File, news chan<- struct{}) error {
 		case errors.Is(err, unix.ENOBUFS): // some have been dropped
 		case err != nil:
 			return err
-		case !strange(b[:n], f.conn.port):
-			continue
+		default:
+			about, elements := strange(b[:n], f.conn.port)
+			if !about {
+				continue
+			}
+			if elements {
+				f.tampered.Store(true)
+			}
 		}
 		select {
 		case news <- struct{}{}:
@@ -147,21 +153,33 @@ func (f *Filter) watch(file *os.File, news chan<- struct{}) error {
 	}
 }
 
-// strange says whether one of the messages is about the table and not of the port. What makes no sense may be.
-func strange(b []byte, own uint32) bool {
-	found := false
+// strange says whether one of the messages is about the table and not of the port, and whether about elements of the bulk. What makes no sense may be.
+func strange(b []byte, own uint32) (about, elements bool) {
 	ok := messages(b, func(h header, body []byte) bool {
-		if h.port == own || h.kind>>8 != unix.NFNL_SUBSYS_NFTABLES || h.kind&0xff == unix.NFT_MSG_NEWGEN || found {
+		if h.port == own || h.kind>>8 != unix.NFNL_SUBSYS_NFTABLES || h.kind&0xff == unix.NFT_MSG_NEWGEN {
 			return true
 		}
-		found = len(body) < 4
-		return found || attributes(body[4:], func(kind uint16, v []byte) bool {
-			const nameOfTable = 1 // in all messages
-			found = found || kind == nameOfTable && stringOf(v) == Table && body[0] == unix.NFPROTO_INET
+		var table, set string
+		ok := len(body) >= 4 && attributes(body[4:], func(kind uint16, v []byte) bool {
+			switch kind { // the table's is the same in all messages
+			case unix.NFTA_SET_ELEM_LIST_TABLE:
+				table = stringOf(v)
+			case unix.NFTA_SET_ELEM_LIST_SET:
+				set = stringOf(v)
+			}
 			return true
 		})
+		if ok && (table != Table || body[0] != unix.NFPROTO_INET) {
+			return true
+		}
+		about = true
+		switch h.kind & 0xff {
+		case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
+			elements = elements || bulk(set)
+		}
+		return ok
 	})
-	return found || !ok
+	return about || !ok, elements
 }
 
 // repair puts the table right if it is not, and says what was wrong. It looks at the elements only if it is to look at everything.
@@ -177,12 +195,23 @@ func (f *Filter) repair(everything bool) (lines []string) {
 		}
 		return nil
 	}
-	if !everything && f.untouched() {
+	tampered := f.tampered.Swap(false)
+	if f.untouched() {
 		return nil
 	}
-	have, err := f.conn.look(Table, everything)
+	what := skeleton
+	if everything {
+		what = whole
+		if f.digest.count > readable {
+			what = small
+		}
+	}
+	have, err := f.conn.look(Table, what)
 	if err == nil {
-		if lines = f.damage(have, everything); len(lines) == 0 {
+		if lines = f.damage(have, what); len(lines) == 0 && what == small && tampered {
+			lines, f.distrust = []string{changed}, true
+		}
+		if len(lines) == 0 {
 			return nil
 		}
 		err = f.sync()
@@ -212,9 +241,13 @@ func (f *Filter) untouched() bool {
 	return same
 }
 
-// damage says what somebody has changed, and that it will be put right. Without elements, have has the skeleton alone.
-func (f *Filter) damage(have *contents, elements bool) []string {
-	const whose = "nftables table inet " + Table
+const (
+	whose   = "nftables table inet " + Table
+	changed = whose + " was changed by somebody; put right"
+)
+
+// damage says what somebody has changed, and that it will be put right. Have is as much of the table as is said.
+func (f *Filter) damage(have *contents, what extent) []string {
 	switch {
 	case have == nil && f.phase == "":
 		return nil
@@ -224,17 +257,17 @@ func (f *Filter) damage(have *contents, elements bool) []string {
 		return []string{whose + " was made by somebody; removed"}
 	}
 	want := f.layout.describe()
-	if !elements {
+	if what == skeleton {
 		want = slices.DeleteFunc(want, func(l string) bool { return len(l) > 7 && l[:7] == "element" })
 	}
-	if !slices.Equal(have.skeleton, want) || elements && (have.phase != f.phase || len(have.broken) > 0) {
-		return []string{whose + " was changed by somebody; put right"}
+	if !slices.Equal(have.skeleton, want) || what > skeleton && (have.phase != f.phase || len(have.broken) > 0) {
+		return []string{changed}
 	}
-	if !elements {
+	if what == skeleton {
 		return nil
 	}
-	changed, lost, added := 0, 0, 0
-	for _, m := range f.model.difference(have).sets {
+	others, lost, added := 0, 0, 0
+	for _, m := range f.model.difference(have, what == whole).sets {
 		for _, c := range m {
 			switch {
 			case c.old == nil:
@@ -242,12 +275,12 @@ func (f *Filter) damage(have *contents, elements bool) []string {
 			case c.now == nil:
 				added++
 			default:
-				changed++
+				others++
 			}
 		}
 	}
-	if changed+lost+added == 0 {
+	if others+lost+added == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("elements of %s were changed by somebody: %d lost, %d added, %d others; put right", whose, lost, added, changed)}
+	return []string{fmt.Sprintf("elements of %s were changed by somebody: %d lost, %d added, %d others; put right", whose, lost, added, others)}
 }

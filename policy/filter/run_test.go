@@ -85,7 +85,7 @@ func TestRepairs(t *testing.T) {
 	} {
 		f.mu.Lock()
 		for f.phase != "a" { // the name of the copy is part of a case
-			must(t, f.commit(nil))
+			must(t, f.commit(newEdit()))
 		}
 		f.mu.Unlock()
 		w.node.nft(t, tt.do)
@@ -100,8 +100,8 @@ func TestRepairs(t *testing.T) {
 		eventually(t, "repair of "+tt.do, func() bool {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			have, err := f.conn.look(Table, true)
-			return err == nil && len(f.damage(have, true)) == 0
+			have, err := f.conn.look(Table, whole)
+			return err == nil && len(f.damage(have, whole)) == 0
 		})
 	}
 	w.node.nft(t, "add table inet other")
@@ -124,7 +124,7 @@ func connect(t testing.TB, from *space, a netip.Addr, to *space, b netip.Addr, p
 	must(t, unix.Listen(l, 1))
 	near, err := from.socket(unix.SOCK_STREAM, a, 0)
 	must(t, err)
-	must(t, unix.Connect(near, sockaddr(b, port)))
+	eventually(t, "a connection", func() bool { return unix.Connect(near, sockaddr(b, port)) == nil }) // neighbours have to be found first
 	far, _, err := unix.Accept(l)
 	must(t, err)
 	t.Cleanup(func() { _, _ = unix.Close(near), unix.Close(far) })
