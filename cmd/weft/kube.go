@@ -316,6 +316,9 @@ func anew(err error) error {
 // directed is a node as an agent sees it.
 type directed struct{ *node.Node }
 
+// Policies implements [kube.Daemon].
+func (d directed) Policies() kube.Sink { return nil }
+
 func (d directed) Members() []kube.Member {
 	var members []kube.Member
 	for _, m := range d.Node.Members() {

@@ -41,6 +41,8 @@ type Daemon interface {
 	Direct(hosts []string) error
 	Warn(about, text string)
 	Forget(ctx context.Context, r api.ForgetRequest, progress func(api.ForgetProgress)) (api.ForgetResult, error)
+	// Policies is who enforces network policies, from the beginning of Run on; nil: nobody does.
+	Policies() Sink
 }
 
 // Config says what an [Agent] works with.
@@ -67,6 +69,8 @@ type Agent struct {
 	secret  *mirror[*secret]
 	set     *mirror[*daemonSet]
 	events  *recorder
+	feed    *feed
+	bad     *problems
 	working sync.WaitGroup
 	ctx     context.Context //nolint:containedctx // of what follows the cluster, from New to Close
 	cancel  context.CancelFunc
@@ -84,7 +88,7 @@ type Agent struct {
 // New makes an agent, which does nothing yet. Close ends what it begins.
 func New(c Config) *Agent {
 	a := &Agent{cfg: c, changed: make(chan struct{}, 1), stage: "starting"}
-	a.nodes = newMirror(c.Cluster.nodes(), "", trimNode, a.raise)
+	a.nodes = newMirror(c.Cluster.nodes(), "", trimNode, a.nodesChanged)
 	a.secret = newMirror(c.Cluster.secrets(c.Namespace), SecretName, func(s *secret) *secret {
 		s.ManagedFields, s.Annotations = nil, nil
 		return s
@@ -94,6 +98,8 @@ func New(c Config) *Agent {
 		return s
 	}, a.setChanged)
 	a.events = newRecorder(c.Cluster, c.Node, c.Log)
+	a.bad = newProblems()
+	a.feed = newFeed(c.Cluster, c.Log, a.bad.note, a.raise)
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
 }
@@ -109,6 +115,17 @@ func (a *Agent) raise() {
 	case a.changed <- struct{}{}:
 	default:
 	}
+}
+
+// nodesChanged has policies know the nodes.
+func (a *Agent) nodesChanged() {
+	if _, synced := a.nodes.snapshot(); synced {
+		a.feed.followNodes(func() map[string]machine {
+			all, _ := a.nodes.snapshot()
+			return all
+		})
+	}
+	a.raise()
 }
 
 // setChanged remembers that the DaemonSet was deleted, which the API server may not tell any more when that matters.
@@ -133,6 +150,7 @@ func (a *Agent) follow(within time.Duration) {
 		runs = append(runs, a.set.run)
 	}
 	a.working.Go(func() { a.events.run(a.ctx) })
+	a.working.Go(func() { a.feed.run(a.ctx, min(within, feedSpread)) })
 	for _, run := range runs {
 		a.working.Go(func() {
 			if within > 0 {
@@ -167,6 +185,9 @@ func (a *Agent) Attached(p Pod, warnings []string) {
 		a.events.onPod(p, warning, "NetworkWarning", w)
 	}
 }
+
+// Refused tells why a pod was not attached.
+func (a *Agent) Refused(p Pod, why string) { a.events.onPod(p, warning, "NotAttached", why) }
 
 // Health says whether this node does its work, or could at once in the place of another, and in a line what it does.
 func (a *Agent) Health() (ready bool, text string) {
@@ -206,6 +227,9 @@ func (a *Agent) Removed(ctx context.Context) bool {
 // Run directs the node until ctx ends, and returns nil then; an error says why the node must end. One that wraps [ErrAnew] says that it is to
 // begin anew.
 func (a *Agent) Run(ctx context.Context, id string, d Daemon) error {
+	if s := d.Policies(); s != nil {
+		a.feed.to(s)
+	}
 	a.follow(spread)
 	r := &run{a: a, id: id, d: d, began: time.Now(), reclaim: reclaimer{since: map[string]time.Time{}, tried: map[string]time.Time{}}}
 	defer r.forgetting.Wait()
@@ -291,6 +315,12 @@ func (r *run) step(ctx context.Context, news bool) error {
 	}
 	state := r.a.nodes.state() // read first: it may be older than the nodes, never newer
 	nodes, synced := r.a.nodes.snapshot()
+	r.d.Warn("policies", r.a.feed.trouble())
+	if synced && phase == api.Ready {
+		for _, f := range r.a.bad.take(r.a.cfg.Node, nodes) {
+			r.a.events.onPolicy(f)
+		}
+	}
 	switch phase {
 	case api.Joining:
 		return r.join(nodes, around)

@@ -33,10 +33,13 @@ const (
 	burst      = 20
 )
 
+// versionCluster is that of ClusterNetworkPolicy.
+const versionCluster = "v1alpha2"
+
 // A Cluster is the API server of the cluster, and who asks it. Its methods are safe for concurrent use.
 type Cluster struct {
-	host                   string
-	core, apps, networking *rest.RESTClient
+	host                             string
+	core, apps, networking, policies *rest.RESTClient
 }
 
 // Connect prepares a client of the API server: by the file kubeconfig, or as the service account of the pod that this runs in if that is
@@ -76,10 +79,14 @@ func connect(config *rest.Config) (*Cluster, error) {
 	for _, g := range []struct {
 		to      **rest.RESTClient
 		group   string
+		version string
 		apiPath string
-	}{{&c.core, "", "/api"}, {&c.apps, "apps", "/apis"}, {&c.networking, "networking.k8s.io", "/apis"}} {
+	}{
+		{&c.core, "", "v1", "/api"}, {&c.apps, "apps", "v1", "/apis"}, {&c.networking, "networking.k8s.io", "v1", "/apis"},
+		{&c.policies, "policy.networking.k8s.io", versionCluster, "/apis"},
+	} {
 		of := rest.CopyConfig(config)
-		of.APIPath, of.GroupVersion, of.NegotiatedSerializer = g.apiPath, &schema.GroupVersion{Group: g.group, Version: "v1"}, codecs
+		of.APIPath, of.GroupVersion, of.NegotiatedSerializer = g.apiPath, &schema.GroupVersion{Group: g.group, Version: g.version}, codecs
 		if *g.to, err = rest.RESTClientForConfigAndClient(of, transport); err != nil {
 			return nil, fmt.Errorf("preparing the connection to the Kubernetes API server: %w", err)
 		}
@@ -101,6 +108,12 @@ func (c *Cluster) services(ns string) resource   { return resource{c.core, ns, "
 func (c *Cluster) events(ns string) resource     { return resource{c.core, ns, "events"} }
 func (c *Cluster) daemonSets(ns string) resource { return resource{c.apps, ns, "daemonsets"} }
 func (c *Cluster) serviceCIDRs() resource        { return resource{c.networking, "", "servicecidrs"} }
+func (c *Cluster) namespaces() resource          { return resource{c.core, "", "namespaces"} }
+func (c *Cluster) pods() resource                { return resource{c.core, "", "pods"} }
+func (c *Cluster) networkPolicies() resource     { return resource{c.networking, "", "networkpolicies"} }
+func (c *Cluster) clusterNetworkPolicies() resource {
+	return resource{c.policies, "", "clusternetworkpolicies"}
+}
 
 func (r resource) on(q *rest.Request) *rest.Request {
 	return q.NamespaceIfScoped(r.namespace, r.namespace != "").Resource(r.plural)

@@ -17,6 +17,8 @@ const (
 	// maxPeers is how many addresses of other nodes a node is given to connect to, and maxAddresses how many of one of them.
 	maxPeers     = 16
 	maxAddresses = 4
+	// maxNodeAddresses is how many addresses of a node policies can be about.
+	maxNodeAddresses = 64
 
 	conditionReady       = "Ready"
 	conditionUnavailable = "NetworkUnavailable"
@@ -26,15 +28,17 @@ const (
 type machine struct {
 	name      string
 	uid       string
+	labels    map[string]string
 	nodeID    string       // of Weft; empty: not known
 	addresses []netip.Addr // internal ones first, at most maxAddresses
+	all       []netip.Addr // whatever they are for, at most maxNodeAddresses
 	podCIDRs  []string
 	ready     bool
 	condition nodeCondition // NetworkUnavailable; zero: it has none
 }
 
 func trimNode(o *node) machine {
-	m := machine{name: o.Name, uid: string(o.UID), nodeID: strings.Clone(o.Annotations[AnnotationNodeID]), podCIDRs: o.Spec.PodCIDRs}
+	m := machine{name: o.Name, uid: string(o.UID), labels: o.Labels, nodeID: strings.Clone(o.Annotations[AnnotationNodeID]), podCIDRs: o.Spec.PodCIDRs}
 	if len(m.podCIDRs) == 0 && o.Spec.PodCIDR != "" {
 		m.podCIDRs = []string{o.Spec.PodCIDR}
 	}
@@ -44,6 +48,12 @@ func trimNode(o *node) machine {
 			if a.Type == kind && err == nil && usable(ip) && !slices.Contains(m.addresses, ip) && len(m.addresses) < maxAddresses {
 				m.addresses = append(m.addresses, ip)
 			}
+		}
+	}
+	for _, a := range o.Status.Addresses {
+		ip, err := netip.ParseAddr(a.Address) // fails for names
+		if ip = ip.Unmap(); err == nil && (usable(ip) || ip.IsLinkLocalUnicast() && ip.Zone() == "") && !slices.Contains(m.all, ip) && len(m.all) < maxNodeAddresses {
+			m.all = append(m.all, ip)
 		}
 	}
 	for _, c := range o.Status.Conditions {

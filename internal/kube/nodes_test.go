@@ -21,7 +21,7 @@ func TestNodeIsTrimmed(t *testing.T) {
 	}{
 		"empty": {`{}`, machine{}},
 		"whole": {
-			`{"metadata": {"name": "n1", "uid": "u1", "annotations": {"weftnet.dev/node-id": "0123456789abcdef", "more": "x"}},
+			`{"metadata": {"name": "n1", "uid": "u1", "labels": {"a": "b"}, "annotations": {"weftnet.dev/node-id": "0123456789abcdef", "more": "x"}},
 			"spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24", "fd00::/64"], "unschedulable": true},
 			"status": {"images": [{"names": ["a"]}], "addresses": [
 				{"type": "ExternalIP", "address": "198.51.100.1"}, {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"},
@@ -30,21 +30,22 @@ func TestNodeIsTrimmed(t *testing.T) {
 			machine{
 				name: "n1", uid: "u1", nodeID: "0123456789abcdef", podCIDRs: []string{"10.244.0.0/24", "fd00::/64"}, ready: true,
 				addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("198.51.100.1")},
-				condition: nodeCondition{Type: "NetworkUnavailable", Status: "False", Reason: "Other"},
+				all:       []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+				condition: nodeCondition{Type: "NetworkUnavailable", Status: "False", Reason: "Other"}, labels: map[string]string{"a": "b"},
 			},
 		},
 		"of no use to others": {
 			`{"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.244.0.0/24"}, "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"},
 				{"type": "InternalIP", "address": "fe80::1"}, {"type": "InternalIP", "address": "0.0.0.0"}, {"type": "InternalIP", "address": "n1.example"},
 				{"type": "InternalIP", "address": "fe80::1%eth0"}, {"type": "InternalIP", "address": "224.0.0.1"}, {"type": "InternalDNS", "address": "192.0.2.1"}]}}`,
-			machine{name: "n1", podCIDRs: []string{"10.244.0.0/24"}},
+			machine{name: "n1", podCIDRs: []string{"10.244.0.0/24"}, all: []netip.Addr{netip.MustParseAddr("fe80::1"), netip.MustParseAddr("192.0.2.1")}},
 		},
 		"more addresses than are used": {
 			`{"metadata": {"name": "n1"}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "192.0.2.2"},
 				{"type": "InternalIP", "address": "192.0.2.3"}, {"type": "InternalIP", "address": "192.0.2.4"}, {"type": "InternalIP", "address": "192.0.2.5"}]}}`,
 			machine{name: "n1", addresses: []netip.Addr{
 				netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4"),
-			}},
+			}, all: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("192.0.2.5")}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

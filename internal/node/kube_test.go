@@ -124,6 +124,8 @@ func begunAnew(err error) error {
 
 type directed struct{ *Node }
 
+func (directed) Policies() kube.Sink { return nil }
+
 func (d directed) Members() []kube.Member {
 	var members []kube.Member
 	for _, m := range d.Node.Members() {
@@ -233,8 +235,8 @@ func TestKubernetesRestartsWithoutAPIServer(t *testing.T) {
 		k.connected(10 * time.Second)
 		k.server.SetDown(false)
 		time.Sleep(time.Minute)
-		if n := k.server.Watches(); n != 9 {
-			t.Errorf("%d watches are open, not three of each node", n)
+		if n := k.server.Watches(); n != 21 {
+			t.Errorf("%d watches are open, not seven of each node", n)
 		}
 		k.allUp(time.Second)
 	})

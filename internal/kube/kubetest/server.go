@@ -61,6 +61,8 @@ type Server struct {
 	fate    func(Request) Fate
 	down    bool
 	lists   bool            // no watch begins with what there is
+	unknown map[string]bool // plurals that are not served
+	oldest  int             // version; what is older is gone
 	counts  map[Request]int // without names
 	watches atomic.Int64    // open
 }
@@ -120,6 +122,23 @@ func (s *Server) SetFate(f func(Request) Fate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fate = f
+}
+
+// SetServed says whether there is a resource, as one of a CustomResourceDefinition may not be.
+func (s *Server) SetServed(plural string, served bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unknown == nil {
+		s.unknown = map[string]bool{}
+	}
+	s.unknown[plural] = !served
+}
+
+// Forget has the server know no more than what there is now: who wants to go on from earlier is told to begin anew.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.history, s.oldest = nil, s.version
 }
 
 // Watches is how many watches are open.
@@ -221,7 +240,11 @@ func (s *Server) put(path string, o Object) {
 
 func (s *Server) tell(kind, path string, o Object) {
 	s.version++
-	metaOf(o)["resourceVersion"] = strconv.Itoa(s.version)
+	meta := metaOf(o)
+	meta["resourceVersion"] = strconv.Itoa(s.version)
+	if meta["generation"] == nil {
+		meta["generation"] = 1
+	}
 	object := encode(o)
 	if kind != "DELETED" {
 		s.objects[path] = object
@@ -276,6 +299,14 @@ func kindOf(plural string) (apiVersion, kind string) {
 		return "v1", "Event"
 	case "daemonsets":
 		return "apps/v1", "DaemonSet"
+	case "pods":
+		return "v1", "Pod"
+	case "namespaces":
+		return "v1", "Namespace"
+	case "networkpolicies":
+		return "networking.k8s.io/v1", "NetworkPolicy"
+	case "clusternetworkpolicies":
+		return "policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"
 	case "servicecidrs":
 		return "networking.k8s.io/v1", "ServiceCIDR"
 	}

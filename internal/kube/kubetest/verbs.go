@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -71,7 +73,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	q := Request{Agent: r.UserAgent(), Verb: verb, Resource: t.plural}
 	s.mu.Lock()
 	s.counts[q]++
-	fate, down, lists := s.fate, s.down, s.lists
+	fate, down, unknown, lists := s.fate, s.down, s.unknown[t.plural], s.lists
 	s.mu.Unlock()
 	q.Name = t.name
 	became := Pass
@@ -83,6 +85,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if became == Forbid {
 		refuse(w, http.StatusForbidden, "Forbidden", verb+" "+t.plural+" is forbidden")
+		return
+	}
+	if unknown {
+		refuse(w, http.StatusNotFound, "NotFound", "the server could not find the requested resource")
 		return
 	}
 	if lists && query.Get("sendInitialEvents") != "" {
@@ -195,6 +201,9 @@ func selects(t target, query url.Values, path string) bool {
 	if t.namespace != "" {
 		prefix = t.namespace + "/" + prefix
 	}
+	if t.namespace == "" && strings.Count(path, "/") == 2 { // of all namespaces
+		_, path, _ = strings.Cut(path, "/")
+	}
 	name, ok := strings.CutPrefix(path, prefix)
 	if wanted, only := strings.CutPrefix(query.Get("fieldSelector"), "metadata.name="); only {
 		return ok && name == wanted
@@ -202,16 +211,26 @@ func selects(t target, query url.Values, path string) bool {
 	return ok
 }
 
+// list answers with all objects, or with a page of them, in the order of their paths; the next page begins where that ends.
 func (s *Server) list(w http.ResponseWriter, t target, query url.Values) {
 	s.mu.Lock()
 	apiVersion, kind := kindOf(t.plural)
+	limit, _ := strconv.Atoi(query.Get("limit"))
+	after := query.Get("continue")
+	meta := Object{"resourceVersion": strconv.Itoa(s.version)}
 	items := []json.RawMessage{}
-	for path, o := range s.objects {
-		if selects(t, query, path) {
-			items = append(items, o)
+	last := ""
+	for _, path := range slices.Sorted(maps.Keys(s.objects)) {
+		if !selects(t, query, path) || path <= after {
+			continue
 		}
+		if limit > 0 && len(items) == limit {
+			meta["continue"] = last
+			break
+		}
+		items, last = append(items, s.objects[path]), path
 	}
-	answer := Object{"apiVersion": apiVersion, "kind": kind + "List", "metadata": Object{"resourceVersion": strconv.Itoa(s.version)}, "items": items}
+	answer := Object{"apiVersion": apiVersion, "kind": kind + "List", "metadata": meta, "items": items}
 	s.mu.Unlock()
 	answerJSON(w, http.StatusOK, answer)
 }
@@ -227,6 +246,10 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, t target, query u
 	s.mu.Lock()
 	at, _ := strconv.Atoi(query.Get("resourceVersion"))
 	var first []change
+	if query.Get("sendInitialEvents") != "true" && at < s.oldest {
+		_, answer := status(http.StatusGone, "Expired", "too old resource version")
+		first, at = []change{{kind: "ERROR", object: encode(answer.(Object))}}, s.version
+	}
 	if query.Get("sendInitialEvents") == "true" {
 		at = s.version
 		for path, o := range s.objects {
