@@ -99,6 +99,7 @@ type Status struct {
 	Packets   map[string]uint64 `json:"packets,omitempty"`      // counters of the data path
 	Rotation  *Rotation         `json:"rotation,omitempty"`     // nil: none is under way
 	Kernel    *KernelPaths      `json:"kernel_paths,omitempty"` // nil: no network is trusted
+	Policies  *PolicyStatus     `json:"policies,omitempty"`     // nil: there are none
 }
 
 // NAT tells what is between the node and the others.

@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/compile"
 )
 
 // WaitError is why a workload is not admitted yet: it may be if it is tried again.
@@ -53,8 +55,8 @@ func (e *Enforcer) Admit(ctx context.Context, l Local) error {
 	return e.admit(ctx, &waiter{local: l, done: make(chan error, 1)})
 }
 
-// Readmit says whether a workload that is there may be connected again, which it was already, as Admit does but at once. Before anything is put in
-// force it may be if the kernel has what the earlier run gave it.
+// Readmit says whether a workload of an earlier run may be connected again, as Admit does but at once. Before anything is put in force it may be if
+// the kernel has what the earlier run gave it for that workload.
 func (e *Enforcer) Readmit(ctx context.Context, l Local) error {
 	return e.admit(ctx, &waiter{local: l, done: make(chan error, 1), now: true})
 }
@@ -88,10 +90,20 @@ func (e *Enforcer) Dismiss(key string) {
 	e.submit(b)
 }
 
+// Relabel says what a workload that is attached is called now, and which labels and ports it has. It does not wait.
+func (e *Enforcer) Relabel(l Local) {
+	b := newBatch()
+	b.locals = append(b.locals, localChange{bind: &l, there: true})
+	e.submit(b)
+}
+
 // changeLocal makes a change of what is attached here.
 func (e *Enforcer) changeLocal(c localChange) {
 	switch {
 	case c.bind != nil:
+		if c.there && e.dir.locals[c.bind.Key] == nil {
+			return
+		}
 		if c.waits != nil {
 			_, there := e.dir.locals[c.bind.Key]
 			c.waits.fresh = !there
@@ -135,7 +147,7 @@ func waitsFor(err error) string {
 func (e *Enforcer) verdict(w *waiter) (err error, final bool) { //nolint:revive // the error is the verdict
 	name := w.local.Name
 	if !e.committed {
-		if w.now && e.restGone == nil {
+		if w.now && e.restGone == nil && e.earlier.state != nil && concerned(e.earlier.state.Sides, w.local.Addrs) {
 			return nil, true
 		}
 		e.mu.Lock()
@@ -148,7 +160,7 @@ func (e *Enforcer) verdict(w *waiter) (err error, final bool) { //nolint:revive 
 		return &WaitError{name, "nothing: it was detached meanwhile"}, true
 	case !b.known:
 		return &WaitError{name, fmt.Sprintf("%s to be told of%s", nameText(name), withID(w.local.ID))}, false
-	case e.failure == nil || !e.concerned(b):
+	case e.failure == nil || !concerned(e.sides, b.Addrs):
 		return nil, true
 	}
 	if lack := e.cfg.Kernel.Support(); lack != nil {
@@ -166,12 +178,11 @@ func withID(id string) string {
 	return " with the ID " + id
 }
 
-// concerned tells whether policies say anything of a workload.
-func (e *Enforcer) concerned(b *local) bool {
-	s := e.cfg.Compiler.State()
-	for _, a := range b.Addrs {
+// concerned tells whether policies say anything of what has these addresses.
+func concerned(sides map[compile.Side]compile.TableID, addrs []netip.Addr) bool {
+	for _, a := range addrs {
 		for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
-			if _, ok := s.Sides[compileSide(a, d)]; ok {
+			if _, ok := sides[compile.Side{Addr: a, Direction: d}]; ok {
 				return true
 			}
 		}

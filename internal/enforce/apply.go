@@ -5,21 +5,16 @@ package enforce
 import (
 	"errors"
 	"fmt"
-	"net/netip"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
 )
-
-func compileSide(a netip.Addr, d policy.Direction) compile.Side {
-	return compile.Side{Addr: a, Direction: d}
-}
 
 // step makes what has gathered, and returns after what time there is something to do again; 0: when there is news.
 func (e *Enforcer) step() (again time.Duration) {
@@ -45,9 +40,9 @@ func (e *Enforcer) step() (again time.Duration) {
 	first := !e.committed
 	if first {
 		e.dir.settle()
-		e.dir.flush(both{e.world, e.cfg.Compiler})
 	}
-	delta := e.cfg.Compiler.Commit()
+	delta := e.compiler.Commit()
+	e.count(delta)
 	e.model.Unlock()
 	e.committed = true
 	if e.program(delta, first) {
@@ -84,7 +79,7 @@ func (e *Enforcer) soonest(wait time.Duration) time.Duration {
 
 // make makes the changes of a batch to all that knows objects.
 func (e *Enforcer) make(b *batch) {
-	all := both{e.world, e.cfg.Compiler}
+	all := e.compiler
 	for k, p := range b.policies {
 		before := e.world.Policy(k)
 		e.noteProblems(before, p)
@@ -93,7 +88,12 @@ func (e *Enforcer) make(b *batch) {
 		} else {
 			all.SetPolicy(p)
 		}
-		e.policies += count(p) - count(before)
+		switch {
+		case before == nil && p != nil:
+			e.policies++
+		case before != nil && p == nil:
+			e.policies--
+		}
 	}
 	for name, n := range b.namespaces {
 		if n == nil {
@@ -109,7 +109,7 @@ func (e *Enforcer) make(b *batch) {
 		e.dir.hosts = b.hosts
 	}
 	if len(b.nodes) > 0 || b.hosts != nil {
-		e.dir.flushNodes(all)
+		e.dir.flushNodes()
 	}
 	for _, name := range b.inOrder() {
 		e.dir.tell(name, b.endpoints[name].Endpoint)
@@ -117,14 +117,6 @@ func (e *Enforcer) make(b *batch) {
 	for _, c := range b.locals {
 		e.changeLocal(c)
 	}
-	e.dir.flush(all)
-}
-
-func count(p *policy.Policy) int {
-	if p == nil {
-		return 0
-	}
-	return 1
 }
 
 // noteProblems makes events of what is new about a policy that could not be understood as a whole.
@@ -149,14 +141,13 @@ func keyText(k policy.PolicyKey) string {
 
 // program gives the kernel what has changed, or all if that is due, and tells whether there was anything to give.
 func (e *Enforcer) program(d compile.Delta, first bool) bool {
-	state := e.cfg.Compiler.State()
 	if time.Now().Before(e.retryAt) {
 		return false
 	}
 	begun := time.Now()
 	var err error
 	switch {
-	case len(state.Sides) == 0:
+	case len(e.sides) == 0:
 		if e.bare {
 			return false
 		}
@@ -165,24 +156,23 @@ func (e *Enforcer) program(d compile.Delta, first bool) bool {
 		}
 		e.bare = err == nil
 	case e.whole:
-		err = e.cfg.Kernel.Replace(state)
+		err = e.cfg.Kernel.Replace(e.compiler.State())
 	case d.Empty():
 		return false
 	default:
 		if err = e.cfg.Kernel.Update(d); err != nil {
 			e.cfg.Log.Warn("the packet filter took no change of network policies, and gets all of it again", zap.Error(err))
-			err = e.cfg.Kernel.Replace(state)
+			err = e.cfg.Kernel.Replace(e.compiler.State())
 		}
 	}
-	fault.Point("policies-applied")
-	e.whole = err != nil || len(state.Sides) == 0
-	if len(state.Sides) > 0 {
+	e.whole = err != nil || len(e.sides) == 0
+	if len(e.sides) > 0 {
 		e.bare = false
 	}
-	e.failed(err, first, len(state.Sides) > 0)
+	e.failed(err, first, len(e.sides) > 0)
 	if err == nil {
 		e.saver.changed(time.Now())
-		e.cfg.Log.Debug("network policies applied", zap.Duration("took", time.Since(begun)), zap.Int("sides", len(state.Sides)))
+		e.cfg.Log.Debug("network policies applied", zap.Duration("took", time.Since(begun)), zap.Int("sides", len(e.sides)))
 	}
 	return true
 }
@@ -209,10 +199,25 @@ func (e *Enforcer) failed(err error, first, needed bool) {
 	}
 }
 
+// count keeps in step with a change which sides there are. The caller has e.model.
+func (e *Enforcer) count(d compile.Delta) {
+	for _, s := range d.DropSides {
+		delete(e.sides, s)
+	}
+	maps.Copy(e.sides, d.SetSides)
+	beyond := e.compiler.Problems()
+	for _, text := range beyond {
+		if !slices.Contains(e.beyond, text) {
+			e.cfg.Note("network policies are enforced more strictly than they say", text)
+		}
+	}
+	e.beyond = beyond
+}
+
 // tally brings the status up to date.
 func (e *Enforcer) tally() {
 	subjects := map[string]bool{}
-	for s := range e.cfg.Compiler.State().Sides {
+	for s := range e.sides {
 		if key, ok := e.dir.taken[s.Addr]; ok {
 			subjects[key] = true
 		} else {

@@ -46,6 +46,7 @@ type localChange struct {
 	bind    *Local  // nil: the one of that key is detached
 	waits   *waiter // for bind to be in force; nil: nobody does
 	dismiss string
+	there   bool    // bind is there, or is detached by now
 	old     bool    // bind was attached before the Enforcer was made
 	gone    *waiter // who waits no longer; nil: that is not it
 }
@@ -78,6 +79,10 @@ func (b *batch) inOrder() []policy.Name {
 
 // add adds the changes of a later batch, which is of no use afterwards.
 func (b *batch) add(later *batch) {
+	if b.empty() {
+		*b = *later
+		return
+	}
 	maps.Copy(b.policies, later.policies)
 	for _, n := range later.inOrder() {
 		b.endpoint(n, later.endpoints[n].Endpoint)
@@ -93,21 +98,3 @@ func (b *batch) add(later *batch) {
 func (b *batch) empty() bool {
 	return len(b.policies)+len(b.endpoints)+len(b.namespaces)+len(b.nodes)+len(b.locals) == 0 && b.hosts == nil
 }
-
-// both are two that are told the same.
-type both [2]Changes
-
-func (b both) each(f func(Changes)) {
-	for _, c := range b {
-		f(c)
-	}
-}
-
-func (b both) SetPolicy(p *policy.Policy)      { b.each(func(c Changes) { c.SetPolicy(p) }) }
-func (b both) DeletePolicy(k policy.PolicyKey) { b.each(func(c Changes) { c.DeletePolicy(k) }) }
-func (b both) SetEndpoint(e policy.Endpoint)   { b.each(func(c Changes) { c.SetEndpoint(e) }) }
-func (b both) DeleteEndpoint(n policy.Name)    { b.each(func(c Changes) { c.DeleteEndpoint(n) }) }
-func (b both) SetNamespace(n policy.Namespace) { b.each(func(c Changes) { c.SetNamespace(n) }) }
-func (b both) DeleteNamespace(name string)     { b.each(func(c Changes) { c.DeleteNamespace(name) }) }
-func (b both) SetNode(n policy.Node)           { b.each(func(c Changes) { c.SetNode(n) }) }
-func (b both) DeleteNode(name string)          { b.each(func(c Changes) { c.DeleteNode(name) }) }

@@ -21,20 +21,21 @@ type Local struct {
 	Given bool
 }
 
-// directory says which endpoints there are, from those that the source tells and those that are attached here. Pure; used by one goroutine.
+// directory says which endpoints there are, from those that the source tells and those that are attached here, and has a Changes told of it at once. Of
+// what is told of other nodes it keeps nothing, as the world has it: there may be tens of thousands. Used by one goroutine.
 type directory struct {
 	node    string
-	told    map[policy.Name]policy.Endpoint
-	claims  map[netip.Addr]map[policy.Name]bool // told endpoints by address
+	world   *policy.World // where all of to arrives
+	to      Changes
+	told    map[policy.Name]policy.Endpoint     // those that the world has not as they were told, or that are of this node
+	claims  map[netip.Addr]map[policy.Name]bool // of told, by address
 	locals  map[string]*local
 	named   map[policy.Name][]*local              // in the order in which they came
 	taken   map[netip.Addr]string                 // by which local
-	entries map[policy.Name]map[policy.Name]bool  // what of a name there is in shown
-	shown   map[policy.Name]policy.Endpoint       // what there is
+	entries map[policy.Name]map[policy.Name]bool  // what of a name that is in told or named there is in the world
 	earlier map[policy.Name]map[string]remembered // by ID: what was known of endpoints in an earlier run
 	nodes   map[string]policy.Node                // told
 	hosts   map[string][]netip.Addr               // addresses that the mesh knows of nodes
-	stale   []policy.Name                         // names to look at, in order
 	visible map[string]policy.Node                // nodes, as they were told on
 }
 
@@ -51,35 +52,53 @@ type remembered struct {
 	ports  []policy.NamedPort
 }
 
-func newDirectory(node string) *directory {
+func newDirectory(node string, world *policy.World, to Changes) *directory {
 	return &directory{
-		node: node, told: map[policy.Name]policy.Endpoint{}, claims: map[netip.Addr]map[policy.Name]bool{}, locals: map[string]*local{},
-		named: map[policy.Name][]*local{}, taken: map[netip.Addr]string{}, entries: map[policy.Name]map[policy.Name]bool{},
-		shown: map[policy.Name]policy.Endpoint{}, earlier: map[policy.Name]map[string]remembered{}, nodes: map[string]policy.Node{},
-		hosts: map[string][]netip.Addr{}, visible: map[string]policy.Node{},
+		node: node, world: world, to: to, told: map[policy.Name]policy.Endpoint{}, claims: map[netip.Addr]map[policy.Name]bool{},
+		locals: map[string]*local{}, named: map[policy.Name][]*local{}, taken: map[netip.Addr]string{}, entries: map[policy.Name]map[policy.Name]bool{},
+		earlier: map[policy.Name]map[string]remembered{}, nodes: map[string]policy.Node{}, hosts: map[string][]netip.Addr{},
+		visible: map[string]policy.Node{},
 	}
 }
 
 // tell takes what the source says of an endpoint; nil: there is none of that name any more.
 func (d *directory) tell(name policy.Name, e *policy.Endpoint) {
-	d.stale = append(d.stale, name)
-	for _, a := range d.told[name].Addrs {
-		delete(d.claims[a], name)
-		if len(d.claims[a]) == 0 {
-			delete(d.claims, a)
-		}
+	d.recollect(name)
+	d.forget(name)
+	if e != nil {
+		d.keep(*e)
 	}
-	if e == nil {
-		delete(d.told, name)
+	d.refresh(name)
+}
+
+// recollect takes down what the world has of a name, if nothing else is known of that.
+func (d *directory) recollect(name policy.Name) {
+	if d.entries[name] != nil {
 		return
 	}
-	d.told[name] = *e
+	if e, ok := d.world.Endpoint(name); ok {
+		d.keep(e)
+		d.entries[name] = map[policy.Name]bool{name: true}
+	}
+}
+
+func (d *directory) keep(e policy.Endpoint) {
+	d.told[e.Name] = e
 	for _, a := range e.Addrs {
 		if d.claims[a] == nil {
 			d.claims[a] = map[policy.Name]bool{}
 		}
-		d.claims[a][name] = true
+		d.claims[a][e.Name] = true
 	}
+}
+
+func (d *directory) forget(name policy.Name) {
+	for _, a := range d.told[name].Addrs {
+		if delete(d.claims[a], name); len(d.claims[a]) == 0 {
+			delete(d.claims, a)
+		}
+	}
+	delete(d.told, name)
 }
 
 // bind takes what is attached here, or is to be.
@@ -89,6 +108,7 @@ func (d *directory) bind(l Local, old bool) {
 		return
 	}
 	d.dismiss(l.Key)
+	d.recollect(l.Name)
 	b := &local{Local: l, known: l.Given, old: old}
 	if before != nil && before.known && !l.Given && !before.Given && before.Name == l.Name && before.ID == l.ID {
 		b.known, b.Labels, b.Ports = true, before.Labels, before.Ports
@@ -98,11 +118,19 @@ func (d *directory) bind(l Local, old bool) {
 	}
 	d.locals[l.Key] = b
 	d.named[l.Name] = append(d.named[l.Name], b)
-	d.stale = append(d.stale, l.Name)
 	for _, a := range l.Addrs {
 		d.taken[a] = l.Key
+		for {
+			other, ok := d.world.EndpointAt(a)
+			if !ok || other.Name == l.Name || d.entries[other.Name] != nil || other.Node == d.node {
+				break
+			}
+			d.recollect(other.Name)
+			d.refresh(other.Name)
+		}
 		d.touch(a)
 	}
+	d.refresh(l.Name)
 }
 
 // is tells whether b came as l.
@@ -124,7 +152,7 @@ func (d *directory) dismiss(key string) {
 	if len(d.named[b.Name]) == 0 {
 		delete(d.named, b.Name)
 	}
-	d.stale = append(d.stale, b.Name)
+	d.refresh(b.Name)
 	for _, a := range b.Addrs {
 		if d.taken[a] == key {
 			delete(d.taken, a)
@@ -135,8 +163,8 @@ func (d *directory) dismiss(key string) {
 
 // touch has all that claim an address looked at.
 func (d *directory) touch(a netip.Addr) {
-	for name := range d.claims[a] {
-		d.stale = append(d.stale, name)
+	for name := range maps.Clone(d.claims[a]) {
+		d.refresh(name)
 	}
 }
 
@@ -155,7 +183,7 @@ func (d *directory) settle() {
 	for _, b := range d.locals {
 		if b.old && !b.known {
 			b.known = true
-			d.stale = append(d.stale, b.Name)
+			d.refresh(b.Name)
 		}
 	}
 }
@@ -169,16 +197,8 @@ func (d *directory) tellNode(name string, n *policy.Node) {
 	}
 }
 
-// flush tells what has changed.
-func (d *directory) flush(to Changes) {
-	for _, name := range d.stale {
-		d.refresh(name, to)
-	}
-	d.stale = d.stale[:0]
-}
-
 // flushNodes tells which nodes have changed.
-func (d *directory) flushNodes(to Changes) {
+func (d *directory) flushNodes() {
 	now := make(map[string]policy.Node, len(d.nodes)+len(d.hosts))
 	for name, n := range d.nodes {
 		n.Addrs = union(n.Addrs, d.hosts[name])
@@ -191,12 +211,12 @@ func (d *directory) flushNodes(to Changes) {
 	}
 	for name, n := range now {
 		if before, ok := d.visible[name]; !ok || !reflect.DeepEqual(before, n) {
-			to.SetNode(n)
+			d.to.SetNode(n)
 		}
 	}
 	for name := range d.visible {
 		if _, ok := now[name]; !ok {
-			to.DeleteNode(name)
+			d.to.DeleteNode(name)
 		}
 	}
 	d.visible = now
@@ -210,7 +230,7 @@ func union(a, b []netip.Addr) []netip.Addr {
 
 // refresh tells what has changed of the endpoints of a name: the one that the source tells, and those that are attached here. Of the latter the
 // newest that is what the source tells is that one, with the addresses that it has here. The others bear names that nothing else can have.
-func (d *directory) refresh(name policy.Name, to Changes) {
+func (d *directory) refresh(name policy.Name) {
 	now := map[policy.Name]policy.Endpoint{}
 	told, ok := d.told[name]
 	var first *local
@@ -237,20 +257,18 @@ func (d *directory) refresh(name policy.Name, to Changes) {
 		told.Addrs = slices.DeleteFunc(slices.Clone(told.Addrs), func(a netip.Addr) bool { return told.Node == d.node || d.taken[a] != "" })
 		now[name] = told
 	}
-	before := d.entries[name]
-	for n := range before {
+	for n := range d.entries[name] {
 		if _, stays := now[n]; !stays { // first, as another may have its address now
-			to.DeleteEndpoint(n)
-			delete(d.shown, n)
+			d.to.DeleteEndpoint(n)
 		}
 	}
 	for n, e := range now {
-		if old, is := d.shown[n]; !is || !sameEndpoint(old, e) {
-			to.SetEndpoint(e)
-			d.shown[n] = e
+		if old, is := d.world.Endpoint(n); !is || !sameEndpoint(old, e) {
+			d.to.SetEndpoint(e)
 		}
 	}
-	if len(now) == 0 {
+	if len(now) == 0 || len(d.named[name]) == 0 && told.Node != d.node && len(now[name].Addrs) == len(d.told[name].Addrs) {
+		d.forget(name) // the world has it
 		delete(d.entries, name)
 		return
 	}

@@ -56,11 +56,15 @@ type Denial struct {
 	Suppressed uint64           // how many were not told, before it
 }
 
-// Compiler is what makes states of objects: *compile.Compiler.
+// Compiler is what makes states of objects, and keeps these: *compile.Compiler.
 type Compiler interface {
 	Changes
+	World() *policy.World
 	Commit() compile.Delta
+	// State returns what was committed, which is the caller's. It costs as much as there is.
 	State() *compile.State
+	// Problems are what it denies, as it is too much, a line each.
+	Problems() []string
 }
 
 // Config is what New needs.
@@ -91,11 +95,14 @@ type Enforcer struct {
 	awaits  string
 	status  Status
 
-	model sync.RWMutex  // the one goroutine of Run changes world
-	world *policy.World //
+	model    sync.RWMutex // the one goroutine of Run changes what follows
+	compiler Compiler
+	world    *policy.World // its objects
+	beyond   []string      // its problems
 
 	// Of Run's goroutine.
 	dir       *directory
+	sides     map[compile.Side]compile.TableID // in force, or to be
 	waiting   []*waiter
 	committed bool  // the kernel's state is of this run, or was tried to be
 	whole     bool  // Replace has to follow
@@ -122,7 +129,7 @@ type Status struct {
 func New(c Config) *Enforcer {
 	e := &Enforcer{
 		cfg: c, wake: make(chan struct{}, 1), ended: make(chan struct{}), seen: newSeen(), pending: newBatch(), awaits: "the network policies",
-		world: policy.NewWorld(), dir: newDirectory(c.Node), whole: true,
+		compiler: c.Compiler, world: c.Compiler.World(), dir: newDirectory(c.Node, c.Compiler.World(), c.Compiler), sides: map[compile.Side]compile.TableID{}, whole: true,
 	}
 	e.status.Awaits = e.awaits
 	e.saver = newSaver(c.File, c.Boot, c.Log)

@@ -179,72 +179,6 @@ func (k *fakeKernel) set(f func()) {
 	f()
 }
 
-// fakeCompiler is slow and obvious: who is selected gets a table of its own, that denies all but what its own node sends.
-type fakeCompiler struct {
-	*policy.World
-	node  string
-	state *compile.State
-	last  compile.TableID
-	names map[compile.Side]policy.Name // whose table a side has
-}
-
-func newCompiler(node string) *fakeCompiler {
-	return &fakeCompiler{World: policy.NewWorld(), node: node, state: compile.NewState(), names: map[compile.Side]policy.Name{}}
-}
-
-func (c *fakeCompiler) State() *compile.State { return c.state }
-
-func (c *fakeCompiler) Commit() compile.Delta {
-	d := compile.Delta{SetSides: map[compile.Side]compile.TableID{}, SetIdentities: map[netip.Addr]compile.Identity{}}
-	want := map[compile.Side]policy.Name{}
-	for e := range c.Endpoints() {
-		for _, a := range e.Addrs {
-			if at, ok := c.EndpointAt(a); !ok || at.Name != e.Name || e.Node != c.node {
-				continue
-			}
-			for _, dir := range []policy.Direction{policy.Ingress, policy.Egress} {
-				if len(c.Selecting(e, policy.Network, dir)) > 0 {
-					want[compile.Side{Addr: a, Direction: dir}] = e.Name
-				}
-			}
-		}
-	}
-	for s := range c.state.Sides {
-		if want[s] != c.names[s] {
-			d.DropSides = append(d.DropSides, s)
-			d.DropTables = append(d.DropTables, c.state.Sides[s])
-		}
-	}
-	for s, name := range want {
-		if c.names[s] == name {
-			continue
-		}
-		c.last++
-		by := &policy.Verdict{Reason: policy.Isolated, Isolating: []policy.PolicyKey{{Kind: policy.Network, Name: policy.Name{Namespace: name.Namespace, Name: "p"}}}}
-		d.AddTables = append(d.AddTables, &compile.Table{ID: c.last, Default: compile.Verdict{By: by}, Cells: map[compile.Cell]compile.Verdict{
-			{Identity: 7, Protocol: policy.TCP, First: 80, Last: 90}: {Allow: true, By: &policy.Verdict{Allowed: true, Reason: policy.ByRule, Rule: 3}},
-		}})
-		d.SetSides[s] = c.last
-	}
-	if len(want) > 0 {
-		for e := range c.Endpoints() {
-			for _, a := range e.Addrs {
-				if c.state.Identities[a] == 0 {
-					d.SetIdentities[a] = 7
-				}
-			}
-		}
-	}
-	for a := range c.state.Identities {
-		if _, ok := c.EndpointAt(a); !ok || len(want) == 0 {
-			d.DropIdentities = append(d.DropIdentities, a)
-		}
-	}
-	c.names = want
-	c.state.Apply(d)
-	return d
-}
-
 // site is an Enforcer on a host that outlives it.
 type site struct {
 	t      *testing.T
@@ -268,7 +202,7 @@ func newSite(t *testing.T) *site {
 
 func (s *site) start() {
 	s.Enforcer = New(Config{
-		Node: "n1", Kernel: s.kernel, Compiler: newCompiler("n1"), File: s.home + "/" + FileName, Boot: s.boot, Log: zap.NewNop(),
+		Node: "n1", Kernel: s.kernel, Compiler: compile.New("n1", compile.Limits{}), File: s.home + "/" + FileName, Boot: s.boot, Log: zap.NewNop(),
 		Note: func(text, cause string) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -312,7 +246,7 @@ func (s *site) within(d time.Duration, l Local) error {
 	return s.Admit(ctx, l)
 }
 
-// isolating isolates what has the label, in both directions; without a label all of its namespace.
+// isolating isolates what has the label, in both directions, but for what others with app=web send it; without a label all of its namespace.
 func isolating(name, key, value string) *policy.Policy {
 	pods := policy.Selector{}
 	if key != "" {
@@ -320,7 +254,9 @@ func isolating(name, key, value string) *policy.Policy {
 	}
 	return &policy.Policy{
 		PolicyKey: policy.PolicyKey{Kind: policy.Network, Name: policy.Name{Namespace: "default", Name: name}}, Tier: policy.Network,
-		Pods: &pods, Isolates: [2]bool{true, true},
+		Pods: &pods, Isolates: [2]bool{true, true}, Rules: [2][]policy.Rule{policy.Ingress: {{
+			Peers: []policy.Peer{{Pods: &policy.Selector{{Key: "app", Operator: policy.In, Values: []string{"web"}}}}}, AnyPort: true,
+		}}},
 	}
 }
 

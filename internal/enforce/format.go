@@ -102,7 +102,7 @@ type filePort struct {
 	Port     uint16
 }
 
-// takeDown copies what is to be kept, so that it can be written while the state changes.
+// takeDown makes a file of what is to be kept.
 func takeDown(boot string, s saved) *file {
 	f := &file{Version: fileVersion, Boot: boot}
 	places := map[policy.PolicyKey]uint32{}

@@ -15,7 +15,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
 )
@@ -37,24 +36,24 @@ func Files(dir string) []string {
 	return []string{path, path + unfinished}
 }
 
-// saved is what is kept: the state in force, and what was attached here with what was known of it.
+// saved is what is kept: the state in force, and what was attached here with what was known of it. Nobody changes it.
 type saved struct {
 	state  *compile.State
 	locals []policy.Endpoint // without addresses
 }
 
-// saver keeps the state on disk: what is to be kept is taken down by the goroutine of Enforcer.Run, and written by that of run.
+// saver keeps the state on disk: what is to be kept is chosen by the goroutine of Enforcer.Run, and written by that of run.
 type saver struct {
 	path, boot string
 	log        *zap.Logger
 	due        time.Time // when the state is to be kept next; zero: it is kept
 	last       time.Time
-	todo       chan *file // nil: nothing is to be kept
-	failing    bool       // of run
+	todo       chan *saved // nil: nothing is to be kept
+	failing    bool        // of run
 }
 
 func newSaver(path, boot string, log *zap.Logger) *saver {
-	return &saver{path: path, boot: boot, log: log, todo: make(chan *file, 1)}
+	return &saver{path: path, boot: boot, log: log, todo: make(chan *saved, 1)}
 }
 
 // changed says that there is something new to be kept.
@@ -73,19 +72,19 @@ func (e *Enforcer) save(end bool) {
 	if s.due.IsZero() || !end && now.Before(s.due) || e.failure != nil {
 		return
 	}
-	var f *file
-	if state := e.cfg.Compiler.State(); len(state.Sides) > 0 {
-		f = takeDown(s.boot, saved{state, e.dir.known()})
+	var keep *saved
+	if len(e.sides) > 0 {
+		keep = &saved{e.compiler.State(), e.dir.known()}
 	}
 	if !end {
 		select {
-		case s.todo <- f:
+		case s.todo <- keep:
 		default: // the disk is slow
 			s.due = now.Add(saveAfter)
 			return
 		}
 	} else {
-		s.todo <- f
+		s.todo <- keep
 	}
 	s.due, s.last = time.Time{}, now
 }
@@ -105,8 +104,8 @@ func (s *saver) close() { close(s.todo) }
 
 // run writes what there is to write, until close.
 func (s *saver) run() {
-	for f := range s.todo {
-		err := s.write(f)
+	for keep := range s.todo {
+		err := s.write(keep)
 		if err != nil && !s.failing {
 			s.log.Warn("the network policies in force could not be kept; a restart while their source is away could not put them back", zap.Error(err))
 		}
@@ -114,14 +113,14 @@ func (s *saver) run() {
 	}
 }
 
-func (s *saver) write(f *file) error {
-	if f == nil {
+func (s *saver) write(keep *saved) error {
+	if keep == nil {
 		if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing %s: %w", s.path, err)
 		}
 		return nil
 	}
-	b, err := f.encode()
+	b, err := takeDown(s.boot, *keep).encode()
 	if err != nil {
 		return err
 	}
@@ -147,7 +146,6 @@ func replaceFile(path string, b []byte) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, os.Remove(path+unfinished))
 	}
-	fault.Point("policies-written")
 	if err := os.Rename(path+unfinished, path); err != nil {
 		return err
 	}

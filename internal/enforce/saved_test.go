@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -274,9 +275,9 @@ func FuzzDecode(f *testing.F) {
 // TestTooLarge keeps nothing that could not be read again.
 func TestTooLarge(t *testing.T) {
 	s := newSaver(filepath.Join(t.TempDir(), FileName), "boot", zap.NewNop())
-	f := takeDown("boot", example())
-	f.Boot = string(make([]byte, maxFile))
-	err := s.write(f)
+	keep := example()
+	keep.locals[0].ID = strings.Repeat("x", maxFile)
+	err := s.write(&keep)
 	if want := fmt.Sprintf("%s would have", s.path); err == nil || err.Error()[:len(want)] != want {
 		t.Error(err)
 	}

@@ -162,6 +162,7 @@ func (e *Enforcer) Problems() (lines []string) {
 				lines = append(lines, keyText(p.PolicyKey)+": "+text)
 			}
 		}
+		lines = append(lines, e.beyond...)
 	})
 	return lines
 }

@@ -18,7 +18,7 @@ func TestDenials(t *testing.T) {
 		s := ready(t, func(c Changes) {
 			c.SetPolicy(isolating("db", "app", "db"))
 			c.SetEndpoint(pod("a", "u-a", "n1", "db"))
-			c.SetEndpoint(pod("b", "u-b", "n2", "web", "10.33.0.1"))
+			c.SetEndpoint(pod("b", "u-b", "n2", "cache", "10.33.0.1"))
 		})
 		if err := s.within(time.Second, attached("ka", "a", "u-a", "10.32.0.5")); err != nil {
 			t.Fatal(err)

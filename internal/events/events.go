@@ -55,6 +55,7 @@ const (
 	Retire   Kind = "retire"   // a node was declared gone
 	Rotate   Kind = "rotate"   // the token changes
 	Refuse   Kind = "refuse"   // somebody was turned away
+	Policy   Kind = "policy"   // network policies are in force otherwise than they were, or than they say
 )
 
 // Event is one. Times are of the local clock.

@@ -118,6 +118,7 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		switch {
 		case !known:
 			err = errors.Join(err, ws.alloc.Release(w.ID))
+			ws.unpermit(w.ID)
 		case ws.abortive(before):
 			err = errors.Join(err, ws.forgetAll([]workload{before})[w.ID])
 		}
@@ -145,7 +146,7 @@ func (ws *workloads) abortive(w workload) bool {
 	return w.finished == 0 && ws.state[w.ID] != ""
 }
 
-// lease gets a workload its addresses and, when it returns no error, has read-locked the gate.
+// lease gets a workload its addresses and has the policies that concern it in force; and, when it returns no error, has read-locked the gate.
 func (ws *workloads) lease(ctx context.Context, want workload) (ipam.Lease, error) {
 	for {
 		if err := ws.admits(want.ID); err != nil {
@@ -155,11 +156,17 @@ func (ws *workloads) lease(ctx context.Context, want workload) (ipam.Lease, erro
 		if err != nil {
 			return ipam.Lease{}, err
 		}
+		err = ws.permit(ctx, want, lease)
+		fault.Point("attach-permitted")
 		ws.gate.RLock()
 		_, known := ws.get(want.ID)
-		if err := ws.admits(want.ID); err != nil { // by now
+		if err == nil {
+			err = ws.admits(want.ID) // by now
+		}
+		if err != nil {
 			if !known {
 				err = errors.Join(err, ws.alloc.Release(want.ID))
+				ws.unpermit(want.ID)
 			}
 			ws.gate.RUnlock()
 			return ipam.Lease{}, err

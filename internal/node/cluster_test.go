@@ -48,7 +48,7 @@ func newCluster(t *testing.T, machines int) *cluster {
 			host:   &fakeHost{t: t, up: map[string]hostnet.Workload{}},
 		}
 		m.segment, m.ways = between, &fakeKernel{t: t, host: m.host, addr: addr, tried: map[string]bool{}}
-		m.host.ways = m.ways
+		m.host.ways, m.filter = m.ways, newFilter(t)
 		c.net.Name(name, addr)
 		c.machines = append(c.machines, m)
 	}

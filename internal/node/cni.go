@@ -17,6 +17,7 @@ import (
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/ipam"
@@ -77,6 +78,9 @@ func (n *Node) CNIAttach(ctx context.Context, r cni.Request) (cni.Attachment, er
 		return cni.Attachment{}, cniError(cni.CodeTryLater, fmt.Errorf("what was deleted before could not be detached yet: %w; try again", err))
 	}
 	a, err := e.workloads.attachCNI(ctx, want)
+	if n.cfg.Guide != nil && r.Pod.Name != "" && forPolicies(err) {
+		n.cfg.Guide.Refused(Pod(r.Pod), err.Error())
+	}
 	if err != nil {
 		return cni.Attachment{}, cniError(attachCode(err), err)
 	}
@@ -343,7 +347,8 @@ func attachCode(err error) uint {
 	var full *ipam.ExhaustedError
 	var late *ipam.WaitError
 	var slow *hostnet.SlowError
-	if errors.As(err, &full) || errors.As(err, &late) || errors.As(err, &slow) {
+	var wait *enforce.WaitError
+	if errors.As(err, &wait) || errors.As(err, &full) || errors.As(err, &late) || errors.As(err, &slow) {
 		return cni.CodeTryLater
 	}
 	return cni.CodeFailed

@@ -80,7 +80,9 @@ type Config struct {
 	Quarantine time.Duration
 	// Guide directs the node; nil: the rest of Config does.
 	Guide Guide
-	join  bool // by the hosts that the guide named
+	// GuidePolicies tells that the guide tells network policies, by [Node.Policies]: no pod is attached before it has told all that there are.
+	GuidePolicies bool
+	join          bool // by the hosts that the guide named
 
 	Log         *zap.Logger
 	Out         io.Writer // where the join command is printed

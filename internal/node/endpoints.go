@@ -173,6 +173,7 @@ func (n *Node) lookAround(e *engines) (again time.Duration) {
 		if e.where.set(link) {
 			n.log.Info("the host's addresses have changed", zap.Stringer("best", link.Addr), zap.Stringers("all", link.Addrs))
 			e.plane.Moved()
+			n.changed.raise()
 		}
 		if e.where.news(time.Now()) {
 			n.noteSelf(events.Path, "this node is reached at "+join(link.Addrs), "the addresses of the host have changed")

@@ -150,6 +150,11 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 			}
 		}
 	}
+	for _, id := range ids {
+		if failed[id] == nil {
+			ws.unpermit(id)
+		}
+	}
 	defer ws.known.raise()
 	ws.mu.Lock()
 	defer ws.mu.Unlock()

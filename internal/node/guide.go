@@ -50,6 +50,8 @@ type Guide interface {
 	Confirm(ctx context.Context, f Founded, waits func(reason string)) error
 	// Attached is told what does not work for a pod that was attached, a line each. It is called from any goroutine, and does not block.
 	Attached(p Pod, warnings []string)
+	// Refused is told why a pod is not attached as long as its network policies are not in force. It is called as Attached is.
+	Refused(p Pod, why string)
 	// Run works beside the node until ctx ends. Its error ends the node.
 	Run(ctx context.Context, n *Node) error
 }

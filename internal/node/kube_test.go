@@ -31,6 +31,7 @@ type kubernetes struct {
 	*cluster
 	server *kubetest.Server
 	agents map[*machine]*kube.Agent
+	fed    bool // the guide tells network policies, or the test in its place
 }
 
 const secretPath = "kube-system/secrets/weft"
@@ -85,7 +86,7 @@ func (k *kubernetes) launchOn(m *machine, on system, change func(*kube.Config)) 
 	k.agents[m] = kube.New(directing)
 	cfg := Config{
 		Version: "test", Name: m.name, Port: DefaultPort, Range: DefaultRange, DataDir: m.dir, RunDir: m.dir + ".run", Shards: 1,
-		Masquerade: true, Log: zap.NewNop(), Out: io.Discard, Guide: guide{k.agents[m]},
+		Masquerade: true, Log: zap.NewNop(), Out: io.Discard, Guide: guide{k.agents[m]}, GuidePolicies: k.fed,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m.kill, m.done = cancel, make(chan error, 1)
@@ -101,6 +102,8 @@ type guide struct{ agent *kube.Agent }
 func (g guide) StandBy(by string) { g.agent.StandBy(by) }
 
 func (g guide) Attached(p Pod, warnings []string) { g.agent.Attached(kube.Pod(p), warnings) }
+
+func (g guide) Refused(p Pod, why string) { g.agent.Attached(kube.Pod(p), []string{why}) }
 
 func (g guide) Begin(ctx context.Context, k Known, waits func(string)) (Orders, error) {
 	o, err := g.agent.Begin(ctx, kube.Known(k), waits)

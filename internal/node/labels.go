@@ -244,6 +244,7 @@ func (ws *workloads) label(ctx context.Context, id string, r api.LabelRequest) (
 		}
 		ws.mu.Unlock()
 		ws.log.Info("labels changed", zap.String("workload", id), zap.Any("labels", w.Policy.Labels))
+		ws.relabel(w)
 		ws.known.raise()
 	}
 	return ws.describe(w), ctx.Err()

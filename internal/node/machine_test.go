@@ -273,6 +273,7 @@ type machine struct {
 	rewired    signal       // the interfaces changed; nil: they never do
 	carrier    *fakePlane
 	ways       *fakeKernel
+	filter     *fakeFilter
 	segment    *segment
 	probing    *fakeProbes // nil: nobody answers
 	unprobed   error       // what opening the sockets of probes ends in

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/internal/token"
 	"github.com/weftnet/weft/ipam"
@@ -58,6 +60,8 @@ type Node struct {
 	backlog    *cni.Backlog  // what runtimes have deleted while no daemon was there
 	changed    signal        // records or ring did
 	targeted   signal        // the hosts to join by did
+	policies   *enforce.Enforcer
+	hosts      map[string][]netip.Addr // as the policies have them; under syncing
 	quit       context.CancelCauseFunc
 	targeting  sync.Mutex // one connect or disconnect at a time
 
@@ -116,6 +120,11 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 			return err
 		}
 	}
+	endPolicies, err := n.startPolicies(ctx)
+	if err != nil {
+		return err
+	}
+	defer endPolicies()
 	port, err := sys.listen(cfg.Port, cfg.Shards, cfg.Offloads, n.log.Named("underlay"))
 	if err != nil {
 		return err
@@ -141,6 +150,7 @@ func launch(ctx context.Context, cfg Config, sys system) (err error) {
 	})
 	defer func() {
 		stopServing()
+		endPolicies() // nobody waits for them any more
 		err = errors.Join(err, served.Wait())
 		if e := n.engines(); e != nil {
 			e.workloads.host.Close() // nobody detaches any more
@@ -277,6 +287,7 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	defer n.keepHistory(ctx)()
 	e.start(working, g)
 	n.running.Store(e)
+	n.beginPolicies(e)
 	if err := n.settleTargets(e); err != nil {
 		n.log.Error("not all hosts of weft connect are connected to; restart the daemon", zap.Error(err))
 	}

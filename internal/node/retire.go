@@ -68,6 +68,9 @@ func (ws *workloads) withdraw(why error) error {
 		return nil
 	}
 	_, err := ws.apply()
+	if err == nil {
+		ws.unpermit(ws.ids()...)
+	}
 	return err
 }
 

@@ -74,6 +74,8 @@ func (n *Node) Status() api.Status {
 	}
 	n.mu.Unlock()
 	s.Ready = s.Phase == api.Ready
+	policies, warnings := n.policyStatus()
+	s.Policies, s.Warnings = policies, append(s.Warnings, warnings...)
 	e := n.engines()
 	if e == nil {
 		for _, t := range n.joinTargets() {

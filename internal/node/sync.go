@@ -105,6 +105,7 @@ func (n *Node) syncPeers(e *engines) int {
 	} else {
 		n.setWarning("records", "")
 	}
+	n.tellHosts(e, nodes)
 	e.kernel.wake.raise()
 	alive := 0
 	for _, m := range nodes {

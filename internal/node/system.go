@@ -18,10 +18,12 @@ import (
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/bench"
+	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netlock"
 	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/mesh"
+	"github.com/weftnet/weft/policy/compile"
 	"github.com/weftnet/weft/router"
 	"github.com/weftnet/weft/router/fastpath/kernel"
 	"github.com/weftnet/weft/router/session"
@@ -114,6 +116,8 @@ type system interface {
 	// kernel returns what kernel paths need of the kernel, and probes opens their sockets.
 	kernel(c kernel.Config) pathKernel
 	probes(c probeConfig, came func(probeSeen), log *zap.Logger) (pathProbes, error)
+	// policies returns what judges connections, and what makes its states on the node of that name.
+	policies(node string, log *zap.Logger) (enforce.Kernel, enforce.Compiler)
 	netnsAt(path string) (netns.ID, error)
 	bootID() (string, error)
 	uptime() time.Duration // as cni.Uptime
@@ -264,7 +268,11 @@ func (linux) watchNetwork(ctx context.Context, changed func()) error {
 	return hostnet.Watch(ctx, changed)
 }
 func (linux) kernel(c kernel.Config) pathKernel { return kernel.New(c) }
-func (linux) uptime() time.Duration             { return cni.Uptime() }
+func (linux) policies(node string, log *zap.Logger) (enforce.Kernel, enforce.Compiler) {
+	return lackingKernel{logged(log, errors.New("there is no packet filter"))}, compile.New(node, compile.Limits{})
+}
+
+func (linux) uptime() time.Duration { return cni.Uptime() }
 
 func (linux) netnsAt(path string) (netns.ID, error) { return netns.At(path) }
 

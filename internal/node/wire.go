@@ -241,7 +241,7 @@ func (n *Node) loadWorkloads(e *engines) (*workloads, error) {
 	ws := &workloads{
 		st: n.store, host: n.sys.host(n.log.Named("host")), alloc: e.alloc, space: e.universe, netnsAt: n.sys.netnsAt,
 		ownNS: own, boot: boot, kept: e.clients.keeps, now: time.Now, uptime: n.sys.uptime, log: n.log, state: map[string]string{}, mending: newSignal(),
-		known: newSignal(), guided: n.cfg.Guide != nil,
+		known: newSignal(), guided: n.cfg.Guide != nil, policies: n.policies, podsTold: n.cfg.GuidePolicies, node: n.cfg.Name,
 	}
 	if ws.all, err = loadWorkloads(n.store); err != nil {
 		return nil, err

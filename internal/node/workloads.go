@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/fault"
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/netns"
@@ -67,6 +68,10 @@ type workloads struct {
 	mending signal // reconcile is due
 	known   signal // policies may have to know workloads otherwise
 	guided  bool   // policies know workloads by their pods
+
+	policies *enforce.Enforcer // nil: there are none
+	podsTold bool              // by the guide, to the policies
+	node     string            // name of this node
 
 	// gate lets reconcile, which removes what it does not know, run alone.
 	gate sync.RWMutex
@@ -129,7 +134,10 @@ func (ws *workloads) reconcile() (undone, err error) {
 			gone = append(gone, w)
 			continue
 		}
-		_, aerr := ws.host.Attach(onHost(w, lease))
+		aerr := ws.repermit(w, lease)
+		if aerr == nil {
+			_, aerr = ws.host.Attach(onHost(w, lease))
+		}
 		ws.setState(id, aerr)
 		if aerr != nil {
 			ws.log.Warn("workload could not be attached again", zap.String("workload", id), zap.Error(aerr))
