@@ -163,8 +163,8 @@ func (e *Enforcer) verdict(w *waiter) (err error, final bool) { //nolint:revive 
 	case e.failure == nil || !concerned(e.sides, b.Addrs):
 		return nil, true
 	}
-	if lack := e.cfg.Kernel.Support(); lack != nil {
-		return &LackError{name, lack}, true
+	if e.lack != nil {
+		return &LackError{name, e.lack}, true
 	}
 	return &WaitError{name, fmt.Sprintf("the packet filter, which fails: %v", e.failure)}, false
 }

@@ -156,13 +156,13 @@ func (e *Enforcer) program(d compile.Delta, first bool) bool {
 		}
 		e.bare = err == nil
 	case e.whole:
-		err = e.cfg.Kernel.Replace(e.compiler.State())
+		err = e.replace(e.compiler.State())
 	case d.Empty():
 		return false
 	default:
 		if err = e.cfg.Kernel.Update(d); err != nil {
 			e.cfg.Log.Warn("the packet filter took no change of network policies, and gets all of it again", zap.Error(err))
-			err = e.cfg.Kernel.Replace(e.compiler.State())
+			err = e.replace(e.compiler.State())
 		}
 	}
 	e.whole = err != nil || len(e.sides) == 0
@@ -175,6 +175,21 @@ func (e *Enforcer) program(d compile.Delta, first bool) bool {
 		e.cfg.Log.Debug("network policies applied", zap.Duration("took", time.Since(begun)), zap.Int("sides", len(e.sides)))
 	}
 	return true
+}
+
+// replace gives the kernel the whole of a state. If it does not take it, lack says whether it ever will.
+func (e *Enforcer) replace(s *compile.State) error {
+	err := e.cfg.Kernel.Replace(s)
+	if e.lack = nil; err != nil {
+		e.lack = e.cfg.Kernel.Support()
+		return err
+	}
+	select {
+	case <-e.inUse:
+	default:
+		close(e.inUse)
+	}
+	return nil
 }
 
 // failed takes note of how an attempt to tell the kernel something has ended.
@@ -253,7 +268,7 @@ func (e *Enforcer) restore() {
 	}
 	present, err := e.cfg.Kernel.Present()
 	if err == nil && !present {
-		if err = e.cfg.Kernel.Replace(e.earlier.state); err == nil {
+		if err = e.replace(e.earlier.state); err == nil {
 			e.cfg.Log.Warn("the packet filter had lost the network policies of the earlier run; it has them again")
 			e.cfg.Note("network policies were put back in force", "the packet filter had lost them, and what there is now is not known yet")
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
+	"github.com/weftnet/weft/policy/filter"
 )
 
 const (
@@ -23,8 +24,8 @@ const (
 	restoreLook = time.Second
 )
 
-// Kernel is what judges connections, package policy/filter's Filter or one made up by a test. Run may be called beside the other methods, which are
-// called by one goroutine, but for Counters.
+// Kernel is what judges connections, *filter.Filter or one made up by a test. Run may be called beside the other methods, which are called by one
+// goroutine, but for Counters.
 type Kernel interface {
 	// Present tells whether it has anything, from an earlier run perhaps.
 	Present() (bool, error)
@@ -45,16 +46,11 @@ type Kernel interface {
 	Denials(ctx context.Context) <-chan Denial
 }
 
-// Count is a number of connections.
-type Count struct{ Allowed, Denied uint64 }
-
-// Denial is a connection that was denied.
-type Denial struct {
-	policy.Connection
-	Time       time.Time
-	Direction  policy.Direction // at which end: of whose rules
-	Suppressed uint64           // how many were not told, before it
-}
+// The Kernel's words are the filter's.
+type (
+	Count  = filter.Count
+	Denial = filter.Denial
+)
 
 // Compiler is what makes states of objects, and keeps these: *compile.Compiler.
 type Compiler interface {
@@ -85,6 +81,7 @@ type Config struct {
 type Enforcer struct {
 	cfg   Config
 	wake  chan struct{} // capacity 1: there is something to do
+	inUse chan struct{} // closed when the kernel has got something
 	ended chan struct{} // closed when Run has
 	seen  *seen
 
@@ -108,6 +105,7 @@ type Enforcer struct {
 	whole     bool  // Replace has to follow
 	bare      bool  // the kernel has nothing
 	failure   error // why it has not what it should have
+	lack      error // why it cannot, and what to do about it; nil: another try may succeed
 	patience  time.Duration
 	retryAt   time.Time
 	restGone  error     // why what an earlier run has left could not be put back
@@ -128,7 +126,7 @@ type Status struct {
 // New makes an Enforcer, which does nothing before Run.
 func New(c Config) *Enforcer {
 	e := &Enforcer{
-		cfg: c, wake: make(chan struct{}, 1), ended: make(chan struct{}), seen: newSeen(), pending: newBatch(), awaits: "the network policies",
+		cfg: c, wake: make(chan struct{}, 1), inUse: make(chan struct{}), ended: make(chan struct{}), seen: newSeen(), pending: newBatch(), awaits: "the network policies",
 		compiler: c.Compiler, world: c.Compiler.World(), dir: newDirectory(c.Node, c.Compiler.World(), c.Compiler), sides: map[compile.Side]compile.TableID{}, whole: true,
 	}
 	e.status.Awaits = e.awaits
@@ -237,8 +235,13 @@ func (e *Enforcer) Run(ctx context.Context) {
 	}
 }
 
-// guard has the kernel kept as it was told to be.
+// guard has the kernel kept as it was told to be, from when it is told anything.
 func (e *Enforcer) guard(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-e.inUse:
+	}
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		begun := time.Now()
 		err := e.cfg.Kernel.Run(ctx)

@@ -370,9 +370,17 @@ func TestProblems(t *testing.T) {
 // TestGuard has the kernel watched again when that ends.
 func TestGuard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSite(t)
-		s.kernel.unguard = errors.New("netlink")
-		s.start()
+		s := ready(t, func(c Changes) {
+			c.SetPolicy(isolating("db", "app", "db"))
+			c.SetEndpoint(pod("a", "u", "n1", "db"))
+		})
+		s.kernel.set(func() { s.kernel.unguard = errors.New("netlink") })
+		if s.kernel.runs != 0 {
+			t.Error("what nobody needs is watched")
+		}
+		if err := s.within(time.Second, attached("k", "a", "u", "10.32.0.5")); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(time.Second)
 		s.kernel.set(func() { s.kernel.unguard = nil })
 		time.Sleep(time.Minute)

@@ -91,7 +91,7 @@ func TestCounters(t *testing.T) {
 		s := ready(t, func(c Changes) { c.SetPolicy(p) })
 		s.kernel.counters = map[policy.PolicyKey]Count{p.PolicyKey: {Allowed: 1, Denied: 2}, {Kind: policy.Admin}: {Allowed: 3}}
 		counts, err := s.Counters()
-		if err != nil || len(counts) != 1 || counts[p.PolicyKey] != (Count{1, 2}) {
+		if err != nil || len(counts) != 1 || counts[p.PolicyKey] != (Count{Allowed: 1, Denied: 2}) {
 			t.Errorf("%v %v", counts, err)
 		}
 	})

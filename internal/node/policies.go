@@ -6,13 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/enforce"
@@ -21,6 +21,7 @@ import (
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
+	"github.com/weftnet/weft/policy/filter"
 )
 
 // Network policies. Their source is the cluster, by the guide, or what plain hosts share; the Enforcer puts them in force. What it has to know of
@@ -41,7 +42,7 @@ func (n *Node) startPolicies(ctx context.Context) (end func(), err error) {
 		return nil, err
 	}
 	log := n.log.Named("policy")
-	kernel, compiler := n.sys.policies(n.cfg.Name, log)
+	kernel, compiler := n.sys.policies(n.cfg.Name, n.noteRepaired, log)
 	n.policies = enforce.New(enforce.Config{
 		Node: n.cfg.Name, Kernel: kernel, Compiler: compiler, File: filepath.Join(n.cfg.DataDir, enforce.FileName), Boot: boot, Log: log,
 		Note: func(text, cause string) { n.noteSelf(events.Policy, text, cause) },
@@ -57,10 +58,37 @@ func (n *Node) startPolicies(ctx context.Context) (end func(), err error) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
 	running.Go(func() { n.policies.Run(ctx) })
-	return func() {
+	return sync.OnceFunc(func() {
 		stop()
 		running.Wait()
-	}, nil
+		if k, ok := kernel.(interface{ Close() }); ok {
+			k.Close()
+		}
+	}), nil
+}
+
+// removePolicies removes what network policies have left on this host, and returns what that was. The daemon must have ended.
+func removePolicies(dataDir string) (removed []string, err error) {
+	for _, path := range enforce.Files(dataDir) {
+		if err := os.Remove(path); err == nil {
+			removed = append(removed, path)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return removed, fmt.Errorf("removing %s: %w", path, err)
+		}
+	}
+	f, err := filter.New(filter.Config{})
+	if err != nil {
+		return removed, err
+	}
+	defer f.Close()
+	there, err := f.Present()
+	if err != nil || !there {
+		return removed, err
+	}
+	if err := f.Remove(); err != nil {
+		return removed, err
+	}
+	return append(removed, "nftables table inet "+filter.Table), nil
 }
 
 // beginPolicies tells what this node has attached. What another boot has attached is not any more.
@@ -220,10 +248,4 @@ func (k lackingKernel) Denials(ctx context.Context) <-chan enforce.Denial {
 	none := make(chan enforce.Denial)
 	context.AfterFunc(ctx, func() { close(none) })
 	return none
-}
-
-// logged is err, after it was logged.
-func logged(log *zap.Logger, err error) error {
-	log.Warn("network policies cannot be enforced on this host: what they select is not attached", zap.Error(err))
-	return err
 }

@@ -33,7 +33,7 @@ func newFilter(t *testing.T) *fakeFilter {
 	return &fakeFilter{t: t, denials: make(chan enforce.Denial)}
 }
 
-func (m *machine) policies(node string, _ *zap.Logger) (enforce.Kernel, enforce.Compiler) {
+func (m *machine) policies(node string, _ func([]string), _ *zap.Logger) (enforce.Kernel, enforce.Compiler) {
 	return m.filter, compile.New(node, compile.Limits{})
 }
 

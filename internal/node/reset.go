@@ -62,6 +62,11 @@ func reset(ctx context.Context, dataDir, runDir string, keepState bool) (removed
 	if err != nil {
 		return removed, err
 	}
+	also, err = removePolicies(dataDir) // when nothing is connected any more that they are about
+	removed = append(removed, also...)
+	if err != nil {
+		return removed, err
+	}
 	files := []string{filepath.Join(runDir, api.SocketName)}
 	if keepState {
 		if err := forgetChanges(dataDir); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/weftnet/weft/internal/netns"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/policy/compile"
+	"github.com/weftnet/weft/policy/filter"
 	"github.com/weftnet/weft/router"
 	"github.com/weftnet/weft/router/fastpath/kernel"
 	"github.com/weftnet/weft/router/session"
@@ -116,8 +117,9 @@ type system interface {
 	// kernel returns what kernel paths need of the kernel, and probes opens their sockets.
 	kernel(c kernel.Config) pathKernel
 	probes(c probeConfig, came func(probeSeen), log *zap.Logger) (pathProbes, error)
-	// policies returns what judges connections, and what makes its states on the node of that name.
-	policies(node string, log *zap.Logger) (enforce.Kernel, enforce.Compiler)
+	// policies returns what judges connections, and what makes its states on the node of that name. What others have changed of it and was
+	// put right is told to repaired, a line each, from any goroutine.
+	policies(node string, repaired func(lines []string), log *zap.Logger) (enforce.Kernel, enforce.Compiler)
 	netnsAt(path string) (netns.ID, error)
 	bootID() (string, error)
 	uptime() time.Duration // as cni.Uptime
@@ -268,8 +270,13 @@ func (linux) watchNetwork(ctx context.Context, changed func()) error {
 	return hostnet.Watch(ctx, changed)
 }
 func (linux) kernel(c kernel.Config) pathKernel { return kernel.New(c) }
-func (linux) policies(node string, log *zap.Logger) (enforce.Kernel, enforce.Compiler) {
-	return lackingKernel{logged(log, errors.New("there is no packet filter"))}, compile.New(node, compile.Limits{})
+func (linux) policies(node string, repaired func([]string), log *zap.Logger) (enforce.Kernel, enforce.Compiler) {
+	compiler := compile.New(node, compile.Limits{})
+	f, err := filter.New(filter.Config{Log: log, Repaired: repaired})
+	if err != nil {
+		return lackingKernel{err}, compiler
+	}
+	return f, compiler
 }
 
 func (linux) uptime() time.Duration { return cni.Uptime() }
