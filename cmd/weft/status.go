@@ -26,6 +26,17 @@ func withReserve(universe, reserve string) string {
 	return universe + ", of which in reserve: " + reserve
 }
 
+// policyState says how it is with network policies.
+func policyState(p api.PolicyStatus) string {
+	switch {
+	case p.WaitsFor != "":
+		return "waiting for " + p.WaitsFor
+	case p.Failure != "":
+		return fmt.Sprintf("%d, not in force as they should be", p.Policies)
+	}
+	return fmt.Sprintf("%d in force, about %d workload(s) of this node", p.Policies, p.Workloads)
+}
+
 func showStatus(w io.Writer, s api.Status) error {
 	state := string(s.Phase)
 	if s.WaitsFor != "" {
@@ -57,6 +68,9 @@ func showStatus(w io.Writer, s api.Status) error {
 	}
 	rows = append(rows, reachRows(s)...)
 	rows = append(rows, kernelRows(s)...)
+	if s.Policies != nil {
+		rows = append(rows, []string{"policies:", policyState(*s.Policies)})
+	}
 	if s.Rotation != nil {
 		rows = append(rows, []string{"token:", rotationState(*s.Rotation)})
 	}
