@@ -32,6 +32,7 @@ const (
 type Objects struct {
 	Policies   []*policy.Policy
 	Namespaces []policy.Namespace
+	Sources    []Source // of all of them
 }
 
 // An Error says why a file is refused.
@@ -197,6 +198,7 @@ func (f *file) add(r *reader, v value, p *policy.Policy) {
 	}
 	f.policies[p.PolicyKey] = v.line
 	f.objects.Policies = append(f.objects.Policies, p)
+	f.source(v, p.Name)
 }
 
 func (f *file) addNamespace(r *reader, v value, n policy.Namespace) {
@@ -205,6 +207,7 @@ func (f *file) addNamespace(r *reader, v value, n policy.Namespace) {
 	}
 	f.namespaces[n.Name] = v.line
 	f.objects.Namespaces = append(f.objects.Namespaces, n)
+	f.source(v, policy.Name{Name: n.Name})
 }
 
 // namespaceOf is a namespace with its labels, the one that bears its name among them.
