@@ -11,16 +11,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// composeSkeleton adds the table with its sets, chains, rules and constant elements to a transaction.
-func (b *buffer) composeSkeleton(table string, l layout) {
+// composeSkeleton adds the table with its sets, inner chains, rules and constant elements to a transaction: no packet meets it yet. Elements is how many there will be in the
+// bulk.
+func (b *buffer) composeSkeleton(table string, l layout, elements int) {
 	at := b.begin(nft(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
 	b.text(unix.NFTA_TABLE_NAME, table)
 	b.word(unix.NFTA_TABLE_FLAGS, 0)
 	b.end(at)
 	for i, k := range sets() {
+		if k.name == setCells && elements > readable {
+			k.size = uint32(2 * elements)
+		}
 		k.compose(b, table, uint32(i+1))
 	}
+	b.composeChains(table, l, inner)
+	b.composeJudges(table)
+	b.composeRules(table, l, inner)
+}
+
+// Chains are those that packets meet first, and those to which the others lead.
+func outer(c *chain) bool { return c.hook != noHook }
+func inner(c *chain) bool { return c.hook == noHook }
+
+// composeChains adds chains of a kind without their rules.
+func (b *buffer) composeChains(table string, l layout, kind func(*chain) bool) {
 	for _, c := range l.chains() {
+		if !kind(c) {
+			continue
+		}
 		at := b.begin(nft(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
 		b.text(unix.NFTA_CHAIN_TABLE, table)
 		b.text(unix.NFTA_CHAIN_NAME, c.name)
@@ -34,13 +52,14 @@ func (b *buffer) composeSkeleton(table string, l layout) {
 		}
 		b.end(at)
 	}
-	b.composeJudges(table)
-	b.composeRules(table, l)
 }
 
-// composeRules adds the rules of all chains.
-func (b *buffer) composeRules(table string, l layout) {
+// composeRules adds the rules of chains of a kind.
+func (b *buffer) composeRules(table string, l layout, kind func(*chain) bool) {
 	for _, c := range l.chains() {
+		if !kind(c) {
+			continue
+		}
 		for _, r := range c.rules {
 			at := b.begin(nft(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE|unix.NLM_F_APPEND, unix.NFPROTO_INET, 0)
 			b.text(unix.NFTA_RULE_TABLE, table)
@@ -130,18 +149,35 @@ func (b *buffer) composeFlush(table, set string) {
 	b.end(at)
 }
 
-// composeContents adds all elements of the model.
-func (b *buffer) composeContents(table string, m *model) {
+// composeHooks makes packets meet the table.
+func (b *buffer) composeHooks(table string, l layout) {
+	b.composeChains(table, l, outer)
+	b.composeRules(table, l, outer)
+}
+
+// contents calls do with messages that add all elements of the model, of which those of a part are no more than stage.
+func (m *model) contents(table string, do func(b buffer) error) error {
 	all := map[string][]element{}
 	m.each(func(set string, x element) { all[set] = append(all[set], x) })
 	for _, k := range sets() {
-		l := b.adding(table, k)
-		for _, x := range all[k.name] {
-			l.add(x)
+		for part := range slices.Chunk(all[k.name], stage) {
+			var b buffer
+			l := b.adding(table, k)
+			for _, x := range part {
+				l.add(x)
+			}
+			l.close()
+			if err := do(b); err != nil {
+				return err
+			}
 		}
-		l.close()
 	}
+	return nil
 }
+
+// stage is how many elements go into one transaction where several are as good as one: as long as it lasts, the kernel keeps a page for each to
+// tell those of it who watch.
+const stage = 20_000
 
 // composePhase makes a copy the one that judges, instead of another one.
 func (b *buffer) composePhase(table, was, now string, d digest) {
@@ -164,7 +200,8 @@ func (b *buffer) composeNewRules(table string, have *contents, l layout) {
 		b.text(unix.NFTA_RULE_CHAIN, c)
 		b.end(at)
 	}
-	b.composeRules(table, l)
+	b.composeRules(table, l, inner)
+	b.composeRules(table, l, outer)
 }
 
 // other is the copy that is not the given one.

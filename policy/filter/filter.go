@@ -132,6 +132,10 @@ func (f *Filter) Update(d compile.Delta) error {
 		return nil
 	}
 	if err := f.commit(e); err != nil {
+		if errors.Is(err, unix.ENFILE) {
+			f.distrust = true // the table is made anew, with more room
+			return f.sync()
+		}
 		return err
 	}
 	return f.sweep()
@@ -160,6 +164,7 @@ func (f *Filter) sync() error {
 		if err = f.put(f.model, have); err == nil || !passing(err) {
 			break
 		}
+		f.distrust = f.distrust || errors.Is(err, unix.ENFILE) // a set is full: the table is made anew
 	}
 	f.dirty = err != nil
 	return err
@@ -200,11 +205,30 @@ func (f *Filter) put(m *model, have *contents) error {
 		now = other(have.phase)
 		b.composePhase(Table, have.phase, now, d)
 	default:
+		staged := have == nil && d.count > readable
 		if have != nil {
 			b.composeRemoval(Table, have)
 		}
-		b.composeSkeleton(Table, l)
-		b.composeContents(Table, m)
+		b.composeSkeleton(Table, l, d.count)
+		if staged {
+			if err := f.conn.commit(b); err != nil {
+				return failed(err)
+			}
+			b = nil
+		}
+		err := m.contents(Table, func(part buffer) error {
+			if staged {
+				return f.conn.commit(part)
+			}
+			b = append(b, part...)
+			return nil
+		})
+		if err != nil {
+			b = nil
+			b.composeRemoval(Table, newContents())
+			return errors.Join(failed(err), f.conn.commit(b))
+		}
+		b.composeHooks(Table, l)
 		now = copies()[0]
 		b.composePhase(Table, "", now, d)
 		have = nil
@@ -232,10 +256,10 @@ func (f *Filter) take(m *model, have *contents) {
 // that. If it has not, it is as it should be.
 func (f *Filter) alike(have *contents, m *model, l layout, d digest) (alike, read bool) {
 	switch {
-	case have == nil || have.phase == "" || len(have.broken) > 0 || !sameBut(have.skeleton, l.describe()):
+	case have == nil || have.phase == "" || f.distrust || len(have.broken) > 0 || !sameBut(have.skeleton, l.describe()):
 		return false, false
 	case d.count > readable:
-		return have.digest == d.String() && !f.distrust, false
+		return have.digest == d.String(), false
 	}
 	for _, k := range have.sets {
 		if bulk(k.name) && f.conn.readElements(Table, k, have) != nil {
@@ -298,7 +322,7 @@ func failed(err error) error {
 
 // passing says whether an error is of a race with somebody else.
 func passing(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY)
+	return errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY)
 }
 
 // lacks says whether an error is how the kernel says that it does not have something.

@@ -155,6 +155,7 @@ func (k setKind) line() string {
 	if k.dataType == typeVerdict {
 		k.dataLen = 16 // the kernel tells none
 	}
+	k.size = 0
 	return fmt.Sprintf("set %+v", k)
 }
 

@@ -12,7 +12,8 @@ type setKind struct {
 	dataType uint32
 	dataLen  uint32 // 0 for a set
 	flags    uint32
-	counted  bool // its elements count packets
+	counted  bool   // its elements count packets
+	size     uint32 // how many elements there may be, 0 for any; with it the kernel need not make room again and again
 }
 
 // What the kernel keeps for nft(8): numbers of its types, of which several are put together by 6 bits each.
@@ -112,6 +113,11 @@ func (k setKind) compose(b *buffer, table string, number uint32) {
 		b.word(unix.NFTA_SET_DATA_LEN, k.dataLen)
 	}
 	b.word(unix.NFTA_SET_ID, number)
+	if k.size > 0 {
+		desc := b.nest(unix.NFTA_SET_DESC)
+		b.word(unix.NFTA_SET_DESC_SIZE, k.size)
+		b.close(desc)
+	}
 	if k.counted {
 		b.expression(nftaSetExpr, counter())
 	}

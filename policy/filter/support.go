@@ -32,7 +32,8 @@ func (f *Filter) Support() error {
 	probe := func(l layout) error {
 		const table = Table + "-probe"
 		var b buffer
-		b.composeSkeleton(table, l)
+		b.composeSkeleton(table, l, 0)
+		b.composeHooks(table, l)
 		at := b.begin(nft(unix.NFT_MSG_DELTABLE), 0, unix.NFPROTO_INET, 0)
 		b.text(unix.NFTA_TABLE_NAME, table)
 		b.end(at)
