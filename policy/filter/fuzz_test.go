@@ -51,11 +51,18 @@ func TestDecodePacket(t *testing.T) {
 		want policy.Connection
 		ok   bool
 	}{
-		{"TCP", []byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x9c, 0x40, 0, 80},
-			policy.Connection{Src: pick(false, "10.0.0.1", ""), Dst: pick(false, "10.0.0.2", ""), Protocol: policy.TCP, Port: 80}, true},
+		{
+			"TCP",
+			[]byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x9c, 0x40, 0, 80},
+			policy.Connection{Src: pick(false, "10.0.0.1", ""), Dst: pick(false, "10.0.0.2", ""), Protocol: policy.TCP, Port: 80},
+			true,
+		},
 		{"options cut off", []byte{0x46, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2}, policy.Connection{}, false},
-		{"UDP behind hop-by-hop options", append(v6, 17, 0, 1, 4, 0, 0, 0, 0, 0, 1, 0, 53),
-			policy.Connection{Src: pick(true, "", "::1"), Dst: pick(true, "", "::2"), Protocol: policy.UDP, Port: 53}, true},
+		{
+			"UDP behind hop-by-hop options", append(v6, 17, 0, 1, 4, 0, 0, 0, 0, 0, 1, 0, 53),
+			policy.Connection{Src: pick(true, "", "::1"), Dst: pick(true, "", "::2"), Protocol: policy.UDP, Port: 53},
+			true,
+		},
 		{"nothing", nil, policy.Connection{}, false},
 	} {
 		c, ok := decodePacket(tt.b)

@@ -48,7 +48,7 @@ func decodeV6(b []byte) (c policy.Connection, ok bool) {
 	c.Src, c.Dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
 	next, rest := b[6], b[fixed:]
 	for {
-		size := 0
+		var size int
 		switch next {
 		case unix.IPPROTO_HOPOPTS, unix.IPPROTO_ROUTING, unix.IPPROTO_DSTOPTS:
 			if len(rest) < 2 {
