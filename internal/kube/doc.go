@@ -9,8 +9,8 @@
 // Invariants: one mesh is founded, however many nodes start at once and whoever of them ends in between: it is the one whose founder the
 // Secret names when it says founded, and every change of the Secret is guarded by the version that was read. Nothing that a
 // running node needs, nor the restart of one with a data directory, waits for the API server. A node has seven watches, whatever the
-// size of the cluster, and reads nothing at intervals, but whether there are ClusterNetworkPolicies where there were none. Of pods it keeps names alone. What the API server says is bounded, and taken for what it is: objects that anybody with
-// the rights may have written. Objects are changed by patches, so that fields that are not known here stay as they are. The token
+// size of the cluster, and reads nothing at intervals, but whether there are ClusterNetworkPolicies where there were none. Of
+// pods it keeps names alone. What the API server says is bounded, and taken for what it is: objects that anybody with the rights may have written. Objects are changed by patches, so that fields that are not known here stay as they are. The token
 // is in the Secret only, never in a log, an event or an error.
 //
 // The package knows no engine: it sees the node as a [Daemon]. Only cmd/weft imports it, and composes it with internal/node.
