@@ -17,6 +17,7 @@ import (
 
 	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/cniinstall"
+	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/kube"
 	"github.com/weftnet/weft/internal/node"
 )
@@ -148,7 +149,7 @@ func (c *cli) launchInCluster(ctx context.Context, l launching, k inCluster) (er
 		}
 		defer func() { err = errors.Join(err, stop()) }()
 	}
-	l.cfg.Guide = guide{agent}
+	l.cfg.Guide, l.cfg.GuidePolicies = guide{agent}, true
 	c.lean()
 	for {
 		err = node.Launch(ctx, l.cfg)
@@ -291,7 +292,7 @@ type guide struct{ agent *kube.Agent }
 func (g guide) StandBy(by string) { g.agent.StandBy(by) }
 
 func (g guide) Attached(p node.Pod, warnings []string) { g.agent.Attached(kube.Pod(p), warnings) }
-func (g guide) Refused(p node.Pod, why string)         { g.agent.Attached(kube.Pod(p), []string{why}) }
+func (g guide) Refused(p node.Pod, why string) { g.agent.Refused(kube.Pod(p), why) }
 
 func (g guide) Begin(ctx context.Context, k node.Known, waits func(string)) (node.Orders, error) {
 	o, err := g.agent.Begin(ctx, kube.Known(k), waits)
@@ -318,7 +319,12 @@ func anew(err error) error {
 type directed struct{ *node.Node }
 
 // Policies implements [kube.Daemon].
-func (d directed) Policies() kube.Sink { return nil }
+func (d directed) Policies() kube.Sink { return sink{d.Node.Policies()} }
+
+// sink has an agent tell who enforces network policies.
+type sink struct{ *enforce.Enforcer }
+
+func (s sink) Change(f func(kube.Changes)) { s.Enforcer.Change(func(c enforce.Changes) { f(c) }) }
 
 func (d directed) Members() []kube.Member {
 	var members []kube.Member
