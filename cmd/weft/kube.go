@@ -292,7 +292,7 @@ type guide struct{ agent *kube.Agent }
 func (g guide) StandBy(by string) { g.agent.StandBy(by) }
 
 func (g guide) Attached(p node.Pod, warnings []string) { g.agent.Attached(kube.Pod(p), warnings) }
-func (g guide) Refused(p node.Pod, why string) { g.agent.Refused(kube.Pod(p), why) }
+func (g guide) Refused(p node.Pod, why string)         { g.agent.Refused(kube.Pod(p), why) }
 
 func (g guide) Begin(ctx context.Context, k node.Known, waits func(string)) (node.Orders, error) {
 	o, err := g.agent.Begin(ctx, kube.Known(k), waits)

@@ -82,7 +82,9 @@ func connect(config *rest.Config) (*Cluster, error) {
 		version string
 		apiPath string
 	}{
-		{&c.core, "", "v1", "/api"}, {&c.apps, "apps", "v1", "/apis"}, {&c.networking, "networking.k8s.io", "v1", "/apis"},
+		{&c.core, "", "v1", "/api"},
+		{&c.apps, "apps", "v1", "/apis"},
+		{&c.networking, "networking.k8s.io", "v1", "/apis"},
 		{&c.policies, "policy.networking.k8s.io", versionCluster, "/apis"},
 	} {
 		of := rest.CopyConfig(config)
@@ -111,6 +113,7 @@ func (c *Cluster) serviceCIDRs() resource        { return resource{c.networking,
 func (c *Cluster) namespaces() resource          { return resource{c.core, "", "namespaces"} }
 func (c *Cluster) pods() resource                { return resource{c.core, "", "pods"} }
 func (c *Cluster) networkPolicies() resource     { return resource{c.networking, "", "networkpolicies"} }
+
 func (c *Cluster) clusterNetworkPolicies() resource {
 	return resource{c.policies, "", "clusternetworkpolicies"}
 }

@@ -132,7 +132,7 @@ func (f *follower) list(ctx context.Context) error {
 	for {
 		version, next, err := f.page(ctx, o, seen)
 		if apierrors.IsResourceExpired(err) && o.Continue != "" { // it took too long
-			o, err = metav1.ListOptions{Limit: pageSize}, nil
+			o = metav1.ListOptions{Limit: pageSize}
 			clear(seen)
 			continue
 		}

@@ -37,7 +37,7 @@ func (r *reader) clusterPolicy(path string, v value, n policy.Name) *policy.Poli
 			rules = s // no list of rules either
 		}
 		p.Rules[d] = r.rules(at(spec, side.rules), rules, lost, "until that is mended it denies"+without(lost), func(path string, v value) policy.Rule {
-			c := clusterRule{reader: r, peers: side.peers, egress: policy.Direction(d) == policy.Egress} //nolint:gosec // G115: one of two
+			c := clusterRule{reader: r, peers: side.peers, egress: policy.Direction(d) == policy.Egress}
 			return c.read(path, v, doubtful)
 		})
 	}
@@ -68,7 +68,7 @@ func (r *reader) place(path string, spec value) (policy.Tier, int32) {
 	if r.count > since {
 		return policy.Admin, 0
 	}
-	return tier, int32(n) //nolint:gosec // G115: bounded
+	return tier, int32(n)
 }
 
 // subject reads whom a policy is about. With problems it is at least whom it was meant to be about.

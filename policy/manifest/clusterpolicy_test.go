@@ -83,15 +83,19 @@ func TestClusterRuleIsNarrower(t *testing.T) {
 		"peer of a new form":      {"{action: ACTION, to: [{namespaces: {}}, {services: {}}]}", "spec.egress[0].to[1].services: such a field is not known here", peers},
 		"peer of two forms":       {"{action: ACTION, to: [{namespaces: {}, nodes: {}}]}", "spec.egress[0].to[0]: it says more than one of nodes and others; make a peer of each", peers},
 		"pods without a selector": {"{action: ACTION, to: [{pods: {namespaceSelector: {}}}]}", "spec.egress[0].to[0].pods.podSelector: it is missing; write {} for all pods", peers},
-		"operator": {"{action: ACTION, to: [{namespaces: {matchExpressions: [{key: a, operator: Like, values: [b]}]}}]}",
-			`spec.egress[0].to[0].namespaces.matchExpressions[0].operator: "Like" is no operator that is known here; there are In, NotIn, Exists and DoesNotExist`, peers},
+		"operator": {
+			"{action: ACTION, to: [{namespaces: {matchExpressions: [{key: a, operator: Like, values: [b]}]}}]}",
+			`spec.egress[0].to[0].namespaces.matchExpressions[0].operator: "Like" is no operator that is known here; there are In, NotIn, Exists and DoesNotExist`, peers,
+		},
 		"network":             {"{action: ACTION, to: [{networks: [10.0.0.0]}]}", `spec.egress[0].to[0].networks[0]: "10.0.0.0" is no CIDR, as 192.0.2.0/24 or 2001:db8::/32 is`, peers},
 		"no networks":         {"{action: ACTION, to: [{networks: []}]}", "spec.egress[0].to[0].networks: there is none in it", peers},
 		"no protocols":        {"{action: ACTION, to: [{namespaces: {}}], protocols: []}", "spec.egress[0].protocols: there is none in it; leave it out for all protocols and ports", ports},
 		"protocol":            {"{action: ACTION, to: [{namespaces: {}}], protocols: [{icmp: {}}]}", "spec.egress[0].protocols[0].icmp: such a field is not known here", ports},
 		"protocol of nothing": {"{action: ACTION, to: [{namespaces: {}}], protocols: [{}]}", "spec.egress[0].protocols[0]: it says nothing; give it one of tcp, udp, sctp and destinationNamedPort", ports},
-		"two protocols": {"{action: ACTION, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1}}, udp: {destinationPort: {number: 1}}}]}",
-			"spec.egress[0].protocols[0]: it says more than one of tcp, udp, sctp and destinationNamedPort; make an entry of each", ports},
+		"two protocols": {
+			"{action: ACTION, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1}}, udp: {destinationPort: {number: 1}}}]}",
+			"spec.egress[0].protocols[0]: it says more than one of tcp, udp, sctp and destinationNamedPort; make an entry of each", ports,
+		},
 		"field of TCP":             {"{action: ACTION, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1}, sourcePort: {number: 1}}}]}", "spec.egress[0].protocols[0].tcp.sourcePort: such a field is not known here", ports},
 		"TCP of nothing":           {"{action: ACTION, to: [{namespaces: {}}], protocols: [{tcp: {}}]}", "spec.egress[0].protocols[0].tcp: it has no destinationPort", ports},
 		"port of nothing":          {"{action: ACTION, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {}}}]}", "spec.egress[0].protocols[0].tcp.destinationPort: give it either a number or a range", ports},
@@ -212,8 +216,10 @@ func TestDoubtfulClusterPolicy(t *testing.T) {
 		"no subject":        {"tier: Baseline, priority: 9", "spec.subject: it selects nothing; give it namespaces or pods, {} for all" + subject, policy.Baseline, selects()},
 		"two subjects":      {"tier: Baseline, priority: 9, subject: {namespaces: {}, pods: {podSelector: {}}}", "spec.subject: it has both namespaces and pods; give it one of them" + subject, policy.Baseline, selects()},
 		"new subject":       {"tier: Baseline, priority: 9, subject: {nodes: {}}", "spec.subject.nodes: such a field is not known here" + subject, policy.Baseline, selects()},
-		"operator": {"tier: Baseline, priority: 9, subject: {namespaces: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: Lt, values: ['1']}]}}",
-			`spec.subject.namespaces.matchExpressions[0].operator: "Lt" is no operator that is known here; there are In, NotIn, Exists and DoesNotExist` + subject, policy.Baseline, selects(is("a", "b"))},
+		"operator": {
+			"tier: Baseline, priority: 9, subject: {namespaces: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: Lt, values: ['1']}]}}",
+			`spec.subject.namespaces.matchExpressions[0].operator: "Lt" is no operator that is known here; there are In, NotIn, Exists and DoesNotExist` + subject, policy.Baseline, selects(is("a", "b")),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := clusterPolicy(t, "{"+tt.spec+", ingress: [{action: Accept, from: [{namespaces: {}}]}, {action: Pass, from: [{namespaces: {}}]}, {action: Deny, from: [{namespaces: {}}]}]}")

@@ -235,7 +235,7 @@ func (c *clusterRule) destination(path string, v value) (first, last uint16) {
 		if v.kind == absent {
 			c.fault(path, v, "it is missing")
 		}
-		return uint16(c.integer(path, v, 1, 65535)) //nolint:gosec // G115: bounded
+		return uint16(c.integer(path, v, 1, 65535))
 	}
 	switch {
 	case (one.kind == absent) == (several.kind == absent):

@@ -60,7 +60,8 @@ func TestRead(t *testing.T) {
 			}
 		}
 		want := []policy.PolicyKey{
-			{Kind: policy.Network, Name: policy.Name{Namespace: "default", Name: "db"}}, {Kind: policy.Admin, Name: policy.Name{Name: "no"}},
+			{Kind: policy.Network, Name: policy.Name{Namespace: "default", Name: "db"}},
+			{Kind: policy.Admin, Name: policy.Name{Name: "no"}},
 			{Kind: policy.Network, Name: policy.Name{Namespace: "shop", Name: "db"}},
 		}
 		if !slices.Equal(keys, want) {
@@ -86,8 +87,10 @@ func TestReadRefuses(t *testing.T) {
 	deep := strings.Repeat("[", 60) + strings.Repeat("]", 60)
 	for name, tt := range map[string]struct{ text, want string }{
 		"unknown field": {np + "metadata: {name: a}\nspec:\n  ingres: []\n", "line 5 (document 1, NetworkPolicy default/a): spec.ingres: such a field is not known here; is ingress meant?"},
-		"several": {"\n---\n" + np + "metadata: {name: a}\nspec:\n  ingres: []\n  ingress:\n  - to: []\n  - from:\n    -\n",
-			"line 7 (document 2, NetworkPolicy default/a): spec.ingres: such a field is not known here; is ingress meant? (and 2 more)"},
+		"several": {
+			"\n---\n" + np + "metadata: {name: a}\nspec:\n  ingres: []\n  ingress:\n  - to: []\n  - from:\n    -\n",
+			"line 7 (document 2, NetworkPolicy default/a): spec.ingres: such a field is not known here; is ingress meant? (and 2 more)",
+		},
 		"of another namespace":  {np + "metadata: {name: a, namespace: x}\nspec: {egress: [{to: [{}]}]}\n", "line 4 (document 1, NetworkPolicy x/a): spec.egress[0].to[0]: it says nobody: give it a podSelector, a namespaceSelector, both of them, or an ipBlock"},
 		"in a list":             {"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod}\n", `line 4 (document 1): items[0]: "Pod" of "v1" is not known here; there are NetworkPolicy (networking.k8s.io/v1), ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) and Namespace (v1)`},
 		"list in a list":        {"apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List}\n", `line 4 (document 1): items[0]: "List" of "v1" is not known here; there are NetworkPolicy (networking.k8s.io/v1), ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) and Namespace (v1)`},

@@ -183,10 +183,10 @@ func (r *reader) networkPort(path string, v value) policy.Ports {
 		}
 		return p
 	}
-	p.First = uint16(r.integer(at(path, "port"), port, 1, 65535)) //nolint:gosec // G115: bounded
+	p.First = uint16(r.integer(at(path, "port"), port, 1, 65535))
 	p.Last = p.First
 	if end.kind != absent {
-		p.Last = uint16(r.integer(at(path, "endPort"), end, 1, 65535)) //nolint:gosec // G115: bounded
+		p.Last = uint16(r.integer(at(path, "endPort"), end, 1, 65535))
 		if p.Last != 0 && p.Last < p.First {
 			r.fault(at(path, "endPort"), end, "%d is less than the port, %d", p.Last, p.First)
 		}

@@ -93,16 +93,24 @@ func TestNetworkPolicy(t *testing.T) {
 				{ipBlock: {cidr: 010.000.1.0/08}}, {ipBlock: {cidr: "2001:db8::1/32", except: ["2001:db8:1::/48"]}}, {ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: "::/00"}}]}]}`,
 			pods: selects(), isolates: both,
 			egress: []policy.Rule{{AnyPort: true, Peers: []policy.Peer{
-				{Block: block("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16")}, {Block: block("10.0.0.0/8")}, {Block: block("10.0.0.0/8")},
-				{Block: block("2001:db8::/32", "2001:db8:1::/48")}, {Block: block("0.0.0.0/0")}, {Block: block("::/0")},
+				{Block: block("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16")},
+				{Block: block("10.0.0.0/8")},
+				{Block: block("10.0.0.0/8")},
+				{Block: block("2001:db8::/32", "2001:db8:1::/48")},
+				{Block: block("0.0.0.0/0")},
+				{Block: block("::/0")},
 			}}},
 		},
 		"ports": {
 			spec: "{ingress: [{ports: [{}, {protocol: UDP}, {port: 80}, {protocol: SCTP, port: 1, endPort: 65535}, {port: http-web, protocol: UDP}, {port: 5, endPort: 5}]}]}",
 			pods: selects(), isolates: in,
 			ingress: []policy.Rule{{AnyPeer: true, Ports: []policy.Ports{
-				{Protocol: policy.TCP}, {Protocol: policy.UDP}, {Protocol: policy.TCP, First: 80, Last: 80}, {Protocol: policy.SCTP, First: 1, Last: 65535},
-				{Protocol: policy.UDP, Name: "http-web"}, {Protocol: policy.TCP, First: 5, Last: 5},
+				{Protocol: policy.TCP},
+				{Protocol: policy.UDP},
+				{Protocol: policy.TCP, First: 80, Last: 80},
+				{Protocol: policy.SCTP, First: 1, Last: 65535},
+				{Protocol: policy.UDP, Name: "http-web"},
+				{Protocol: policy.TCP, First: 5, Last: 5},
 			}}},
 		},
 		"null is absent": {
@@ -141,9 +149,9 @@ func show(p *policy.Policy) string {
 // TestNetworkPolicyIsNarrower pins what becomes of what is not understood, and what is said about it.
 func TestNetworkPolicyIsNarrower(t *testing.T) {
 	const (
-		rule    = "; until that is mended the rule allows nothing"
-		whole   = "; until that is mended the policy allows nothing, and isolates what it selects in both directions"
-		select_ = "; until that is mended the policy allows nothing, and selects whatever fits the rest of the selector"
+		rule       = "; until that is mended the rule allows nothing"
+		whole      = "; until that is mended the policy allows nothing, and isolates what it selects in both directions"
+		ofSelector = "; until that is mended the policy allows nothing, and selects whatever fits the rest of the selector"
 	)
 	const (
 		ofRule = iota
@@ -159,17 +167,27 @@ func TestNetworkPolicyIsNarrower(t *testing.T) {
 		"field of the policy": {"{podSelector: {matchLabels: {a: b}}, priority: 7, ingress: [{}]}", "spec.priority: such a field is not known here", ofPolicy, selects(is("a", "b"))},
 		"policy type":         {"{policyTypes: [Ingress, Forward], ingress: [{}]}", `spec.policyTypes[1]: "Forward" is no policy type that is known here; there are Ingress and Egress`, ofPolicy, selects()},
 		"spec that is a list": {"[1]", "spec: it must be an object, and is a list", ofPolicy, selects()},
-		"operator of the subject": {"{podSelector: {matchLabels: {a: b}, matchExpressions: [{key: v, operator: Gt, values: ['1']}]}, ingress: [{}]}",
-			`spec.podSelector.matchExpressions[0].operator: "Gt" is no operator that is known here; there are In, NotIn, Exists and DoesNotExist`, ofSubject, selects(is("a", "b"))},
+		"operator of the subject": {
+			"{podSelector: {matchLabels: {a: b}, matchExpressions: [{key: v, operator: Gt, values: ['1']}]}, ingress: [{}]}",
+			`spec.podSelector.matchExpressions[0].operator: "Gt" is no operator that is known here; there are In, NotIn, Exists and DoesNotExist`, ofSubject, selects(is("a", "b")),
+		},
 		"field of the subject": {"{podSelector: {matchLabels: {a: b}, matchFields: {}}, ingress: [{}]}", "spec.podSelector.matchFields: such a field is not known here", ofSubject, selects()},
-		"In without values": {"{podSelector: {matchExpressions: [{key: v, operator: In}]}, ingress: [{}]}",
-			"spec.podSelector.matchExpressions[0].values: In needs at least one", ofSubject, selects()},
-		"Exists with values": {"{podSelector: {matchExpressions: [{key: v, operator: Exists, values: [a]}]}, ingress: [{}]}",
-			"spec.podSelector.matchExpressions[0].values: Exists takes none", ofSubject, selects()},
-		"requirement without a key": {"{podSelector: {matchExpressions: [{operator: Exists}]}, ingress: [{}]}",
-			"spec.podSelector.matchExpressions[0].key: a label's key is missing", ofSubject, selects()},
-		"label that is a number": {"{podSelector: {matchLabels: {a: 1, b: c}}, ingress: [{}]}",
-			`spec.podSelector.matchLabels["a"]: it must be a text, and is a number: put "1" in quotes`, ofSubject, selects(is("b", "c"))},
+		"In without values": {
+			"{podSelector: {matchExpressions: [{key: v, operator: In}]}, ingress: [{}]}",
+			"spec.podSelector.matchExpressions[0].values: In needs at least one", ofSubject, selects(),
+		},
+		"Exists with values": {
+			"{podSelector: {matchExpressions: [{key: v, operator: Exists, values: [a]}]}, ingress: [{}]}",
+			"spec.podSelector.matchExpressions[0].values: Exists takes none", ofSubject, selects(),
+		},
+		"requirement without a key": {
+			"{podSelector: {matchExpressions: [{operator: Exists}]}, ingress: [{}]}",
+			"spec.podSelector.matchExpressions[0].key: a label's key is missing", ofSubject, selects(),
+		},
+		"label that is a number": {
+			"{podSelector: {matchLabels: {a: 1, b: c}}, ingress: [{}]}",
+			`spec.podSelector.matchLabels["a"]: it must be a text, and is a number: put "1" in quotes`, ofSubject, selects(is("b", "c")),
+		},
 
 		"field of a rule":             {"{ingress: [{form: []}]}", "spec.ingress[0].form: such a field is not known here; is from meant?", ofRule, nil},
 		"to in ingress":               {"{ingress: [{to: [{podSelector: {}}]}]}", "spec.ingress[0].to: such a field is not known here", ofRule, nil},
@@ -205,7 +223,7 @@ func TestNetworkPolicyIsNarrower(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := networkPolicy(t, tt.spec)
-			want := tt.problem + [...]string{rule, whole, select_}[tt.what]
+			want := tt.problem + [...]string{rule, whole, ofSelector}[tt.what]
 			if !slices.Contains(p.Problems, want) {
 				t.Errorf("the problem\n%s\nis told as\n%s", want, strings.Join(p.Problems, "\n"))
 			}
