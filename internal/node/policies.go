@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -105,12 +106,19 @@ func (n *Node) beginPolicies(e *engines) {
 
 // tellHosts tells which addresses the nodes of the mesh have. The caller has n.syncing.
 func (n *Node) tellHosts(e *engines, nodes []mesh.Node) {
-	hosts := map[string][]netip.Addr{}
+	hosts, count := map[string][]netip.Addr{}, map[string]int{}
 	for _, m := range nodes {
-		if m.Name == "" || m.Status == mesh.Left {
+		count[m.Name]++
+	}
+	for _, m := range nodes {
+		if m.Status == mesh.Left {
 			continue
 		}
-		own := append(hosts[m.Name], m.Hosts...)
+		name := m.Name
+		if m.Status != mesh.Self && (name == "" || count[name] > 1) { // nobody else's addresses are this node's
+			name += "." + m.ID.String()
+		}
+		own := slices.Clone(m.Hosts)
 		for _, at := range append([]netip.AddrPort{m.Addr}, m.Endpoints...) {
 			if a := at.Addr().Unmap(); a.IsValid() && !a.IsUnspecified() {
 				own = append(own, a)
@@ -122,7 +130,7 @@ func (n *Node) tellHosts(e *engines, nodes []mesh.Node) {
 				own = append(own, addresses(l)...)
 			}
 		}
-		hosts[m.Name] = own
+		hosts[name] = own
 	}
 	if !reflect.DeepEqual(hosts, n.hosts) {
 		n.hosts = hosts

@@ -265,3 +265,26 @@ func TestTornAttach(t *testing.T) {
 		}
 	})
 }
+
+// TestHostsOfOneName takes nothing of another node for this one's, though it bears the same name.
+func TestHostsOfOneName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		a, b := c.machines[0], c.machines[1]
+		c.start(a, nil)
+		c.ready(a)
+		c.start(b, func(cfg *Config) { cfg.Name = a.name }, a.name)
+		c.ready(b)
+		time.Sleep(10 * time.Second)
+		b.daemon().Policies().Look(func(w *policy.World) {
+			for n := range w.Nodes() {
+				if other := slices.Contains(n.Addrs, a.addr); other == (n.Name == a.name) || other == slices.Contains(n.Addrs, b.addr) {
+					t.Errorf("%s has %v", n.Name, n.Addrs)
+				}
+			}
+			if len(slices.Collect(w.Nodes())) != 2 {
+				t.Error("not both are known")
+			}
+		})
+	})
+}
