@@ -21,6 +21,7 @@ var version = "dev"
 func main() {
 	ctx, stop := untilSignal(context.Background())
 	code := execute(ctx, os.Args[1:], env{
+		in:     os.Stdin,
 		out:    os.Stdout,
 		err:    os.Stderr,
 		getenv: os.Getenv,

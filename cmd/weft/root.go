@@ -26,6 +26,7 @@ const defaultRunDir = "/run/weft"
 
 // env is what commands see of the process around them.
 type env struct {
+	in       io.Reader // nil: nothing comes
 	out, err io.Writer
 	getenv   func(string) string
 }
@@ -56,6 +57,9 @@ func execute(ctx context.Context, args []string, e env) int {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitDone
+	}
+	if errors.Is(err, errDenied) {
+		return exitFailed
 	}
 	_, _ = fmt.Fprintf(e.err, "weft: %s\n", oneLine(err))
 	var u usageError
@@ -95,7 +99,7 @@ Then, on any host:    weft attach --netns /run/netns/NAME`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		c.launch(), c.status(), c.peers(), c.events(), c.path(), c.connect(), c.disconnect(), c.ps(), c.attach(), c.label(), c.detach(),
-		c.token(), c.ipam(), c.wg(), c.bench(), c.stop(), c.leave(), c.forget(), c.cni(), c.reset(), c.kube(), c.version(),
+		c.token(), c.ipam(), c.wg(), c.policy(), c.bench(), c.stop(), c.leave(), c.forget(), c.cni(), c.reset(), c.kube(), c.version(),
 	)
 	wrongArgsAreUsage(root.Commands())
 	return root

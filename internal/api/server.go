@@ -136,6 +136,7 @@ func (s *Server) handler() http.Handler {
 	serveTargets(mux, s.svc)
 	serveCNI(mux, s.svc)
 	serveLabels(mux, s.svc)
+	servePolicies(mux, s.svc)
 	post(mux, "path", s.svc.Path)
 	post(mux, "stop", func(_ context.Context, r StopRequest) (StopResult, error) { return s.svc.Stop(r), nil })
 	stream(mux, "bench", s.svc.Bench)

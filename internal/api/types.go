@@ -50,6 +50,7 @@ type Service interface {
 	Paths
 	CNI
 	Labels
+	Policies
 }
 
 // Phase is how far a daemon has come.

@@ -296,6 +296,9 @@ func (n *Node) run(ctx context.Context, e *engines) error {
 	g.Go(func() error { n.followNetwork(working, e); return nil })
 	g.Go(func() error { n.followPaths(working, e); return nil })
 	g.Go(func() error { n.rotor.run(working, e); return nil })
+	if e.shared != nil {
+		g.Go(func() error { e.shared.run(working); return nil })
+	}
 
 	coming, giveUp := context.WithCancelCause(ctx)
 	defer context.AfterFunc(failed, func() { giveUp(context.Cause(failed)) })()

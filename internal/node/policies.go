@@ -53,7 +53,7 @@ func (n *Node) startPolicies(ctx context.Context) (end func(), err error) {
 			}
 		},
 	})
-	if n.cfg.Guide == nil || !n.cfg.GuidePolicies {
+	if n.cfg.Guide != nil && !n.cfg.GuidePolicies {
 		n.policies.Synced()
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -107,6 +107,7 @@ func (n *Node) syncPeers(e *engines) int {
 	}
 	n.tellHosts(e, nodes)
 	e.kernel.wake.raise()
+	e.shared.raise()
 	alive := 0
 	for _, m := range nodes {
 		if m.Status == mesh.Alive || m.Status == mesh.Self {

@@ -57,6 +57,7 @@ type engines struct {
 	watch     watcher
 	paths     pathNews
 	kernel    *kernelPaths
+	shared    *policyHosts // what plain hosts share of policies; nil: they come from Kubernetes
 
 	// adopting is set until this node has the share of its name. It asks for no addresses before: it would end up with
 	// more than its share, and whoever owns half of the range cannot be forgotten.
@@ -149,6 +150,12 @@ func (n *Node) makeEngines(ctx context.Context, port socket) (made *engines, err
 	}
 	e.mesh.Register(stateRing, e.alloc)
 	e.mesh.Register(stateRotation, n.rotor)
+	if n.cfg.Guide == nil {
+		if e.shared, err = n.newPolicyHosts(e, n.policies); err != nil {
+			return nil, err
+		}
+		e.shared.register()
+	}
 	if e.clients, err = loadClients(n.store, e.alloc, rand.Reader); err != nil {
 		return nil, err
 	}

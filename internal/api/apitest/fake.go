@@ -18,6 +18,7 @@ import (
 
 	"github.com/weftnet/weft/cni"
 	"github.com/weftnet/weft/internal/api"
+	"github.com/weftnet/weft/policy"
 )
 
 // Daemon answers with what its fields say, and keeps attached workloads as a
@@ -43,6 +44,14 @@ type Daemon struct {
 	// Rotated is what Rotate and RevokeOld say, and Asked what Rotate was asked for last.
 	Rotated api.RotationResult
 	Asked   api.RotateRequest
+	// Listed, Summaries, Explained and Denials are what the reading requests about policies say, Applied what was applied last, and Changes what that did.
+	Listed    api.PolicyList
+	Summaries []policy.Summary
+	Explained []policy.Explanation
+	Denials   []api.PolicyLogProgress
+	Applied   api.PolicyApplyRequest
+	Deleted   api.PolicyDeleteRequest
+	Changes   api.PolicyChanges
 	// Kept is what Stop says of traffic that it keeps, and Reached by which path Path says that a node is reached.
 	Kept    []string
 	Reached string
