@@ -83,6 +83,9 @@ func (n *Node) Leave(ctx context.Context, r api.LeaveRequest, progress func(api.
 	n.mu.Lock()
 	n.leaving = true
 	n.mu.Unlock()
+	if e.shared != nil {
+		e.shared.look() // its workloads are nobody's any more
+	}
 	n.quit(errStopped)
 	return res, nil
 }
