@@ -201,6 +201,10 @@ func (d *directory) tellNode(name string, n *policy.Node) {
 func (d *directory) flushNodes() {
 	now := make(map[string]policy.Node, len(d.nodes)+len(d.hosts))
 	for name, n := range d.nodes {
+		if name == d.node {
+			d.own(now, n)
+			continue
+		}
 		n.Addrs = union(n.Addrs, d.hosts[name])
 		now[name] = n
 	}
@@ -220,6 +224,19 @@ func (d *directory) flushNodes() {
 		}
 	}
 	d.visible = now
+}
+
+// own tells of this node. Its workloads always reach it, so only what is on its interfaces is an address of it, as it says itself; at any other
+// that the source knows, such as the public one of a router before it, another host may answer. They are of a node with the same labels.
+func (d *directory) own(now map[string]policy.Node, n policy.Node) {
+	local := d.hosts[d.node]
+	outside := slices.DeleteFunc(union(n.Addrs, nil), func(a netip.Addr) bool { return slices.Contains(local, a) })
+	n.Addrs = union(local, nil)
+	now[n.Name] = n
+	if len(outside) > 0 {
+		n.Name, n.Addrs = n.Name+" (outside)", outside
+		now[n.Name] = n
+	}
 }
 
 // union returns all of two lists, each once, in order.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -118,16 +117,19 @@ func (n *Node) tellHosts(e *engines, nodes []mesh.Node) {
 		if m.Status != mesh.Self && (name == "" || count[name] > 1) { // nobody else's addresses are this node's
 			name += "." + m.ID.String()
 		}
-		own := slices.Clone(m.Hosts)
-		for _, at := range append([]netip.AddrPort{m.Addr}, m.Endpoints...) {
-			if a := at.Addr().Unmap(); a.IsValid() && !a.IsUnspecified() {
-				own = append(own, a)
-			}
-		}
+		var own []netip.Addr
 		if m.Status == mesh.Self {
+			// Not what others say of it: its workloads may always reach what is its own.
 			own = append(own, e.where.exit().Addrs...)
 			if l, ok := e.alloc.Lookup(hostOwner); ok {
 				own = append(own, addresses(l)...)
+			}
+		} else {
+			own = append(own, m.Hosts...)
+			for _, at := range append([]netip.AddrPort{m.Addr}, m.Endpoints...) {
+				if a := at.Addr().Unmap(); a.IsValid() && !a.IsUnspecified() {
+					own = append(own, a)
+				}
 			}
 		}
 		hosts[name] = own
