@@ -18,8 +18,9 @@ const mostSeen = 1000
 type Denied struct {
 	Seq uint64
 	Denial
+	judged   bool
 	Src, Dst policy.Name // whose addresses they are, if they are of endpoints
-	// Decision is what the policies say of it, as they are when it is told: a change may have made it be allowed since. Verdict is that of the end at which it was
+	// Decision is what the policies say of it, as they are when it is asked for first: a change may have made it be allowed since. Verdict is that of the end at which it was
 	// denied.
 	Decision policy.Decision
 	Verdict  policy.Verdict
@@ -68,21 +69,37 @@ func (s *seen) state() (last uint64, news <-chan struct{}) {
 	return s.last, s.news
 }
 
-// watch judges what is denied, until ctx ends.
+// keep keeps what has been found out of a denial, if that is still there.
+func (s *seen) keep(d Denied) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.all) == 0 || d.Seq < s.all[0].Seq {
+		return
+	}
+	s.all[d.Seq-s.all[0].Seq] = d
+}
+
+// watch takes down what is denied, until ctx ends. Why it was is found out when somebody asks: it takes long where there are many policies, and a
+// workload can have as much denied as it likes.
 func (e *Enforcer) watch(ctx context.Context) {
 	for d := range e.cfg.Kernel.Denials(ctx) {
-		e.seen.add(e.explain(d))
+		e.seen.add(Denied{Denial: d})
 	}
 	if ctx.Err() == nil {
 		e.cfg.Log.Warn("denied connections are not told any more: weft policy log shows none until the daemon starts again", zap.Uint64("told", e.lastDenied()))
 	}
 }
 
-// explain judges a connection that was denied.
-func (e *Enforcer) explain(d Denial) Denied {
+// explain judges a connection that was denied, unless that was done before.
+func (e *Enforcer) explain(out Denied) Denied {
+	if out.judged {
+		return out
+	}
+	d := out.Denial
+	defer func() { e.seen.keep(out) }()
 	e.model.RLock()
 	defer e.model.RUnlock()
-	out := Denied{Denial: d, Decision: e.world.Judge(d.Connection)}
+	out.judged, out.Decision = true, e.world.Judge(d.Connection)
 	if out.Verdict = out.Decision.Ingress; d.Direction == policy.Egress {
 		out.Verdict = out.Decision.Egress
 	}
@@ -108,6 +125,9 @@ func (e *Enforcer) Denials(n int) (list []Denied, last uint64) {
 		first = last - uint64(n)
 	}
 	list, _ = e.seen.after(first, mostSeen)
+	for i, d := range list {
+		list[i] = e.explain(d)
+	}
 	return list, last
 }
 
@@ -123,7 +143,7 @@ func (e *Enforcer) Follow(ctx context.Context, seq uint64, tell func(d Denied, s
 				if ctx.Err() != nil {
 					return
 				}
-				tell(d, skipped)
+				tell(e.explain(d), skipped)
 				seq, skipped = d.Seq, 0
 			}
 			if len(next) == 0 {

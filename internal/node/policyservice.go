@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -154,24 +156,23 @@ func (n *Node) PolicyList(context.Context) (api.PolicyList, error) {
 	if err != nil {
 		l.Warnings = append(l.Warnings, "what the policies have decided cannot be told: "+err.Error())
 	}
-	f.Look(func(w *policy.World) {
-		for p := range w.Policies() {
-			row := api.Policy{
-				PolicyObject: objectOf(p.PolicyKey), Tier: p.Tier.String(), Priority: p.Priority, Problems: p.Problems,
-				Allowed: counts[p.PolicyKey].Allowed, Denied: counts[p.PolicyKey].Denied,
-			}
-			for ep := range w.Endpoints() {
-				if !w.Selects(p, ep) {
-					continue
+	alike := groups(f, n.cfg.Name)
+	for _, p := range policiesOf(f) {
+		l.Policies = append(l.Policies, api.Policy{
+			PolicyObject: objectOf(p.PolicyKey), Tier: p.Tier.String(), Priority: p.Priority, Problems: p.Problems,
+			Allowed: counts[p.PolicyKey].Allowed, Denied: counts[p.PolicyKey].Denied,
+		})
+		row := &l.Policies[len(l.Policies)-1]
+		// One policy at a time: as long as somebody looks nothing can be put in force.
+		f.Look(func(w *policy.World) {
+			for _, g := range alike {
+				if w.Selects(p, g.like) {
+					row.Mesh += g.mesh
+					row.Selects += g.local
 				}
-				row.Mesh++
-				if ep.Node == n.cfg.Name {
-					row.Selects++
-				}
 			}
-			l.Policies = append(l.Policies, row)
-		}
-	})
+		})
+	}
 	if e.shared == nil {
 		return l, nil
 	}
@@ -190,6 +191,40 @@ func (n *Node) PolicyList(context.Context) (api.PolicyList, error) {
 		}
 	}
 	return l, nil
+}
+
+func policiesOf(f *enforce.Enforcer) (all []*policy.Policy) {
+	f.Look(func(w *policy.World) { all = slices.Collect(w.Policies()) })
+	return all
+}
+
+// A group is endpoints of one namespace with the same labels: a policy selects all of them or none.
+type group struct {
+	like        policy.Endpoint
+	mesh, local int
+}
+
+func groups(f *enforce.Enforcer, node string) []*group {
+	type kind struct {
+		namespace string
+		labels    uintptr // the world keeps equal labels once
+	}
+	byKind := map[kind]*group{}
+	f.Look(func(w *policy.World) {
+		for e := range w.Endpoints() {
+			k := kind{e.Namespace, reflect.ValueOf(e.Labels).Pointer()}
+			g := byKind[k]
+			if g == nil {
+				g = &group{like: e}
+				byKind[k] = g
+			}
+			g.mesh++
+			if e.Node == node {
+				g.local++
+			}
+		}
+	})
+	return slices.Collect(maps.Values(byKind))
 }
 
 func objectOf(k policy.PolicyKey) api.PolicyObject {
