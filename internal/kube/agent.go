@@ -37,6 +37,8 @@ type Daemon interface {
 	Token() (api.Token, error)
 	// GaveUp tells whether a token is one that the node had before the mesh's was rotated.
 	GaveUp(t token.Token) bool
+	// Adopt goes over to a token that the mesh was rotated to while the node was away, if others accept it. It does nothing if the node has it already.
+	Adopt(ctx context.Context, t token.Token) error
 	Members() []Member
 	Direct(hosts []string) error
 	Warn(about, text string)
@@ -262,6 +264,7 @@ type run struct {
 	around     time.Time // when it was last looked around
 	telling    attempt
 	keeping    attempt
+	adopting   attempt
 	upping     attempt
 	peers      []string  // whom the node is told to connect to
 	chosen     uint64    // state of the Nodes that they were chosen from

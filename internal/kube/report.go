@@ -90,7 +90,10 @@ func (r *run) keep(ctx context.Context) error {
 	}
 	now, known := r.current()
 	// A token that this node has not given up itself may be newer than its own: a node that is cut off knows of no rotation.
-	if !known || ok && f.founded && (f.mesh == "" || !r.d.GaveUp(f.token)) {
+	if named := ok && f.founded && (f.mesh == "" || !r.d.GaveUp(f.token)); !known || named {
+		if named {
+			r.adopt(ctx, f.token, now)
+		}
 		r.absent = time.Time{}
 		r.compare(f)
 		return nil
@@ -122,6 +125,20 @@ func (r *run) keep(ctx context.Context) error {
 		return err
 	}))
 	return nil
+}
+
+// adopt has the node take the Secret's token, if that is not mine, which is its own. The node sees to it that the mesh accepts it.
+func (r *run) adopt(ctx context.Context, t, mine token.Token) {
+	if t.Equal(mine) {
+		r.d.Warn("token", "")
+		return
+	}
+	err := r.adopting.try(func() error { return r.d.Adopt(ctx, t) })
+	if err == nil {
+		return
+	}
+	r.d.Warn("token", fmt.Sprintf("Secret %s has another token than this node, which goes on with its own: %s; if it is not the mesh's, delete the Secret, and a node publishes it again", r.a.secretPath(), brief(err)))
+	r.warned("the token of Secret "+r.a.secretPath()+" is not taken", err)
 }
 
 // turn is how long this node leaves it to others to publish the Secret.

@@ -64,6 +64,13 @@ func (s *settled) GaveUp(t token.Token) bool {
 	return s.past != "" && s.past == t.Reveal()
 }
 
+func (s *settled) Adopt(_ context.Context, t token.Token) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.token, s.past = t.Reveal(), s.token
+	return nil
+}
+
 func (s *settled) Members() []Member {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -100,7 +100,11 @@ func (n *Node) whoKnows(ctx context.Context) (addrs []netip.AddrPort, names []st
 			addrs = append(addrs, as...)
 		}
 	}
-	for _, p := range n.cfg.Peers {
+	guided, err := loadHosts(n.store, keyGuided)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range slices.Concat(n.cfg.Peers, guided) {
 		as, err := mesh.Resolve(ctx, n.sys.network(), p, n.cfg.Port)
 		if err != nil {
 			as = nil // it may be known by the next time

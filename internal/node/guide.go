@@ -230,6 +230,37 @@ func (n *Node) GaveUp(t token.Token) bool {
 	return past && err == nil
 }
 
+// Adopt goes over to a token that the mesh's may have been rotated to while this node was away. It does nothing if the node has it, or has given it up
+// itself; the error says why it goes on with what it has, such as that no node of its mesh accepts the other one. It takes five seconds at most.
+func (n *Node) Adopt(ctx context.Context, t token.Token) error {
+	k, err := rotation.NewKey(t)
+	if err != nil {
+		return err
+	}
+	if _, has := n.rotor.snapshot().Holds(k.ID); has {
+		return nil
+	}
+	if past, err := n.isPastToken(k.ID); err != nil || past {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
+	defer cancel()
+	probe := n.prober(rotation.State{Tokens: []rotation.Key{k}})
+	if probe.Universe, err = n.state.universe.info(); err != nil {
+		return err
+	}
+	hosts, asked, err := n.whoKnows(ctx)
+	if err != nil {
+		return err
+	}
+	by, err := askAll(ctx, probe, hosts)
+	if err != nil {
+		return fmt.Errorf("asking %s: %w", brief(asked), err)
+	}
+	n.log.Info("the mesh's token was rotated while this node was away: it takes the new one", zap.Stringer("accepted by", by))
+	return n.rotor.update(false, func(s rotation.State) (rotation.State, error) { return s.Adopt(k), nil })
+}
+
 // Warn sets a standing warning of weft status; an empty text takes it away.
 func (n *Node) Warn(about, text string) { n.setWarning("guide-"+about, text) }
 
