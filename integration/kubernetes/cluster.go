@@ -257,7 +257,7 @@ func (c *Cluster) start(nodes []*Node) {
 		c.must(err)
 	}
 	for _, n := range nodes {
-		c.Wait(time.Minute, n.Name()+" is registered", func() error {
+		c.Wait(3*time.Minute, n.Name()+" is registered", func() error {
 			out, err := c.TryKubectl("get", "node", n.Name(), "-o", "jsonpath={.spec.podCIDR}")
 			if err == nil && out == "" {
 				err = fmt.Errorf("%s has no podCIDR", n.Name())

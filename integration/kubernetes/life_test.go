@@ -109,6 +109,7 @@ func TestFoundings(t *testing.T) {
 		for _, n := range c.Nodes {
 			n.Exec("rm", "-rf", "/var/lib/weft")
 		}
+		c.WaitNotReady(time.Minute)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 const containerdConfig = `version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
+# It tells when it calls the plugin and when that has answered.
+[debug]
+  level = "debug"
 [grpc]
   address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]

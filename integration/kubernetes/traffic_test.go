@@ -96,8 +96,11 @@ func TestEncrypted(t *testing.T) {
 	}
 }
 
-// sandbox is a line of containerd's log about a pod that gets its network.
-var sandbox = regexp.MustCompile(`time="([^"]+)" level=info msg="RunPodSandbox for (name:.*namespace:\\"default\\")( returns sandbox id)?`)
+// Lines of containerd's log: it begins to make a pod's sandbox, has made it, calls the plugins for it, has their answer.
+var (
+	sandbox = regexp.MustCompile(`time="([^"]+)" level=info msg="RunPodSandbox for (name:.*namespace:\\"default\\")( returns sandbox id)?`)
+	adding  = regexp.MustCompile(`time="([^"]+)" level=debug msg="(begin cni setup|cni result: .*)" podsandboxid=([0-9a-f]+)`)
+)
 
 // TestScaling scales many pods up and down: nothing of them is left.
 func TestScaling(t *testing.T) {
@@ -150,42 +153,49 @@ spec:
 			return nil
 		})
 	}
-	times := []time.Duration{}
+	sandboxes, adds := []time.Duration{}, []time.Duration{}
 	for _, n := range c.Nodes {
-		times = append(times, sandboxTimes(t, filepath.Join(c.logs, n.Name(), "containerd.log"))...)
+		s, a := sandboxTimes(t, filepath.Join(c.logs, n.Name(), "containerd.log"))
+		sandboxes, adds = append(sandboxes, s...), append(adds, a...)
 	}
-	slices.Sort(times)
-	if len(times) != *scaled**scalings {
-		t.Fatalf("containerd's logs tell of %d pods", len(times))
+	if len(sandboxes) != *scaled**scalings || len(adds) < len(sandboxes) {
+		t.Fatalf("containerd's logs tell of %d pods, %d of which got a network", len(sandboxes), len(adds))
 	}
-	t.Logf("%d pods' sandboxes, of which CNI ADD is a part: p50 %v, p99 %v", len(times), times[len(times)/2], times[len(times)*99/100])
+	for what, times := range map[string][]time.Duration{"sandboxes, of which CNI ADD is a part": sandboxes, "ADDs (loopback, weft, portmap)": adds} {
+		slices.Sort(times)
+		t.Logf("%d %s: p50 %v, p99 %v, at most %v", len(times), what, times[len(times)/2].Round(time.Millisecond),
+			times[len(times)*99/100].Round(time.Millisecond), times[len(times)-1].Round(time.Millisecond))
+	}
 }
 
-// sandboxTimes reads from containerd's log how long each pod's sandbox took.
-func sandboxTimes(t *testing.T, file string) []time.Duration {
+// sandboxTimes reads from containerd's log how long each pod's sandbox took, and how long the plugins in it.
+func sandboxTimes(t *testing.T, file string) (sandboxes, adds []time.Duration) {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	begun := map[string]time.Time{}
-	times := []time.Duration{}
-	for line := range strings.Lines(string(text)) {
-		m := sandbox.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		at, err := time.Parse(time.RFC3339Nano, m[1])
+	note := func(times *[]time.Duration, when, what string, done bool) {
+		at, err := time.Parse(time.RFC3339Nano, when)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m[3] == "" {
-			begun[m[2]] = at
-		} else if b, ok := begun[m[2]]; ok {
-			times = append(times, at.Sub(b))
+		if !done {
+			begun[what] = at
+		} else if b, ok := begun[what]; ok {
+			*times = append(*times, at.Sub(b))
 		}
 	}
-	return times
+	for line := range strings.Lines(string(text)) {
+		if m := sandbox.FindStringSubmatch(line); m != nil {
+			note(&sandboxes, m[1], m[2], m[3] != "")
+		}
+		if m := adding.FindStringSubmatch(line); m != nil {
+			note(&adds, m[1], m[3], m[2] != "begin cni setup")
+		}
+	}
+	return sandboxes, adds
 }
 
 // TestUpstream runs Kubernetes' own tests of networks, those of conformance and the granular checks.

@@ -117,6 +117,7 @@ kind: Service
 metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns, kubernetes.io/name: CoreDNS}}
 spec:
   clusterIP: ` + dnsService + `
+  ipFamilyPolicy: PreferDualStack
   selector: {k8s-app: kube-dns}
   ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
 `

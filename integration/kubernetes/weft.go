@@ -52,18 +52,29 @@ func (c *Cluster) Uninstall() {
 // WaitReady waits until all nodes are Ready, and returns how long it took.
 func (c *Cluster) WaitReady(patience time.Duration, nodes ...*Node) time.Duration {
 	c.tb.Helper()
+	return c.waitNodes(patience, "True", "all nodes are Ready", nodes)
+}
+
+// WaitNotReady waits until the kubelets of all nodes have noticed that they have no plugin.
+func (c *Cluster) WaitNotReady(patience time.Duration) {
+	c.tb.Helper()
+	c.waitNodes(patience, "False", "no node is Ready", nil)
+}
+
+func (c *Cluster) waitNodes(patience time.Duration, ready, what string, nodes []*Node) time.Duration {
+	c.tb.Helper()
 	if len(nodes) == 0 {
 		nodes = c.Nodes
 	}
-	return c.Wait(patience, "all nodes are Ready", func() error {
+	return c.Wait(patience, what, func() error {
 		out, err := c.TryKubectl("get", "nodes", "-o",
 			`jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
 		if err != nil {
 			return err
 		}
 		for _, n := range nodes {
-			if !strings.Contains("\n"+out, "\n"+n.name+" True\n") {
-				err = errors.Join(err, fmt.Errorf("%s is not", n.name))
+			if !strings.Contains("\n"+out, "\n"+n.name+" "+ready+"\n") {
+				err = errors.Join(err, fmt.Errorf("%s: it is not so", n.name))
 			}
 		}
 		return err
