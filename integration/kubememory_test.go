@@ -50,15 +50,15 @@ func TestClusterMemory(t *testing.T) {
 		srv.Load("nodes/"+name, largeNode(name, a))
 	}
 	for i := range clusterPods {
-		namespace, name := fmt.Sprintf("team-%d", i%100), fmt.Sprintf("service-%d-6d5f7c9b8-%05d", i/20, i)
-		srv.Load(namespace+"/pods/"+name, largePod(namespace, name, i))
+		namespace, name := podName(i)
+		srv.Load(namespace+"/pods/"+name, largePod(namespace, name, i, i))
 	}
 	for i := range 100 {
 		name := fmt.Sprintf("team-%d", i)
 		srv.Load("namespaces/"+name, fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q,"uid":"ns-%d","resourceVersion":"1","labels":{"kubernetes.io/metadata.name":%q,"team":"t%d"}}}`, name, i, name, i))
 		for j := range 5 {
 			srv.Load(fmt.Sprintf("%s/networkpolicies/p%d", name, j), fmt.Appendf(nil, `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"p%d","namespace":%q,"uid":"np-%d-%d","resourceVersion":"1"},`+
-				`"spec":{"podSelector":{"matchLabels":{"app":"service-%d"}},"policyTypes":["Ingress"],"ingress":[{"from":[{"podSelector":{"matchLabels":{"tier":"web"}}},{"namespaceSelector":{"matchLabels":{"team":"t%d"}}}],"ports":[{"protocol":"TCP","port":8080}]}]}}`, j, name, i, j, 100*j+i, (i+1)%100))
+				`"spec":{"podSelector":{"matchLabels":{"app":"service-%d"}},"policyTypes":["Ingress"],"ingress":[{"from":[{"podSelector":{"matchLabels":{"tier":"web"}}},{"namespaceSelector":{"matchLabels":{"team":"t%d"}}}],"ports":[{"protocol":"TCP","port":8080}]}]}}`, j, name, i, j, i+100*j, (i+1)%100))
 		}
 	}
 	srv.Put("kube-system/daemonsets/weft", kubetest.Object{})
@@ -127,8 +127,8 @@ func TestClusterMemory(t *testing.T) {
 	watches := srv.Watches()
 	for round := range 20 {
 		for i := round * 500; i < (round+1)*500; i++ {
-			namespace, name := fmt.Sprintf("team-%d", i%100), fmt.Sprintf("service-%d-6d5f7c9b8-%05d", i/20, i)
-			srv.Load(namespace+"/pods/"+name, largePod(namespace, name, i+clusterPods))
+			namespace, name := podName(i)
+			srv.Load(namespace+"/pods/"+name, largePod(namespace, name, i, i+clusterPods))
 		}
 		time.Sleep(500 * time.Millisecond)
 	}
@@ -162,8 +162,13 @@ func largeNode(name string, a netip.Addr) []byte {
 		name, name, strings.Join(labels, ","), managed, a, name, strings.Join(images, ","))
 }
 
-// largePod is a Pod that runs, with two containers, 6 kB of JSON. Its address is by the number.
-func largePod(namespace, name string, i int) []byte {
+// podName is the name of a pod: twenty each are of one Deployment.
+func podName(i int) (namespace, name string) {
+	return fmt.Sprintf("team-%d", i/20%100), fmt.Sprintf("service-%d-6d5f7c9b8-%05d", i/20, i)
+}
+
+// largePod is the Pod of a number, with two containers, 6 kB of JSON. It runs, with the address of another number.
+func largePod(namespace, name string, i, address int) []byte {
 	env, containers, statuses := []string{}, []string{}, []string{}
 	for j := range 10 {
 		env = append(env, fmt.Sprintf(`{"name":"SETTING_%d","value":"a value of this setting, number %d"}`, j, j))
@@ -172,7 +177,7 @@ func largePod(namespace, name string, i int) []byte {
 		containers = append(containers, fmt.Sprintf(`{"name":"c%d","image":"registry.example/team/image-%d:v1","ports":[{"name":"http","containerPort":808%d,"protocol":"TCP"}],"env":[%s],"resources":{"requests":{"cpu":"100m","memory":"128Mi"}}}`, j, j, j, strings.Join(env, ",")))
 		statuses = append(statuses, fmt.Sprintf(`{"name":"c%d","ready":true,"restartCount":0,"image":"registry.example/team/image-%d:v1","imageID":"registry.example/team/image-%d@sha256:%064d","containerID":"containerd://%064d"}`, j, j, j, j, i))
 	}
-	ip := netip.AddrFrom4([4]byte{10, byte(64 + i>>16), byte(i >> 8), byte(i)})
+	ip := netip.AddrFrom4([4]byte{10, byte(64 + address>>16), byte(address >> 8), byte(address)})
 	return fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":%q,"namespace":%q,"uid":"0b3c8f6e-5f0e-4d6a-9f55-%012d","resourceVersion":"1","labels":{"app":"service-%d","tier":"web","pod-template-hash":"6d5f7c9b8","app.kubernetes.io/instance":"release-%d","app.kubernetes.io/part-of":"product"},"managedFields":%s},`+
 		`"spec":{"nodeName":"n%d","containers":[%s]},"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}],"hostIP":"198.18.0.1","containerStatuses":[%s]}}`,
 		name, namespace, i, i/20, i/20, managed, i%clusterNodes, strings.Join(containers, ","), ip, ip, strings.Join(statuses, ","))

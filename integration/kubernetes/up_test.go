@@ -6,6 +6,7 @@ package kubernetes
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,11 +46,29 @@ func TestUp(t *testing.T) {
 					t.Error(f)
 				}
 			}
+			mesh, err := ipam(c.Nodes[0])
+			if err != nil {
+				t.Fatal(err)
+			}
 			c.Uninstall()
 			for i, node := range c.Nodes[:n] {
 				if diff := difference(before[i], snapshot(t, node)); diff != "" {
 					t.Errorf("%s is not as before Weft was there:\n%s", node.Name(), diff)
 				}
+			}
+			if n != 3 {
+				return
+			}
+			c.WaitNotReady(time.Minute)
+			start = c.Install()
+			c.WaitReady(time.Minute)
+			t.Logf("%d nodes are Ready %v after the file was applied again", len(c.Nodes), time.Since(start).Round(100*time.Millisecond))
+			c.WaitRollout(time.Minute)
+			if again, err := ipam(c.Nodes[0]); err != nil || again.MeshID != mesh.MeshID || !slices.Equal(again.owners(), mesh.owners()) {
+				t.Errorf("applied again: %+v (%v), was %+v", again, err, mesh)
+			}
+			for _, f := range c.Smoke() {
+				t.Error(f)
 			}
 		})
 	}

@@ -66,6 +66,8 @@ func programs() []program {
 		containerd("ctr"),
 		{name: "pause", module: "..", pkg: "./pause", flags: plain},
 		{name: "loopback", module: "../../../tools/cni", pkg: "github.com/containernetworking/plugins/plugins/main/loopback", flags: plain},
+		{name: "ptp", module: "../../../tools/cni", pkg: "github.com/containernetworking/plugins/plugins/main/ptp", flags: plain},
+		{name: "host-local", module: "../../../tools/cni", pkg: "github.com/containernetworking/plugins/plugins/ipam/host-local", flags: plain},
 	}
 }
 
