@@ -17,13 +17,22 @@ type expression struct {
 // A register is a word of 4 bytes among the 16 that a rule may use. Keys of several parts lie in adjacent ones.
 type register uint32
 
-// The registers. Keys of cells begin at the first one, whatever is looked up for them is put together at regOther.
+// The registers. What is looked up by is put together at regOther, and keys of cells from keyTable on.
+//
+// nft(8) ends with a failed assertion at any rule that looks up by a register which a map has written, of whatever table it is asked, and those who use
+// its library with it: such an expression has no length for it. So maps write to registers that come after one with a constant, and one copy that begins
+// at that constant brings the numbers to where they are looked up by, in registers of which nft knows that they had constants.
 const (
-	regTable    register = 0
-	regIdentity register = 1
-	regProtocol register = 2
-	regPort     register = 3
-	regOther    register = 4
+	keyBefore   register = 0 // what lies before the key takes what lies before the numbers
+	keyTable    register = 1
+	keyIdentity register = 2
+	regProtocol register = 3
+	regPort     register = 4
+	regOther    register = 5 // up to two addresses of IPv6
+	regBefore   register = 12
+	regTable    register = 13
+	regIdentity register = 14
+	regVerdict  register = 13 // once the table is in the key
 )
 
 // name is how the kernel calls a register: that of 16 bytes where such a one begins.

@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
@@ -95,6 +96,8 @@ const (
 	logPrefix = "weft-policy "
 
 	tcpFlags = 13 // where they lie in TCP's header
+
+	keyBytes = 16 // of a cell
 )
 
 // chains returns the rules for a layout.
@@ -219,22 +222,26 @@ func midway() []expression {
 
 // cells adds what judges by the cells of the identity that is found as said, and by that of all ports.
 func (l layout) cells(c *chain, f family, d end, x string, identity []expression) {
-	known := append([]expression{}, f.side(d)...)
+	known := []expression{constant(regBefore, make([]byte, keyBytes)), constant(keyTable, make([]byte, keyBytes))}
+	known = append(known, f.side(d)...)
 	known = append(known, identity...)
+	known = append(known, copied(regBefore, keyBefore, bytes.Repeat([]byte{0xff}, keyBytes)))
 	service := []expression{
 		meta(unix.NFT_META_L4PROTO, regProtocol),
 		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, regPort),
 	}
 	judge := []expression{
+		constant(regOther, make([]byte, 4)),
+		copied(regBefore, regOther-1, bytes.Repeat([]byte{0xff}, 8)),
 		lookup(setCounts, regOther),
 		masked(regOther, number(allowed)),
 		judged(setJudge+d.name+x, regOther),
 	}
-	c.add(known, service, mapped(setCells, regTable, regOther), judge)
+	c.add(known, service, mapped(setCells, keyTable, regVerdict), judge)
 	if l.ranges {
-		c.add(known, service, mapped(setRanges, regTable, regOther), judge)
+		c.add(known, service, mapped(setRanges, keyTable, regVerdict), judge)
 	}
-	c.add(known, mapped(setWide, regTable, regOther), judge)
+	c.add(known, mapped(setWide, keyTable, regVerdict), judge)
 }
 
 // side goes on if the packet has a side at that end, with its table.

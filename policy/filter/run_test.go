@@ -4,6 +4,7 @@ package filter
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"testing"
@@ -237,5 +238,33 @@ func TestDenials(t *testing.T) {
 		if c := counts[key]; c.Denied < 2 || c.Allowed != 0 {
 			t.Errorf("%s: %+v", name, c)
 		}
+	}
+}
+
+// nft(8), which reads all rules of all tables for much of what it does, can do so with the table there, and so can firewalls that use its library.
+func TestReadByOthers(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"whole", "plain"} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			f, err := New(Config{NetNS: w.node.fd, Log: zaptest.NewLogger(t)})
+			must(t, err)
+			t.Cleanup(f.Close)
+			s := sample()
+			if kind == "plain" { // no ranges of ports, no networks
+				maps.DeleteFunc(s.Tables[7].Cells, func(c compile.Cell, _ compile.Verdict) bool { return c.First != c.Last })
+				clear(s.Blocks)
+			}
+			must(t, f.Replace(s))
+			for _, args := range [][]string{{"list", "tables"}, {"list", "ruleset"}, {"-j", "list", "ruleset"}, {"list", "table", "inet", "weft-policy"}} {
+				must(t, w.node.do(func() error {
+					out, err := exec.Command("nft", args...).CombinedOutput()
+					if err != nil {
+						t.Logf("nft %q: %s", args, out)
+					}
+					return err
+				}))
+			}
+		})
 	}
 }
