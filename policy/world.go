@@ -23,7 +23,8 @@ type World struct {
 	endpoints  map[Name]*Endpoint
 	namespaces map[string]map[string]string
 	nodes      map[string]Node
-	claims     map[netip.Addr][]Name // whose address it is; the last one counts
+	owners     map[netip.Addr]*Endpoint // whose address it is: who has come by it last
+	earlier    map[netip.Addr][]Name    // who has it too, and has come by it before, in that order
 }
 
 // NewWorld returns one without objects.
@@ -33,7 +34,8 @@ func NewWorld() *World {
 		endpoints:  map[Name]*Endpoint{},
 		namespaces: map[string]map[string]string{},
 		nodes:      map[string]Node{},
-		claims:     map[netip.Addr][]Name{},
+		owners:     map[netip.Addr]*Endpoint{},
+		earlier:    map[netip.Addr][]Name{},
 	}
 }
 
@@ -52,8 +54,12 @@ func (w *World) SetEndpoint(e Endpoint) {
 	}
 	w.unclaim(e.Name, e.Addrs, before)
 	for _, a := range e.Addrs {
-		if !slices.Contains(w.claims[a], e.Name) {
-			w.claims[a] = append(w.claims[a], e.Name)
+		switch owner := w.owners[a]; {
+		case owner == nil || owner.Name == e.Name:
+			w.owners[a] = &e
+		case !slices.Contains(w.earlier[a], e.Name):
+			w.earlier[a] = append(w.earlier[a], owner.Name)
+			w.owners[a] = &e
 		}
 	}
 	w.endpoints[e.Name] = &e
@@ -75,11 +81,22 @@ func (w *World) unclaim(n Name, now, before []netip.Addr) {
 		if slices.Contains(now, a) && slices.Contains(before, a) {
 			continue
 		}
-		rest := slices.DeleteFunc(w.claims[a], func(c Name) bool { return c == n })
+		rest := w.earlier[a]
+		switch owner := w.owners[a]; {
+		case owner == nil: // it has the address twice
+			continue
+		case owner.Name != n:
+			rest = slices.DeleteFunc(rest, func(c Name) bool { return c == n })
+		case len(rest) == 0:
+			delete(w.owners, a)
+		default:
+			last := len(rest) - 1
+			w.owners[a], rest = w.endpoints[rest[last]], rest[:last]
+		}
 		if len(rest) == 0 {
-			delete(w.claims, a)
+			delete(w.earlier, a)
 		} else {
-			w.claims[a] = rest
+			w.earlier[a] = rest
 		}
 	}
 }
@@ -137,11 +154,10 @@ func (w *World) Endpoint(n Name) (Endpoint, bool) {
 
 // EndpointAt returns the endpoint that has that address.
 func (w *World) EndpointAt(a netip.Addr) (Endpoint, bool) {
-	c := w.claims[a]
-	if len(c) == 0 {
-		return Endpoint{}, false
+	if e := w.owners[a]; e != nil {
+		return *e, true
 	}
-	return w.Endpoint(c[len(c)-1])
+	return Endpoint{}, false
 }
 
 // Endpoints are all endpoints in the order of their names.
@@ -149,6 +165,17 @@ func (w *World) Endpoints() iter.Seq[Endpoint] {
 	return func(yield func(Endpoint) bool) {
 		for _, n := range slices.SortedFunc(maps.Keys(w.endpoints), Name.Compare) {
 			if !yield(*w.endpoints[n]) {
+				return
+			}
+		}
+	}
+}
+
+// EachEndpoint are all endpoints in no order, which costs less than [World.Endpoints].
+func (w *World) EachEndpoint() iter.Seq[Endpoint] {
+	return func(yield func(Endpoint) bool) {
+		for _, e := range w.endpoints {
+			if !yield(*e) {
 				return
 			}
 		}
@@ -179,7 +206,7 @@ func (w *World) Namespaces() iter.Seq[Namespace] {
 
 // NodesAt are the nodes that have that address, in the order of their names. What is an endpoint's is no node's.
 func (w *World) NodesAt(a netip.Addr) []Node {
-	if len(w.claims[a]) > 0 {
+	if w.owners[a] != nil {
 		return nil
 	}
 	var at []Node

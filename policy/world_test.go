@@ -41,8 +41,8 @@ func TestEndpointAt(t *testing.T) {
 	at("let go", "")
 	w.DeleteEndpoint(old.Name)
 	w.DeleteEndpoint(old.Name)
-	if len(w.claims) != 0 {
-		t.Errorf("left behind: %v", w.claims)
+	if len(w.owners)+len(w.earlier) != 0 {
+		t.Errorf("left behind: %v, %v", w.owners, w.earlier)
 	}
 }
 

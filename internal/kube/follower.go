@@ -127,13 +127,13 @@ func (f *follower) follow(ctx context.Context) error {
 
 // list tells all objects, a page at a time.
 func (f *follower) list(ctx context.Context) error {
-	seen := map[policy.Name]struct{}{}
+	seen := f.see()
 	o := metav1.ListOptions{Limit: pageSize, ResourceVersion: "0"} // from memory, not from etcd
 	for {
 		version, next, err := f.page(ctx, o, seen)
 		if apierrors.IsResourceExpired(err) && o.Continue != "" { // it took too long
 			o = metav1.ListOptions{Limit: pageSize}
-			clear(seen)
+			seen = map[policy.Name]struct{}{}
 			continue
 		}
 		if err != nil {
@@ -182,6 +182,14 @@ func (f *follower) page(ctx context.Context, o metav1.ListOptions, seen map[poli
 	return version, next, err
 }
 
+// see returns where the names go of what is seen until all was: if nothing has been told yet, that is what is told.
+func (f *follower) see() map[policy.Name]struct{} {
+	if len(f.told) == 0 {
+		return f.told
+	}
+	return map[policy.Name]struct{}{}
+}
+
 // settle takes what was seen for all that there is.
 func (f *follower) settle(seen map[policy.Name]struct{}) {
 	var gone []policy.Name
@@ -216,7 +224,7 @@ func (f *follower) watch(ctx context.Context) error {
 	if f.version == "" {
 		initial := true
 		o.SendInitialEvents, o.ResourceVersionMatch = &initial, metav1.ResourceVersionMatchNotOlderThan
-		seen = map[policy.Name]struct{}{}
+		seen = f.see()
 	}
 	body, err := f.of.on(f.of.client.Get()).VersionedParams(&o, metav1.ParameterCodec).Stream(ctx)
 	if err != nil {
@@ -233,9 +241,12 @@ func (f *follower) watch(ctx context.Context) error {
 	in := &bounded{from: body}
 	d := json.NewDecoder(in)
 	b := batch{f: f}
+	var e watched // its memory is used again
 	for {
 		in.left = maxObject
-		var e watched
+		if e.Type, e.Object = "", e.Object[:0]; cap(e.Object) > 1<<16 {
+			e.Object = nil
+		}
 		if err := d.Decode(&e); err != nil {
 			b.flush()
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {

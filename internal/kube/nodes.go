@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/weftnet/weft/policy/manifest"
 )
 
 const (
@@ -38,7 +40,7 @@ type machine struct {
 }
 
 func trimNode(o *node) machine {
-	m := machine{name: o.Name, uid: string(o.UID), labels: o.Labels, nodeID: strings.Clone(o.Annotations[AnnotationNodeID]), podCIDRs: o.Spec.PodCIDRs}
+	m := machine{name: o.Name, uid: string(o.UID), labels: manifest.Shared(o.Labels), nodeID: strings.Clone(o.Annotations[AnnotationNodeID]), podCIDRs: o.Spec.PodCIDRs}
 	if len(m.podCIDRs) == 0 && o.Spec.PodCIDR != "" {
 		m.podCIDRs = []string{o.Spec.PodCIDR}
 	}

@@ -179,9 +179,9 @@ func (c *Compiler) moved(prefixes []netip.Prefix) {
 	in := func(a netip.Addr) bool {
 		return len(prefixes) > 16 || slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
-	for n, e := range c.endpoints {
-		if len(e.set.peers) > 0 || e.ports && len(c.names) > 0 {
-			for _, a := range c.addrs(n) {
+	for e := range c.world.EachEndpoint() {
+		if len(c.sets.of(e).peers) > 0 || len(e.Ports) > 0 && len(c.names) > 0 {
+			for _, a := range e.Addrs {
 				if in(a) {
 					c.dirty.addrs[a] = struct{}{}
 				}

@@ -179,8 +179,7 @@ func (c *Compiler) settleClasses() (added, removed []*class) {
 func (c *Compiler) classAt(a netip.Addr, k kind) *class {
 	peers, values := c.scratch.peers[:0], c.scratch.values[:0]
 	if e, ok := c.world.EndpointAt(a); ok {
-		x := c.endpoints[e.Name]
-		peers = append(peers, x.set.peers...)
+		peers = append(peers, c.sets.of(e).peers...)
 		for _, p := range e.Ports {
 			if n := c.names[p.Name]; n != nil && p.Protocol != 0 {
 				values = append(values, value{n.id, p.Protocol, p.Port})

@@ -14,6 +14,7 @@ func (c *Compiler) Commit() Delta {
 	if !c.dirty.any && c.own != nil {
 		return Delta{}
 	}
+	first := c.own == nil
 	c.delta = Delta{}
 	changed := c.settlePolicies()
 	fresh := c.settleLocals(changed)
@@ -21,6 +22,14 @@ func (c *Compiler) Commit() Delta {
 	c.settlePeers()
 	c.settleNames()
 	c.settleOwn()
+	if first {
+		for e := range c.world.EachEndpoint() {
+			for _, a := range e.Addrs {
+				c.identify(a)
+				delete(c.dirty.addrs, a)
+			}
+		}
+	}
 	for a := range c.dirty.addrs {
 		c.identify(a)
 	}
@@ -103,9 +112,10 @@ func (c *Compiler) settleNodes(added []*peer, less bool, gone []bool) {
 
 // settleSets brings the peers of label sets up to date, and notes the addresses of endpoints that are others now.
 func (c *Compiler) settleSets(added []*peer, less bool, gone []bool) {
+	moved := false
 	update := func(s *labelSet, peers []uint32) {
 		if !slices.Equal(s.peers, peers) {
-			s.peers, s.moved = slices.Clone(peers), true
+			s.peers, s.moved, moved = slices.Clone(peers), true, true
 		}
 	}
 	for _, s := range c.sets.fresh {
@@ -143,10 +153,12 @@ func (c *Compiler) settleSets(added []*peer, less bool, gone []bool) {
 			c.scratch.peers = now
 			update(s, now)
 		})
-		for n, e := range c.endpoints {
-			if e.set.moved {
-				for _, a := range c.addrs(n) {
-					c.dirty.addrs[a] = struct{}{}
+		if moved && c.own != nil {
+			for e := range c.world.EachEndpoint() {
+				if len(e.Addrs) > 0 && c.sets.of(e).moved {
+					for _, a := range e.Addrs {
+						c.dirty.addrs[a] = struct{}{}
+					}
 				}
 			}
 		}
@@ -166,11 +178,10 @@ func (c *Compiler) settleNames() {
 	if len(c.dirty.names) == 0 {
 		return
 	}
-	for n, e := range c.endpoints {
-		if !e.ports {
-			continue
-		}
-		x, _ := c.world.Endpoint(n)
+	if c.own == nil {
+		return // all are
+	}
+	for x := range c.world.EachEndpoint() {
 		if slices.ContainsFunc(x.Ports, func(p policy.NamedPort) bool { return slices.Contains(c.dirty.names, p.Name) }) {
 			for _, a := range x.Addrs {
 				c.dirty.addrs[a] = struct{}{}

@@ -25,7 +25,6 @@ type Compiler struct {
 	delta  Delta // of this commit
 
 	sets      labelSets
-	endpoints map[policy.Name]endpoint
 	nodes     map[string]*node
 	nodesAt   map[netip.Addr][]*node
 	byKey     map[policy.PolicyKey]*pol
@@ -83,12 +82,6 @@ type scratch struct {
 	tables  []*table
 }
 
-// An endpoint is what is kept of one besides the world.
-type endpoint struct {
-	set   *labelSet
-	ports bool // it has ports with names
-}
-
 // A node is a host, with the peers in use that it is.
 type node struct {
 	name   string
@@ -108,8 +101,7 @@ type local struct {
 func New(name string, limits Limits) *Compiler {
 	c := &Compiler{
 		node: name, limits: limits.or(), world: policy.NewWorld(),
-		sets:       labelSets{seed: maphash.MakeSeed(), byHash: map[uint64]*labelSet{}, spaces: map[string]*space{}},
-		endpoints:  map[policy.Name]endpoint{},
+		sets:       labelSets{seed: maphash.MakeSeed(), byHash: map[uint64]*labelSet{}, byMap: map[mapKey]*labelSet{}, spaces: map[string]*space{}},
 		nodes:      map[string]*node{},
 		nodesAt:    map[netip.Addr][]*node{},
 		byKey:      map[policy.PolicyKey]*pol{},
@@ -173,13 +165,12 @@ func (c *Compiler) SetEndpoint(e policy.Endpoint) {
 	old, had := c.world.Endpoint(e.Name)
 	c.world.SetEndpoint(e)
 	if had {
-		before := c.endpoints[e.Name].set
+		before := c.sets.of(old)
 		c.sets.release(before)
 		if before == set && old.ID == e.ID && old.Node == e.Node && slices.Equal(old.Addrs, e.Addrs) && slices.Equal(old.Ports, e.Ports) {
 			return
 		}
 	}
-	c.endpoints[e.Name] = endpoint{set: set, ports: len(e.Ports) > 0}
 	c.touch(old, had)
 	c.touch(e, true)
 }
@@ -191,8 +182,7 @@ func (c *Compiler) DeleteEndpoint(n policy.Name) {
 		return
 	}
 	c.world.DeleteEndpoint(n)
-	c.sets.release(c.endpoints[n].set)
-	delete(c.endpoints, n)
+	c.sets.release(c.sets.of(old))
 	c.touch(old, true)
 }
 
@@ -202,8 +192,10 @@ func (c *Compiler) touch(e policy.Endpoint, there bool) {
 		return
 	}
 	c.dirty.any = true
-	for _, a := range e.Addrs {
-		c.dirty.addrs[a] = struct{}{}
+	if c.own != nil { // before the first commit all are
+		for _, a := range e.Addrs {
+			c.dirty.addrs[a] = struct{}{}
+		}
 	}
 	if e.Node == c.node {
 		c.dirty.locals[e.Name] = struct{}{}

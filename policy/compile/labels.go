@@ -5,6 +5,7 @@ package compile
 import (
 	"hash/maphash"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/weftnet/weft/policy"
@@ -49,9 +50,23 @@ type pair struct{ home, key, value string }
 type labelSets struct {
 	seed   maphash.Seed
 	byHash map[uint64]*labelSet
+	byMap  map[mapKey]*labelSet
 	spaces map[string]*space
 	fresh  []*labelSet // since the last commit
 }
+
+// A mapKey tells a set by the map that all its endpoints have as their labels.
+type mapKey struct {
+	namespace string
+	labels    uintptr
+}
+
+func keyOf(namespace string, labels map[string]string) mapKey {
+	return mapKey{namespace, reflect.ValueOf(labels).Pointer()}
+}
+
+// of returns the set of an endpoint that is in the world.
+func (l *labelSets) of(e policy.Endpoint) *labelSet { return l.byMap[keyOf(e.Namespace, e.Labels)] }
 
 // intern returns the set for these labels, with a reference to it.
 func (l *labelSets) intern(w *policy.World, namespace string, labels map[string]string) *labelSet {
@@ -73,6 +88,7 @@ func (l *labelSets) intern(w *policy.World, namespace string, labels map[string]
 	sp.refs++
 	s := &labelSet{space: sp, labels: labels, next: l.byHash[h], refs: 1, fresh: true}
 	l.byHash[h] = s
+	l.byMap[keyOf(namespace, labels)] = s
 	l.fresh = append(l.fresh, s)
 	return s
 }
@@ -82,6 +98,7 @@ func (l *labelSets) release(s *labelSet) {
 	if s.refs--; s.refs > 0 {
 		return
 	}
+	delete(l.byMap, keyOf(s.space.name, s.labels))
 	h := maphash.String(l.seed, s.space.name)
 	for k, v := range s.labels {
 		h += maphash.Comparable(l.seed, pair{key: k, value: v})

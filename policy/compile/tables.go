@@ -81,7 +81,8 @@ func (c *Compiler) settleLocals(changed []*pol) []*table {
 	}
 	var known [2][]step
 	for n, l := range c.locals {
-		set := c.endpoints[n].set
+		e, _ := c.world.Endpoint(n)
+		set := c.sets.of(e)
 		_, dirty := c.dirty.locals[n]
 		was := l.idle
 		l.idle = !slices.ContainsFunc(c.addrs(n), func(a netip.Addr) bool { return c.has(n, a) })
@@ -203,10 +204,10 @@ func (c *Compiler) tableFor(d policy.Direction, list []*pol, ports []localPort) 
 
 // localPorts returns what the names in the rules mean at a local endpoint.
 func (c *Compiler) localPorts(n policy.Name, d policy.Direction, list []*pol) []localPort {
-	if d != policy.Ingress || !c.endpoints[n].ports {
+	e, _ := c.world.Endpoint(n)
+	if d != policy.Ingress || len(e.Ports) == 0 {
 		return nil
 	}
-	e, _ := c.world.Endpoint(n)
 	asked := map[string]struct{}{}
 	for _, p := range list {
 		for _, name := range p.names[d] {

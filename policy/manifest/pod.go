@@ -81,15 +81,14 @@ func (p *Pod) Endpoint() (e policy.Endpoint, ok bool) {
 		return policy.Endpoint{}, false
 	}
 	e = policy.Endpoint{
-		Name: policy.Name{Namespace: shared(p.Metadata.Namespace), Name: p.Metadata.Name}, ID: p.Metadata.UID,
-		Node: shared(p.Spec.NodeName), Labels: make(map[string]string, len(p.Metadata.Labels)),
+		Name: policy.Name{Namespace: shared(p.Metadata.Namespace)}, Node: shared(p.Spec.NodeName), Labels: Shared(p.Metadata.Labels),
 	}
+	id := p.Metadata.UID
 	if p.Metadata.Annotations.Mirror != "" && p.Metadata.Annotations.Hash != "" {
-		e.ID = p.Metadata.Annotations.Hash
+		id = p.Metadata.Annotations.Hash
 	}
-	for k, v := range p.Metadata.Labels {
-		e.Labels[shared(k)] = shared(v)
-	}
+	both := p.Metadata.Name + id // one piece of memory, as both are kept for as long
+	e.Name.Name, e.ID = both[:len(p.Metadata.Name)], both[len(p.Metadata.Name):]
 	ips := p.Status.PodIPs
 	if len(ips) == 0 {
 		ips = []podIP{{p.Status.PodIP}}
@@ -123,6 +122,15 @@ func addPorts(all []policy.NamedPort, more []containerPort) []policy.NamedPort {
 		if known && p.Name != "" && p.ContainerPort > 0 && p.ContainerPort < 1<<16 && !slices.ContainsFunc(all, same) {
 			all = append(all, policy.NamedPort{Name: shared(p.Name), Protocol: protocol, Port: uint16(p.ContainerPort)})
 		}
+	}
+	return all
+}
+
+// Shared returns labels whose strings are those that others have too which are in use: thousands of objects bear the same ones.
+func Shared(labels map[string]string) map[string]string {
+	all := make(map[string]string, len(labels))
+	for k, v := range labels {
+		all[shared(k)] = shared(v)
 	}
 	return all
 }
