@@ -42,7 +42,7 @@ func (w *World) FindEndpoint(who string) (Name, error) {
 	if !ok {
 		namespace, name = DefaultNamespace, who
 	}
-	if n := (Name{namespace, name}); w.endpoints[n] != nil {
+	if n := (Name{namespace, name}); w.endpoint(n) != nil {
 		return n, nil
 	}
 	var found []string

@@ -20,7 +20,7 @@ const NameLabel = "kubernetes.io/metadata.name"
 // none does, any number may ask it.
 type World struct {
 	policies   map[PolicyKey]*Policy
-	endpoints  map[Name]*Endpoint
+	endpoints  map[string]map[string]*Endpoint // by namespace and name
 	namespaces map[string]map[string]string
 	nodes      map[string]Node
 	owners     map[netip.Addr]*Endpoint // whose address it is: who has come by it last
@@ -31,7 +31,7 @@ type World struct {
 func NewWorld() *World {
 	return &World{
 		policies:   map[PolicyKey]*Policy{},
-		endpoints:  map[Name]*Endpoint{},
+		endpoints:  map[string]map[string]*Endpoint{},
 		namespaces: map[string]map[string]string{},
 		nodes:      map[string]Node{},
 		owners:     map[netip.Addr]*Endpoint{},
@@ -49,7 +49,7 @@ func (w *World) DeletePolicy(k PolicyKey) { delete(w.policies, k) }
 // successor may be known before the end of its predecessor is.
 func (w *World) SetEndpoint(e Endpoint) {
 	var before []netip.Addr
-	if old := w.endpoints[e.Name]; old != nil && old.ID == e.ID {
+	if old := w.endpoint(e.Name); old != nil && old.ID == e.ID {
 		before = old.Addrs
 	}
 	w.unclaim(e.Name, e.Addrs, before)
@@ -62,18 +62,23 @@ func (w *World) SetEndpoint(e Endpoint) {
 			w.owners[a] = &e
 		}
 	}
-	w.endpoints[e.Name] = &e
+	if w.endpoints[e.Namespace] == nil {
+		w.endpoints[e.Namespace] = map[string]*Endpoint{}
+	}
+	w.endpoints[e.Namespace][e.Name.Name] = &e
 }
 
 // DeleteEndpoint removes an endpoint, if it is there. Its addresses are those of who had them before, if they still have.
 func (w *World) DeleteEndpoint(n Name) {
 	w.unclaim(n, nil, nil)
-	delete(w.endpoints, n)
+	if delete(w.endpoints[n.Namespace], n.Name); len(w.endpoints[n.Namespace]) == 0 {
+		delete(w.endpoints, n.Namespace)
+	}
 }
 
 // unclaim takes n's addresses from it, but for those that it has had and keeps.
 func (w *World) unclaim(n Name, now, before []netip.Addr) {
-	old := w.endpoints[n]
+	old := w.endpoint(n)
 	if old == nil {
 		return
 	}
@@ -91,7 +96,7 @@ func (w *World) unclaim(n Name, now, before []netip.Addr) {
 			delete(w.owners, a)
 		default:
 			last := len(rest) - 1
-			w.owners[a], rest = w.endpoints[rest[last]], rest[:last]
+			w.owners[a], rest = w.endpoint(rest[last]), rest[:last]
 		}
 		if len(rest) == 0 {
 			delete(w.earlier, a)
@@ -144,9 +149,11 @@ func (n Name) Compare(o Name) int {
 	return cmp.Or(strings.Compare(n.Namespace, o.Namespace), strings.Compare(n.Name, o.Name))
 }
 
+func (w *World) endpoint(n Name) *Endpoint { return w.endpoints[n.Namespace][n.Name] }
+
 // Endpoint returns the endpoint of that name.
 func (w *World) Endpoint(n Name) (Endpoint, bool) {
-	if e := w.endpoints[n]; e != nil {
+	if e := w.endpoint(n); e != nil {
 		return *e, true
 	}
 	return Endpoint{}, false
@@ -163,9 +170,12 @@ func (w *World) EndpointAt(a netip.Addr) (Endpoint, bool) {
 // Endpoints are all endpoints in the order of their names.
 func (w *World) Endpoints() iter.Seq[Endpoint] {
 	return func(yield func(Endpoint) bool) {
-		for _, n := range slices.SortedFunc(maps.Keys(w.endpoints), Name.Compare) {
-			if !yield(*w.endpoints[n]) {
-				return
+		for _, namespace := range slices.Sorted(maps.Keys(w.endpoints)) {
+			in := w.endpoints[namespace]
+			for _, name := range slices.Sorted(maps.Keys(in)) {
+				if !yield(*in[name]) {
+					return
+				}
 			}
 		}
 	}
@@ -174,9 +184,11 @@ func (w *World) Endpoints() iter.Seq[Endpoint] {
 // EachEndpoint are all endpoints in no order, which costs less than [World.Endpoints].
 func (w *World) EachEndpoint() iter.Seq[Endpoint] {
 	return func(yield func(Endpoint) bool) {
-		for _, e := range w.endpoints {
-			if !yield(*e) {
-				return
+		for _, in := range w.endpoints {
+			for _, e := range in {
+				if !yield(*e) {
+					return
+				}
 			}
 		}
 	}

@@ -150,7 +150,7 @@ func (c *cli) launchInCluster(ctx context.Context, l launching, k inCluster) (er
 		defer func() { err = errors.Join(err, stop()) }()
 	}
 	l.cfg.Guide, l.cfg.GuidePolicies = guide{agent}, true
-	c.lean()
+	c.lean(kubeGarbagePercent)
 	for {
 		err = node.Launch(ctx, l.cfg)
 		if !errors.Is(err, node.ErrAnew) || ctx.Err() != nil {

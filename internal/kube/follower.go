@@ -49,7 +49,7 @@ type follower struct {
 	listed func()
 	heard  func(error)
 
-	told    map[policy.Name]struct{}
+	told    *names
 	version string // of what was told last; empty: nothing to go on from
 	plain   bool   // the API server knows no watch that begins with what there is
 	lacks   time.Time
@@ -68,7 +68,7 @@ var errGone = errors.New("what was seen last is too old to go on from")
 
 // run follows until ctx ends. After errors it tries again, with growing patience and jitter.
 func (f *follower) run(ctx context.Context) {
-	f.told = map[policy.Name]struct{}{}
+	f.told = newNames()
 	for ctx.Err() == nil {
 		wait, err := f.pace.begin(ctx)
 		if err != nil {
@@ -100,11 +100,11 @@ func (f *follower) absent() time.Duration {
 	if f.lacks.IsZero() {
 		f.lacks = time.Now()
 	}
-	if len(f.told) > 0 && time.Since(f.lacks) < absentSure {
+	if f.told.count > 0 && time.Since(f.lacks) < absentSure {
 		return absentSure / 4
 	}
 	f.version = ""
-	f.settle(map[policy.Name]struct{}{})
+	f.settle(newNames())
 	return absentWait + rand.N(absentWait/2)
 }
 
@@ -133,7 +133,7 @@ func (f *follower) list(ctx context.Context) error {
 		version, next, err := f.page(ctx, o, seen)
 		if apierrors.IsResourceExpired(err) && o.Continue != "" { // it took too long
 			o = metav1.ListOptions{Limit: pageSize}
-			seen = map[policy.Name]struct{}{}
+			seen = newNames()
 			continue
 		}
 		if err != nil {
@@ -149,7 +149,7 @@ func (f *follower) list(ctx context.Context) error {
 }
 
 // page tells the objects of one page, and returns the version of the list, and where the next page begins.
-func (f *follower) page(ctx context.Context, o metav1.ListOptions, seen map[policy.Name]struct{}) (version, next string, err error) {
+func (f *follower) page(ctx context.Context, o metav1.ListOptions, seen *names) (version, next string, err error) {
 	body, err := f.of.on(f.of.client.Get()).VersionedParams(&o, metav1.ParameterCodec).Stream(ctx)
 	if err != nil {
 		return "", "", err //nolint:wrapcheck // the caller looks at what it is
@@ -183,18 +183,18 @@ func (f *follower) page(ctx context.Context, o metav1.ListOptions, seen map[poli
 }
 
 // see returns where the names go of what is seen until all was: if nothing has been told yet, that is what is told.
-func (f *follower) see() map[policy.Name]struct{} {
-	if len(f.told) == 0 {
+func (f *follower) see() *names {
+	if f.told.count == 0 {
 		return f.told
 	}
-	return map[policy.Name]struct{}{}
+	return newNames()
 }
 
 // settle takes what was seen for all that there is.
-func (f *follower) settle(seen map[policy.Name]struct{}) {
+func (f *follower) settle(seen *names) {
 	var gone []policy.Name
-	for name := range f.told {
-		if _, is := seen[name]; !is {
+	for name := range f.told.all() {
+		if !seen.has(name) {
 			gone = append(gone, name)
 		}
 	}
@@ -220,7 +220,7 @@ type watched struct {
 func (f *follower) watch(ctx context.Context) error {
 	patience := int64((watchTime + rand.N(watchTime)).Seconds())
 	o := metav1.ListOptions{Watch: true, AllowWatchBookmarks: true, ResourceVersion: f.version, TimeoutSeconds: &patience}
-	var seen map[policy.Name]struct{} // until all was told that there was
+	var seen *names // until all was told that there was
 	if f.version == "" {
 		initial := true
 		o.SendInitialEvents, o.ResourceVersionMatch = &initial, metav1.ResourceVersionMatchNotOlderThan
@@ -271,7 +271,7 @@ func (f *follower) watch(ctx context.Context) error {
 }
 
 // event puts what one says into the batch, and tells whether it ends what there was.
-func (f *follower) event(e watched, b *batch, seen map[policy.Name]struct{}) (end bool, err error) {
+func (f *follower) event(e watched, b *batch, seen *names) (end bool, err error) {
 	if e.Type == "ERROR" {
 		var s metav1.Status
 		if err := json.Unmarshal(e.Object, &s); err != nil {
@@ -316,7 +316,7 @@ type batch struct {
 }
 
 // add puts an object into it, and its name into seen, and returns its version. One that is not to be followed is dropped.
-func (b *batch) add(raw []byte, seen map[policy.Name]struct{}) (version string, err error) {
+func (b *batch) add(raw []byte, seen *names) (version string, err error) {
 	o, err := b.f.read(raw)
 	if err == nil && o.Name.Name == "" {
 		err = errors.New("there is one without a name")
@@ -328,21 +328,23 @@ func (b *batch) add(raw []byte, seen map[policy.Name]struct{}) (version string, 
 		b.drop(o.Name, seen)
 		return o.version, nil
 	}
-	b.f.told[o.Name] = struct{}{}
+	b.f.told.add(o.Name)
 	if seen != nil {
-		seen[o.Name] = struct{}{}
+		seen.add(o.Name)
 	}
 	b.put(o.set)
 	return o.version, nil
 }
 
 // drop puts it into the batch that an object is gone, if it was told.
-func (b *batch) drop(name policy.Name, seen map[policy.Name]struct{}) {
-	if _, was := b.f.told[name]; was {
+func (b *batch) drop(name policy.Name, seen *names) {
+	if b.f.told.has(name) {
 		b.put(func(to Changes) { b.f.drop(to, name) })
 	}
-	delete(b.f.told, name)
-	delete(seen, name)
+	b.f.told.remove(name)
+	if seen != nil {
+		seen.remove(name)
+	}
 }
 
 func (b *batch) put(change func(Changes)) {

@@ -24,13 +24,13 @@ type Compiler struct {
 	dirty  dirty
 	delta  Delta // of this commit
 
-	sets      labelSets
-	nodes     map[string]*node
-	nodesAt   map[netip.Addr][]*node
-	byKey     map[policy.PolicyKey]*pol
-	order     []*pol // as they are asked
-	seq       uint64
-	locals    map[policy.Name]*local
+	sets    labelSets
+	nodes   map[string]*node
+	nodesAt map[netip.Addr][]*node
+	byKey   map[policy.PolicyKey]*pol
+	order   []*pol // as they are asked
+	seq     uint64
+	locals  map[policy.Name]*local
 
 	peers    peers
 	names    map[string]*portName // that rules for egress in use ask for
