@@ -40,7 +40,10 @@ type machine struct {
 }
 
 func trimNode(o *node) machine {
-	m := machine{name: o.Name, uid: string(o.UID), labels: manifest.Shared(o.Labels), nodeID: strings.Clone(o.Annotations[AnnotationNodeID]), podCIDRs: o.Spec.PodCIDRs}
+	m := machine{name: o.Name, uid: string(o.UID), nodeID: strings.Clone(o.Annotations[AnnotationNodeID]), podCIDRs: o.Spec.PodCIDRs}
+	if len(o.Labels) > 0 {
+		m.labels = manifest.Shared(o.Labels)
+	}
 	if len(m.podCIDRs) == 0 && o.Spec.PodCIDR != "" {
 		m.podCIDRs = []string{o.Spec.PodCIDR}
 	}
