@@ -81,6 +81,7 @@ type PolicyList struct {
 	Namespaces []PolicyNamespace `json:"namespaces,omitempty"`
 	Awaits     string            `json:"awaits,omitempty"`   // what is awaited before anything is put in force
 	Failure    string            `json:"failure,omitempty"`  // why what should be in force is not
+	Pending    bool              `json:"pending,omitempty"`  // some of it is not in force on this host yet
 	Warnings   []string          `json:"warnings,omitempty"` // what could not be told
 }
 

@@ -27,6 +27,7 @@ func (e *Enforcer) step() (again time.Duration) {
 	}
 	b := e.pending
 	e.pending = newBatch()
+	e.busy = e.busy || !b.empty()
 	e.mu.Unlock()
 
 	e.model.Lock()
@@ -241,6 +242,7 @@ func (e *Enforcer) tally() {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.busy = false
 	e.status = Status{Subjects: len(subjects), Policies: e.policies}
 	if e.failure != nil {
 		e.status.Failure = oneLine(e.failure)

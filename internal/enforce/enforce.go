@@ -90,6 +90,7 @@ type Enforcer struct {
 	synced  bool
 	begun   bool
 	awaits  string
+	busy    bool // changes were taken that the kernel has not got yet
 	status  Status
 
 	model    sync.RWMutex // the one goroutine of Run changes what follows
@@ -121,6 +122,7 @@ type Status struct {
 	Failure  string // why what should be in force is not; empty: it is
 	Policies int    // that there are
 	Subjects int    // workloads of this node, or addresses of them, of which they say something
+	Pending  bool   // there are changes that are not in force yet
 }
 
 // New makes an Enforcer, which does nothing before Run.

@@ -34,7 +34,7 @@ func TestBarrier(t *testing.T) {
 		if !errors.As(err, &wait) || err.Error() != want {
 			t.Errorf("admitted before anything is known: %v", err)
 		}
-		if got := s.Status(); got.Awaits == "" || got.Policies != 0 {
+		if got := s.Status(); got.Awaits == "" || got.Policies != 0 || !got.Pending {
 			t.Errorf("status: %+v", got)
 		}
 		s.Synced()

@@ -207,5 +207,7 @@ func (e *Enforcer) Counters() (map[policy.PolicyKey]Count, error) {
 func (e *Enforcer) Status() Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.status
+	s := e.status
+	s.Pending = e.busy || !e.pending.empty()
+	return s
 }

@@ -150,8 +150,6 @@ func (n *Node) PolicyList(context.Context) (api.PolicyList, error) {
 		return api.PolicyList{}, err
 	}
 	l := api.PolicyList{Policies: []api.Policy{}}
-	status := f.Status()
-	l.Awaits, l.Failure = status.Awaits, status.Failure
 	counts, err := f.Counters()
 	if err != nil {
 		l.Warnings = append(l.Warnings, "what the policies have decided cannot be told: "+err.Error())
@@ -173,6 +171,8 @@ func (n *Node) PolicyList(context.Context) (api.PolicyList, error) {
 			}
 		})
 	}
+	status := f.Status() // after what is listed: it says how it is with that
+	l.Awaits, l.Failure, l.Pending = status.Awaits, status.Failure, status.Pending
 	if e.shared == nil {
 		return l, nil
 	}
