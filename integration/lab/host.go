@@ -124,3 +124,8 @@ func (w *Workload) Host() *Host { return w.host }
 func (h *Host) ClearRules() error {
 	return h.nft(func(c *nftables.Conn) { c.FlushRuleset() })
 }
+
+// DropTable takes away one nftables table of the host, of the family inet, as root on it can.
+func (h *Host) DropTable(name string) error {
+	return h.nft(func(c *nftables.Conn) { c.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: name}) })
+}
