@@ -198,6 +198,7 @@ func onlyWeb(t *testing.T) string {
 // comes through. When somebody takes the packet filter's tables away, none does any more after the time for repairs, of flows that began before it
 // either. What is allowed goes on through all of it.
 func TestPoliciesUnderFire(t *testing.T) {
+	t.Parallel()
 	m, hosts := hostsOf(t, 2)
 	workload := func(h *lab.Host, app string) *lab.Workload {
 		w := h.Workload(app)
@@ -207,7 +208,7 @@ func TestPoliciesUnderFire(t *testing.T) {
 	db, near, web, far := workload(hosts[0], "db"), workload(hosts[0], "near"), workload(hosts[1], "web"), workload(hosts[1], "far")
 	serve(t, db, firePort)
 	allReach(t, patience, db, near, web, far)
-	enact(t, hosts, onlyWeb(t), "default/only-web")
+	names := enact(t, hosts, onlyWeb(t), "default/only-web")
 	k, err := m.Talk(t.Context(), web.Namespace, db.Namespace, db.V4)
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +294,7 @@ func TestPoliciesUnderFire(t *testing.T) {
 	time.Sleep(silence)
 	hosts[0].Relaunch()
 	ready(hosts[0])
-	inForce(t, hosts, "default/only-web")
+	inForce(t, hosts, names...)
 	time.Sleep(time.Second) // packets on their way, and the look at connections that follows
 	back := time.Now()
 	time.Sleep(time.Second)
@@ -390,6 +391,7 @@ func (f *flow) cut(t *testing.T, since time.Time) {
 // TestPoliciesCutFlows forbids what is established, to workloads of the same host and of another one, by ingress and by egress: both programs learn of it, datagrams stop, and
 // what was cut does not come back. What stays allowed is not cut.
 func TestPoliciesCutFlows(t *testing.T) {
+	t.Parallel()
 	m, hosts := hostsOf(t, 2)
 	attached := func(h *lab.Host, app string) *lab.Workload {
 		w := h.Workload(app)

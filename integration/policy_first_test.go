@@ -233,7 +233,7 @@ func (g *gate) start(c *cniHost, n *libcni.NetworkConfigList, f *barrage, id str
 // of another one, under a policy that isolates them; those flood the address that the container will have. Nothing comes through, in either
 // direction. With -soak it is 1,000 containers.
 func TestPoliciesBeforeTheFirstPacket(t *testing.T) {
-	starts := 60
+	starts := 100
 	if *soak {
 		starts = 1000
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/weftnet/weft/integration/lab"
 	"github.com/weftnet/weft/policy"
@@ -115,8 +116,9 @@ func inForce(t *testing.T, hosts []*lab.Host, names ...string) {
 	}
 }
 
-// enact makes a text of manifests, applied on the first of the hosts, and nothing else what is in force on all of them. It names the policies.
-func enact(t *testing.T, hosts []*lab.Host, text string, names ...string) {
+// enact makes a text of manifests, applied on the first of the hosts, and nothing else what is in force on all of them. It names the policies in the text, and returns
+// the names of all that there are then: those, and one that selects nobody, by which a host tells that it knows the rest.
+func enact(t *testing.T, hosts []*lab.Host, text string, names ...string) []string {
 	t.Helper()
 	h := hosts[0]
 	var before policyList
@@ -133,10 +135,14 @@ func enact(t *testing.T, hosts []*lab.Host, text string, names ...string) {
 		}
 		done(t, h.Weft(args...))
 	}
-	if text != "" {
-		done(t, h.Weft("policy", "apply", "-f", h.File("policies.yaml", text, 0o600)))
-	}
+	marker := fmt.Sprint("marker-", time.Now().UnixNano())
+	text += manifests(t, keys{
+		"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": keys{"name": marker, "namespace": "nobody"}, "spec": keys{"podSelector": keys{}},
+	})
+	done(t, h.Weft("policy", "apply", "-f", h.File("policies.yaml", text, 0o600)))
+	names = append(slices.Clone(names), "nobody/"+marker)
 	inForce(t, hosts, names...)
+	return names
 }
 
 // labelled waits until the hosts know a workload by those labels.
