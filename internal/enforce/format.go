@@ -176,7 +176,7 @@ func decode(b []byte) (boot string, s saved, err error) {
 		return "", saved{}, fmt.Errorf("it is damaged: %w", errFile)
 	}
 	mode, err := cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxNestedLevels: 8, MaxArrayElements: 1 << 22, MaxMapPairs: 1 << 12,
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxNestedLevels: 8, MaxArrayElements: 1 << 22, MaxMapPairs: 1 << 20,
 		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden, UTF8: cbor.UTF8RejectInvalid,
 	}.DecMode()
 	if err != nil {
@@ -264,7 +264,7 @@ func (r *reader) key(place uint32) policy.PolicyKey {
 }
 
 func (r *reader) verdict(v fileVerdict) compile.Verdict {
-	r.check(v.Reason <= uint8(policy.Open) && v.Rule <= 1<<20)
+	r.check(v.Reason <= uint8(policy.Beyond) && v.Rule <= 1<<20)
 	by := &policy.Verdict{Allowed: v.Allow, Reason: policy.Reason(v.Reason), Policy: r.key(v.Policy), Rule: int(v.Rule)}
 	for _, place := range v.Isolating {
 		by.Isolating = append(by.Isolating, r.key(place))

@@ -127,6 +127,9 @@ func (s *saver) write(keep *saved) error {
 	if len(b) > maxFile {
 		return fmt.Errorf("%s would have %d bytes, and %d is the most", s.path, len(b), maxFile)
 	}
+	if _, _, err := decode(b); err != nil { // what is there is of more use
+		return fmt.Errorf("%s could not be read again: %w", s.path, err)
+	}
 	if err := replaceFile(s.path, b); err != nil {
 		return fmt.Errorf("writing %s: %w; make room there, or make it writable", s.path, err)
 	}

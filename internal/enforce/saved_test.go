@@ -5,6 +5,9 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"maps"
 	"net/netip"
 	"os"
@@ -206,6 +209,51 @@ func TestFormat(t *testing.T) {
 			t.Errorf("its first %d bytes are taken for all of it", i)
 		}
 	}
+}
+
+// TestReasons reads a verdict of whatever reason, and writes none that it could not read.
+func TestReasons(t *testing.T) {
+	s := newSaver(filepath.Join(t.TempDir(), FileName), "boot", zap.NewNop())
+	write := func(r policy.Reason) error {
+		keep := example()
+		keep.state.Tables[5].Default = compile.Verdict{By: &policy.Verdict{Reason: r}}
+		return s.write(&keep)
+	}
+	last := policy.Reason(0)
+	for ; last < reasons(t); last++ {
+		if err := write(last); err != nil {
+			t.Errorf("%d: %v", last, err)
+		}
+		if kept, err := s.load(); err != nil || kept.state.Tables[5].Default.By.Reason != last {
+			t.Errorf("%d: %v %v", last, kept, err)
+		}
+	}
+	if err := write(last); err == nil || !strings.Contains(err.Error(), "could not be read again: it makes no sense") {
+		t.Errorf("what cannot be read is written: %v", err)
+	}
+	if kept, err := s.load(); err != nil || kept.state.Tables[5].Default.By.Reason != last-1 {
+		t.Errorf("afterwards: %v %v", kept, err)
+	}
+}
+
+// reasons counts the constants of policy.Reason.
+func reasons(t *testing.T) (n policy.Reason) {
+	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", "..", "policy", "judge.go"), nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(file, func(at ast.Node) bool {
+		if d, ok := at.(*ast.GenDecl); ok && d.Tok == token.CONST {
+			if of, ok := d.Specs[0].(*ast.ValueSpec); ok && fmt.Sprint(of.Type) == "Reason" {
+				n = policy.Reason(len(d.Specs))
+			}
+		}
+		return true
+	})
+	if n <= policy.Open {
+		t.Fatalf("%d reasons", n)
+	}
+	return n
 }
 
 // TestSenseless refuses what has the right form and makes no sense.
