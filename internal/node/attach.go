@@ -83,6 +83,7 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 	defer ws.expect(&coming)()
 	lease, err := ws.lease(ctx, want)
 	if err != nil {
+		ws.relabelAsKept(want.ID)
 		return workload{}, hostnet.Attached{}, err
 	}
 	leave := sync.OnceFunc(ws.gate.RUnlock)
@@ -122,6 +123,7 @@ func (ws *workloads) attach(ctx context.Context, want workload) (workload, hostn
 		case ws.abortive(before):
 			err = errors.Join(err, ws.forgetAll([]workload{before})[w.ID])
 		}
+		ws.relabelAsKept(w.ID)
 		return workload{}, hostnet.Attached{}, err
 	}
 	ws.put(w)

@@ -182,7 +182,8 @@ func (ws *workloads) local(w workload, l ipam.Lease) (as enforce.Local, ok bool)
 	return as, true
 }
 
-// permit waits until the policies that concern what is to be attached are in force. On error it is as it was before.
+// permit waits until the policies that concern what is to be attached are in force. Until the attach is kept, or relabelAsKept is called, policies know it by
+// what is wanted.
 func (ws *workloads) permit(ctx context.Context, want workload, lease ipam.Lease) error {
 	if w, ok := ws.get(want.ID); ok {
 		want.Policy = w.Policy.updated(want.Policy)
@@ -223,6 +224,13 @@ func (ws *workloads) relabel(w workload) {
 	lease, leased := ws.alloc.Lookup(w.ID)
 	if l, ok := ws.local(w, lease); ok && leased && ws.policies != nil {
 		ws.policies.Relabel(l)
+	}
+}
+
+// relabelAsKept has policies know a workload by its record again after an attach that failed, if there is one.
+func (ws *workloads) relabelAsKept(id string) {
+	if w, known := ws.get(id); known {
+		ws.relabel(w)
 	}
 }
 

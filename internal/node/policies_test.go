@@ -136,6 +136,54 @@ func TestPolicyFails(t *testing.T) {
 	})
 }
 
+// TestRelabelFails has a workload judged by the labels that it is known by after it could not be attached with others.
+func TestRelabelFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, m := one(t)
+		m.daemon().policies.Change(func(ch enforce.Changes) { ch.SetPolicy(closed("default")) })
+		request(m, "db") // for its namespace
+		attach := func(ctx context.Context, app string) (api.Workload, error) {
+			return m.service().Attach(ctx, api.AttachRequest{Netns: "/run/netns/db", IfName: "eth0", Policy: &api.Identity{Labels: map[string]string{"app": app}}})
+		}
+		db, err := attach(t.Context(), "db")
+		if err != nil {
+			t.Fatal(err)
+		}
+		judged := func(when string) {
+			t.Helper()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if m.filter.allows(elsewhere(), db.Addresses[0], 80) {
+				t.Errorf("open %s", when)
+			}
+		}
+		fails := errors.New("no device")
+		fail := func(err error) {
+			m.host.mu.Lock()
+			defer m.host.mu.Unlock()
+			m.host.fail = err
+		}
+		fail(fails)
+		if _, err := attach(t.Context(), "web"); !errors.Is(err, fails) {
+			t.Fatal(err)
+		}
+		judged("since it could not be attached with another label")
+		fail(nil)
+		m.filter.set(func() { m.filter.slow = time.Second })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := attach(ctx, "web"); err == nil {
+			t.Fatal("attached without patience")
+		}
+		m.filter.set(func() { m.filter.slow = 0 })
+		time.Sleep(time.Minute)
+		judged("since nobody waited for another label to be in force")
+		if _, err := attach(t.Context(), "web"); err != nil || !m.filter.allows(elsewhere(), db.Addresses[0], 80) {
+			t.Errorf("in the end: %v", err)
+		}
+	})
+}
+
 // TestPolicyOverRestart opens nothing when the daemon starts again, and connects nothing before it knows what it may.
 func TestPolicyOverRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

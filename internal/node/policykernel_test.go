@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -26,6 +27,7 @@ type fakeFilter struct {
 	calls   []string       // of the methods that change it
 	fail    error          // what they end in
 	lacks   error
+	slow    time.Duration // what they take
 	denials chan enforce.Denial
 }
 
@@ -43,6 +45,13 @@ func (f *fakeFilter) Present() (bool, error) {
 	return f.has != nil, nil
 }
 
+func (f *fakeFilter) linger() {
+	f.mu.Lock()
+	slow := f.slow
+	f.mu.Unlock()
+	time.Sleep(slow)
+}
+
 // call takes note of a call. The caller has f.mu.
 func (f *fakeFilter) call(what string) error {
 	f.calls = append(f.calls, what)
@@ -50,6 +59,7 @@ func (f *fakeFilter) call(what string) error {
 }
 
 func (f *fakeFilter) Replace(s *compile.State) error {
+	f.linger()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.call("replace"); err != nil {
@@ -63,6 +73,7 @@ func (f *fakeFilter) Replace(s *compile.State) error {
 }
 
 func (f *fakeFilter) Update(d compile.Delta) error {
+	f.linger()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.call("update"); err != nil {
@@ -73,6 +84,7 @@ func (f *fakeFilter) Update(d compile.Delta) error {
 }
 
 func (f *fakeFilter) Remove() error {
+	f.linger()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.call("remove"); err != nil {
