@@ -160,11 +160,22 @@ func (e *Enforcer) verdict(w *waiter) (err error, final bool) { //nolint:revive 
 		return &WaitError{name, "nothing: it was detached meanwhile"}, true
 	case !b.known:
 		return &WaitError{name, fmt.Sprintf("%s to be told of%s", nameText(name), withID(w.local.ID))}, false
-	case e.failure == nil || !concerned(e.sides, b.Addrs):
-		return nil, true
+	case !e.dir.spaces.placed(b.Namespace):
+		return &WaitError{name, fmt.Sprintf("the namespace %s to be told of", b.Namespace)}, false
 	}
-	if e.lack != nil {
+	if w.fresh && !w.now {
+		if what := e.lags(); what != "" {
+			return &WaitError{name, what}, false
+		}
+	}
+	judged := concerned(e.sides, b.Addrs)
+	switch {
+	case e.failure == nil:
+		return nil, true
+	case e.lack != nil && judged:
 		return &LackError{name, e.lack}, true
+	case e.lack != nil, e.took && !judged && !slices.ContainsFunc(b.Addrs, func(a netip.Addr) bool { return e.late[a] }):
+		return nil, true
 	}
 	return &WaitError{name, fmt.Sprintf("the packet filter, which fails: %v", e.failure)}, false
 }

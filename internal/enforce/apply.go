@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -49,6 +50,7 @@ func (e *Enforcer) step() (again time.Duration) {
 	if e.program(delta, first) {
 		e.nextAt = time.Now().Add(gap)
 	}
+	e.lag(delta)
 	e.tally()
 	e.answer()
 	e.save(false)
@@ -67,7 +69,13 @@ func (b *batch) awaited() bool {
 
 // soonest is the shorter one of wait and the time until something else is due; 0: nothing is.
 func (e *Enforcer) soonest(wait time.Duration) time.Duration {
-	for _, at := range []time.Time{e.retryAt, e.saver.due} {
+	e.mu.Lock()
+	caught := e.caught
+	e.mu.Unlock()
+	if len(e.waiting) == 0 {
+		caught = time.Time{}
+	}
+	for _, at := range []time.Time{e.retryAt, e.saver.due, caught} {
 		if at.IsZero() || at == e.saver.due && e.failure != nil {
 			continue
 		}
@@ -97,11 +105,7 @@ func (e *Enforcer) make(b *batch) {
 		}
 	}
 	for name, n := range b.namespaces {
-		if n == nil {
-			all.DeleteNamespace(name)
-		} else {
-			all.SetNamespace(*n)
-		}
+		e.dir.tellNamespace(name, n)
 	}
 	for name, n := range b.nodes {
 		e.dir.tellNode(name, n)
@@ -152,15 +156,18 @@ func (e *Enforcer) program(d compile.Delta, first bool) bool {
 		if e.bare {
 			return false
 		}
+		e.saver.touch()
 		if err = e.cfg.Kernel.Remove(); err != nil && e.cfg.Kernel.Support() != nil {
 			err = nil // nothing can be there
 		}
 		e.bare = err == nil
 	case e.whole:
+		e.saver.touch()
 		err = e.replace(e.compiler.State())
 	case d.Empty():
 		return false
 	default:
+		e.saver.touch()
 		if err = e.cfg.Kernel.Update(d); err != nil {
 			e.cfg.Log.Warn("the packet filter took no change of network policies, and gets all of it again", zap.Error(err))
 			err = e.replace(e.compiler.State())
@@ -191,6 +198,29 @@ func (e *Enforcer) replace(s *compile.State) error {
 		close(e.inUse)
 	}
 	return nil
+}
+
+// lag takes down which addresses the kernel may know as something else than what they are, as long as it fails: those of changes that it has not taken.
+func (e *Enforcer) lag(d compile.Delta) {
+	if e.failure == nil {
+		e.late, e.took = nil, true
+		return
+	}
+	if e.late == nil {
+		e.late = map[netip.Addr]bool{}
+	}
+	for a := range d.SetIdentities {
+		e.late[a] = true
+	}
+	for _, a := range d.DropIdentities {
+		e.late[a] = true
+	}
+	for s := range d.SetSides {
+		e.late[s.Addr] = true
+	}
+	for _, s := range d.DropSides {
+		e.late[s.Addr] = true
+	}
 }
 
 // failed takes note of how an attempt to tell the kernel something has ended.
@@ -243,7 +273,7 @@ func (e *Enforcer) tally() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.busy = false
-	e.status = Status{Subjects: len(subjects), Policies: e.policies}
+	e.status = Status{Awaits: e.behind, Subjects: len(subjects), Policies: e.policies}
 	if e.failure != nil {
 		e.status.Failure = oneLine(e.failure)
 	}
@@ -262,15 +292,18 @@ func (e *Enforcer) recall() {
 	}
 }
 
-// restore sees to it that the kernel has something as long as nothing newer is known: what an earlier run has left there or, if that is
-// gone, what it has kept on disk.
+// restore sees to it that the kernel has something as long as nothing newer is known. It is given what an earlier run has kept on disk, so that it is
+// guarded from now on, whatever others have made of it. If what is kept is older than what the earlier run has left in the kernel, that stays, unless it is gone.
 func (e *Enforcer) restore() {
 	if e.earlier.state == nil || len(e.earlier.state.Sides) == 0 {
 		return
 	}
 	present, err := e.cfg.Kernel.Present()
-	if err == nil && !present {
+	if err == nil && (!present || !e.restored && !e.earlier.behind) {
 		if err = e.replace(e.earlier.state); err == nil {
+			e.restored = true
+		}
+		if err == nil && !present {
 			e.cfg.Log.Warn("the packet filter had lost the network policies of the earlier run; it has them again")
 			e.cfg.Note("network policies were put back in force", "the packet filter had lost them, and what there is now is not known yet")
 		}

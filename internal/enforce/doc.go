@@ -12,8 +12,10 @@
 // Invariants:
 //
 //   - Nothing is programmed before the source has told all that there was ([Enforcer.Synced]) and the node all that it has attached
-//     ([Enforcer.Begin]). Until then the kernel keeps what an earlier run gave it; if that is gone, it gets what was kept on disk.
-//   - Admit succeeds only if all that policies say of the workload's addresses is in the kernel, or they say nothing of it.
+//     ([Enforcer.Begin]). Until then the kernel has what an earlier run gave it, as it was kept on disk, and is guarded.
+//   - What is kept on disk is never given to a kernel that has something newer.
+//   - Admit succeeds only if all that policies say of the workload's addresses is in the kernel, or they say nothing of it and the kernel does not
+//     know the addresses as another's; if all that they depend on is followed ([Enforcer.Behind]); and if its namespace is known (spaces.go).
 //   - Of what is attached here, addresses are known from the node alone. It keeps its last known labels until it is detached,
 //     whatever becomes of the object that it was made from, so that it is never open in the meantime.
 //   - An object of the same name and another ID is another one: it does not take over what the first has attached.

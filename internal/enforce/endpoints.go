@@ -37,6 +37,7 @@ type directory struct {
 	nodes   map[string]policy.Node                // told
 	hosts   map[string][]netip.Addr               // addresses that the mesh knows of nodes
 	visible map[string]policy.Node                // nodes, as they were told on
+	spaces  spaces
 }
 
 // local is what is attached here.
@@ -57,7 +58,7 @@ func newDirectory(node string, world *policy.World, to Changes) *directory {
 		node: node, world: world, to: to, told: map[policy.Name]policy.Endpoint{}, claims: map[netip.Addr]map[policy.Name]bool{},
 		locals: map[string]*local{}, named: map[policy.Name][]*local{}, taken: map[netip.Addr]string{}, entries: map[policy.Name]map[policy.Name]bool{},
 		earlier: map[policy.Name]map[string]remembered{}, nodes: map[string]policy.Node{}, hosts: map[string][]netip.Addr{},
-		visible: map[string]policy.Node{},
+		visible: map[string]policy.Node{}, spaces: newSpaces(),
 	}
 }
 
@@ -177,9 +178,10 @@ func (d *directory) remember(e policy.Endpoint) {
 }
 
 // settle takes what an earlier run has attached, and of which nobody knows anything, for endpoints without labels: they are selected by what selects
-// all.
+// all. What there is was told as a whole.
 func (d *directory) settle() {
 	clear(d.earlier)
+	d.settleSpaces()
 	for _, b := range d.locals {
 		if b.old && !b.known {
 			b.known = true
@@ -250,6 +252,7 @@ func union(a, b []netip.Addr) []netip.Addr {
 func (d *directory) refresh(name policy.Name) {
 	now := map[policy.Name]policy.Endpoint{}
 	told, ok := d.told[name]
+	placed := d.spaces.placed(name.Namespace)
 	var first *local
 	for _, b := range d.named[name] {
 		if ok && !b.Given && sameID(told.ID, b.ID) {
@@ -260,7 +263,7 @@ func (d *directory) refresh(name policy.Name) {
 		}
 	}
 	for _, b := range d.named[name] {
-		if !b.known {
+		if !b.known || !placed {
 			continue
 		}
 		e := b.Endpoint
@@ -270,19 +273,29 @@ func (d *directory) refresh(name policy.Name) {
 		}
 		now[e.Name] = e
 	}
-	if ok && first == nil {
+	if ok && first == nil && placed {
 		told.Addrs = slices.DeleteFunc(slices.Clone(told.Addrs), func(a netip.Addr) bool { return told.Node == d.node || d.taken[a] != "" })
 		now[name] = told
 	}
 	for n := range d.entries[name] {
 		if _, stays := now[n]; !stays { // first, as another may have its address now
 			d.to.DeleteEndpoint(n)
+			d.spaces.within[n.Namespace]--
 		}
 	}
 	for n, e := range now {
-		if old, is := d.world.Endpoint(n); !is || !sameEndpoint(old, e) {
+		old, is := d.world.Endpoint(n)
+		if !is {
+			d.spaces.within[n.Namespace]++
+		}
+		if !is || !sameEndpoint(old, e) {
 			d.to.SetEndpoint(e)
 		}
+	}
+	d.emptied(name.Namespace)
+	if d.spaces.hold(name, !placed && (ok || len(d.named[name]) > 0)) {
+		d.entries[name] = map[policy.Name]bool{}
+		return
 	}
 	if len(now) == 0 || len(d.named[name]) == 0 && told.Node != d.node && len(now[name].Addrs) == len(d.told[name].Addrs) {
 		d.forget(name) // the world has it

@@ -22,6 +22,8 @@ const (
 	firstRetry, lastRetry = 100 * time.Millisecond, 5 * time.Second
 	// restoreLook is how often it is looked whether the kernel still has what an earlier run gave it, as long as it has nothing newer.
 	restoreLook = time.Second
+	// catchUp is how long a source that follows again may take to tell what it has missed.
+	catchUp = time.Second
 )
 
 // Kernel is what judges connections, *filter.Filter or one made up by a test. Run may be called beside the other methods, which are called by one
@@ -70,6 +72,8 @@ type Config struct {
 	Compiler Compiler
 	// File is where the state in force is kept, below a directory that is there, and Boot what tells one boot of the host from another.
 	File, Boot string
+	// Namespaces says that the source tells every namespace that there is: what is in one that it has not told yet is not admitted.
+	Namespaces bool
 	// Note makes an event. It does not block.
 	Note func(text, cause string)
 	// Changed is called, if it is set, when what could not be put in force is. It does not block.
@@ -90,7 +94,9 @@ type Enforcer struct {
 	synced  bool
 	begun   bool
 	awaits  string
-	busy    bool // changes were taken that the kernel has not got yet
+	busy    bool      // changes were taken that the kernel has not got yet
+	behind  string    // what the source cannot follow; empty: it follows all
+	caught  time.Time // when it has told what there was meanwhile; zero: it has
 	status  Status
 
 	model    sync.RWMutex // the one goroutine of Run changes what follows
@@ -102,11 +108,14 @@ type Enforcer struct {
 	dir       *directory
 	sides     map[compile.Side]compile.TableID // in force, or to be
 	waiting   []*waiter
-	committed bool  // the kernel's state is of this run, or was tried to be
-	whole     bool  // Replace has to follow
-	bare      bool  // the kernel has nothing
-	failure   error // why it has not what it should have
-	lack      error // why it cannot, and what to do about it; nil: another try may succeed
+	committed bool                // the kernel's state is of this run, or was tried to be
+	whole     bool                // Replace has to follow
+	bare      bool                // the kernel has nothing
+	failure   error               // why it has not what it should have
+	took      bool                // it has had all that it should have, in this run
+	restored  bool                // it was given what an earlier run has kept
+	late      map[netip.Addr]bool // of what it may have something else since it fails
+	lack      error               // why it cannot, and what to do about it; nil: another try may succeed
 	patience  time.Duration
 	retryAt   time.Time
 	restGone  error     // why what an earlier run has left could not be put back
@@ -132,6 +141,7 @@ func New(c Config) *Enforcer {
 		compiler: c.Compiler, world: c.Compiler.World(), dir: newDirectory(c.Node, c.Compiler.World(), c.Compiler), sides: map[compile.Side]compile.TableID{}, whole: true,
 	}
 	e.status.Awaits = e.awaits
+	e.dir.spaces.all = c.Namespaces
 	e.saver = newSaver(c.File, c.Boot, c.Log)
 	return e
 }
@@ -166,6 +176,35 @@ func (e *Enforcer) Awaits(what string) {
 	if !e.synced {
 		e.status.Awaits = what
 	}
+}
+
+// Behind says what the source cannot follow since it has told all that there was, to whoever is held up by that; empty: it follows all again. It
+// follows "waiting for ". What is in force stays, and changes with what is followed, but nothing new is admitted.
+func (e *Enforcer) Behind(what string) {
+	e.mu.Lock()
+	if what == "" && e.behind != "" {
+		e.caught = time.Now().Add(catchUp)
+	}
+	e.behind = what
+	if e.synced {
+		e.status.Awaits = what
+	}
+	e.mu.Unlock()
+	e.raise()
+}
+
+// lags says what is awaited of the source before anything new is admitted; empty: nothing.
+func (e *Enforcer) lags() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.behind != "":
+		return e.behind
+	case time.Now().Before(e.caught):
+		return "what has changed while not all could be followed"
+	}
+	e.caught = time.Time{}
+	return ""
 }
 
 // Begin says what this node had attached before: all that was not dismissed in earlier runs. It is called once.

@@ -245,7 +245,7 @@ func TestFailing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := ready(t, func(c Changes) {
 			c.SetPolicy(isolating("db", "app", "db"))
-			for i, app := range []string{"db", "db", "web"} {
+			for i, app := range []string{"db", "db", "other"} {
 				c.SetEndpoint(pod(fmt.Sprint("p", i), "u", "n1", app))
 			}
 		})

@@ -185,6 +185,7 @@ type site struct {
 	kernel *fakeKernel
 	home   string
 	boot   string
+	spaced bool // its source tells namespaces
 
 	*Enforcer
 	stop  context.CancelFunc
@@ -202,7 +203,7 @@ func newSite(t *testing.T) *site {
 
 func (s *site) start() {
 	s.Enforcer = New(Config{
-		Node: "n1", Kernel: s.kernel, Compiler: compile.New("n1", compile.Limits{}), File: s.home + "/" + FileName, Boot: s.boot, Log: zap.NewNop(),
+		Node: "n1", Kernel: s.kernel, Compiler: compile.New("n1", compile.Limits{}), File: s.home + "/" + FileName, Boot: s.boot, Log: zap.NewNop(), Namespaces: s.spaced,
 		Note: func(text, cause string) {
 			s.mu.Lock()
 			defer s.mu.Unlock()

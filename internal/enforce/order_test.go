@@ -145,6 +145,7 @@ func anyOrder(t *testing.T, r *rand.Rand) {
 		delete(attach, i)
 	}
 	time.Sleep(time.Second)
+	synctest.Wait()
 	if len(s.dir.locals)+len(s.dir.taken)+len(s.dir.named) != 0 || s.kernel.has != nil {
 		t.Errorf("all is detached, and there is %v, and in the kernel %v", s.dir.locals, s.kernel.has)
 	}

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,6 +25,8 @@ const FileName = "policy.state"
 
 const (
 	unfinished = ".new"
+	// older, after the name of the file, is that of an empty one that is there as long as the kernel may have something newer.
+	older = ".older"
 	// maxFile bounds the file, in bytes. A state that does not fit is not kept.
 	maxFile = 64 << 20
 	// saveAfter is how long after a change the state is kept, and saveGap the shortest time between two times.
@@ -33,13 +36,14 @@ const (
 // Files are the paths of all files that an Enforcer may leave in dir.
 func Files(dir string) []string {
 	path := filepath.Join(dir, FileName)
-	return []string{path, path + unfinished}
+	return []string{path, path + unfinished, path + older}
 }
 
 // saved is what is kept: the state in force, and what was attached here with what was known of it. Nobody changes it.
 type saved struct {
 	state  *compile.State
 	locals []policy.Endpoint // without addresses
+	behind bool              // the kernel may have something newer
 }
 
 // saver keeps the state on disk: what is to be kept is chosen by the goroutine of Enforcer.Run, and written by that of run.
@@ -48,12 +52,22 @@ type saver struct {
 	log        *zap.Logger
 	due        time.Time // when the state is to be kept next; zero: it is kept
 	last       time.Time
-	todo       chan *saved // nil: nothing is to be kept
-	failing    bool        // of run
+	todo       chan work
+	failing    bool // of run
+
+	mu     sync.Mutex
+	newest uint64 // counts what the kernel was told
+	marked bool   // that the file is older is on disk
+}
+
+// work is something to be kept.
+type work struct {
+	*saved        // nil: nothing is
+	at     uint64 // of saver.newest
 }
 
 func newSaver(path, boot string, log *zap.Logger) *saver {
-	return &saver{path: path, boot: boot, log: log, todo: make(chan *saved, 1)}
+	return &saver{path: path, boot: boot, log: log, todo: make(chan work, 1)}
 }
 
 // changed says that there is something new to be kept.
@@ -66,15 +80,49 @@ func (s *saver) changed(now time.Time) {
 	}
 }
 
+// touch says that the kernel is told something that is not kept yet: a daemon that is killed now must not give it back what is.
+func (s *saver) touch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.newest++
+	if s.path == "" || s.marked {
+		return
+	}
+	f, err := os.OpenFile(s.path+older, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if s.marked = err == nil; !s.marked { // rather nothing than what would be taken for the newest
+		if err := os.Remove(s.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("an older state of the network policies is kept and could not be removed", zap.Error(err))
+		}
+	}
+}
+
+func (s *saver) told() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.newest
+}
+
+// kept says that what the kernel was told up to at is on disk.
+func (s *saver) kept(at uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at == s.newest && s.marked {
+		s.marked = os.Remove(s.path+older) != nil
+	}
+}
+
 // save keeps what is in force if that is due, or at the end.
 func (e *Enforcer) save(end bool) {
 	s, now := e.saver, time.Now()
 	if s.due.IsZero() || !end && now.Before(s.due) || e.failure != nil {
 		return
 	}
-	var keep *saved
+	keep := work{at: s.told()}
 	if len(e.sides) > 0 {
-		keep = &saved{e.compiler.State(), e.dir.known()}
+		keep.saved = &saved{state: e.compiler.State(), locals: e.dir.known()}
 	}
 	if !end {
 		select {
@@ -105,7 +153,10 @@ func (s *saver) close() { close(s.todo) }
 // run writes what there is to write, until close.
 func (s *saver) run() {
 	for keep := range s.todo {
-		err := s.write(keep)
+		err := s.write(keep.saved)
+		if err == nil {
+			s.kept(keep.at)
+		}
 		if err != nil && !s.failing {
 			s.log.Warn("the network policies in force could not be kept; a restart while their source is away could not put them back", zap.Error(err))
 		}
@@ -164,6 +215,11 @@ func (s *saver) load() (saved, error) {
 	if s.path == "" {
 		return saved{}, nil
 	}
+	_, err := os.Lstat(s.path + older)
+	s.mu.Lock()
+	s.marked = err == nil
+	behind := s.marked
+	s.mu.Unlock()
 	f, err := os.Open(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return saved{}, nil
@@ -182,6 +238,7 @@ func (s *saver) load() (saved, error) {
 	if boot != s.boot { // nothing of it is attached any more
 		return saved{}, nil
 	}
+	kept.behind = behind
 	return kept, nil
 }
 

@@ -39,6 +39,8 @@ type Sink interface {
 	Synced()
 	// Awaits says what is waited for until then. It follows "waiting for ".
 	Awaits(what string)
+	// Behind says what cannot be followed since then; empty: all is followed. It follows "waiting for ".
+	Behind(what string)
 }
 
 // feedSpread is the time over which nodes that start spread their first requests for what policies are about: pods cannot start meanwhile.
@@ -59,6 +61,7 @@ type feed struct {
 	listed map[string]bool // by resource, in this round
 	errs   map[string]error
 	synced bool
+	behind string                    // as the sink was told
 	nodes  map[string]policy.Node    // that were told
 	stop   context.CancelFunc        // of this round
 	last   func() map[string]machine // of all nodes; nil: not known yet
@@ -138,7 +141,7 @@ func (f *feed) to(s Sink) {
 	}
 	f.sink = s
 	f.round++
-	f.synced, f.listed, f.nodes = false, map[string]bool{}, map[string]policy.Node{}
+	f.synced, f.behind, f.listed, f.nodes = false, "", map[string]bool{}, map[string]policy.Node{}
 	if f.stop != nil {
 		f.stop()
 	}
@@ -190,12 +193,12 @@ func (f *feed) resources() []string {
 
 // speak tells the sink how far this has come. The caller has the lock.
 func (f *feed) speak() {
-	if f.sink == nil || f.synced {
+	if f.sink == nil {
 		return
 	}
 	var lacking []string
 	for _, r := range f.resources() {
-		if !f.listed[r] {
+		if !f.listed[r] || f.synced && f.errs[r] != nil {
 			text := r
 			if err := f.errs[r]; err != nil {
 				text += fmt.Sprintf(" (%v)", err)
@@ -203,12 +206,22 @@ func (f *feed) speak() {
 			lacking = append(lacking, text)
 		}
 	}
-	if len(lacking) == 0 {
+	what := ""
+	if len(lacking) > 0 {
+		what = "the API server's " + strings.Join(lacking, ", ")
+	}
+	switch {
+	case f.synced && what != f.behind:
+		f.behind = what
+		f.sink.Behind(what)
+	case f.synced:
+	case what == "":
 		f.synced = true
 		f.sink.Synced()
-		return
+		f.speak() // of what was listed and is not followed any more
+	default:
+		f.sink.Awaits(what)
 	}
-	f.sink.Awaits("the API server's " + strings.Join(lacking, ", "))
 }
 
 // trouble is what cannot be followed, a line; empty if all can.

@@ -32,6 +32,7 @@ type recording struct {
 	batches int
 	synced  int
 	awaits  string
+	behind  []string // that what it was told last is no more
 }
 
 func newRecording() *recording { return &recording{all: newHeld()} }
@@ -53,6 +54,12 @@ func (r *recording) Awaits(what string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.awaits = what
+}
+
+func (r *recording) Behind(what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.behind = append(r.behind, what)
 }
 
 // text says how much there is.
@@ -396,6 +403,7 @@ type nothing struct{ pods, synced int }
 func (n *nothing) Change(f func(Changes))        { f(n) }
 func (n *nothing) Synced()                       { n.synced++ }
 func (n *nothing) Awaits(string)                 {}
+func (n *nothing) Behind(string)                 {}
 func (n *nothing) SetPolicy(*policy.Policy)      {}
 func (n *nothing) DeletePolicy(policy.PolicyKey) {}
 func (n *nothing) SetEndpoint(policy.Endpoint)   { n.pods++ }

@@ -84,6 +84,7 @@ func (f *follower) run(ctx context.Context) {
 		switch {
 		case errors.Is(err, errGone):
 			f.version = ""
+			f.heard(err)
 		case err != nil:
 			f.heard(said(err))
 		}

@@ -44,7 +44,8 @@ func (n *Node) startPolicies(ctx context.Context) (end func(), err error) {
 	log := n.log.Named("policy")
 	kernel, compiler := n.sys.policies(n.cfg.Name, n.noteRepaired, log)
 	n.policies = enforce.New(enforce.Config{
-		Node: n.cfg.Name, Kernel: kernel, Compiler: compiler, File: filepath.Join(n.cfg.DataDir, enforce.FileName), Boot: boot, Log: log,
+		Namespaces: n.cfg.Guide != nil && n.cfg.GuidePolicies,
+		Node:       n.cfg.Name, Kernel: kernel, Compiler: compiler, File: filepath.Join(n.cfg.DataDir, enforce.FileName), Boot: boot, Log: log,
 		Note: func(text, cause string) { n.noteSelf(events.Policy, text, cause) },
 		Changed: func() {
 			if e := n.engines(); e != nil {

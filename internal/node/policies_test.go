@@ -198,6 +198,7 @@ func TestPolicyOverRestart(t *testing.T) {
 		feed := func() {
 			m.daemon().Policies().Change(func(ch enforce.Changes) {
 				ch.SetPolicy(closed("ns"))
+				ch.SetNamespace(policy.Namespace{Name: "ns"})
 				ch.SetEndpoint(policy.Endpoint{Name: policy.Name{Namespace: "ns", Name: "web-0"}, ID: "u-1", Node: "n1", Labels: map[string]string{"app": "db"}})
 			})
 			m.daemon().Policies().Synced()
@@ -299,6 +300,7 @@ func TestTornAttach(t *testing.T) {
 		}
 		m.daemon().Policies().Change(func(ch enforce.Changes) {
 			ch.SetPolicy(closed("ns"))
+			ch.SetNamespace(policy.Namespace{Name: "ns"})
 			ch.SetEndpoint(policy.Endpoint{Name: policy.Name{Namespace: "ns", Name: "web-0"}, ID: "u-1", Node: "n1", Labels: map[string]string{"app": "db"}})
 		})
 		m.daemon().Policies().Synced()
