@@ -62,6 +62,16 @@ func (r *recording) Behind(what string) {
 	r.behind = append(r.behind, what)
 }
 
+// last is what it was told last that is not followed.
+func (r *recording) last() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.behind) == 0 {
+		return ""
+	}
+	return r.behind[len(r.behind)-1]
+}
+
 // text says how much there is.
 func (r *recording) text() string {
 	r.mu.Lock()
@@ -177,6 +187,9 @@ func TestFeedLosesSight(t *testing.T) {
 					if got := w.a.feed.trouble(); !strings.Contains(got, "network policies stay as they were seen last, as these cannot be followed: ") || !strings.Contains(got, "connection refused") {
 						t.Error(got)
 					}
+					if got := w.sink.last(); !strings.HasPrefix(got, "the API server's namespaces (") || !strings.Contains(got, ", networkpolicies (") {
+						t.Errorf("what cannot be followed is told as %q", got)
+					}
 					w.expect(t, "1201 pods, 1 namespaces, 2 policies, 1 nodes")
 					for i := range 1199 {
 						w.srv.Delete(fmt.Sprintf("default/pods/x%d", i))
@@ -196,6 +209,9 @@ func TestFeedLosesSight(t *testing.T) {
 					}
 					if got := w.a.feed.trouble(); got != "" {
 						t.Error(got)
+					}
+					if got := w.sink.last(); got != "" {
+						t.Errorf("all is followed, and it is told that %q is not", got)
 					}
 					if w.sink.synced != 1 {
 						t.Errorf("it is told %d times that this is all", w.sink.synced)
