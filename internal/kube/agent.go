@@ -269,6 +269,7 @@ type run struct {
 	peers      []string  // whom the node is told to connect to
 	chosen     uint64    // state of the Nodes that they were chosen from
 	absent     time.Time // since when the Secret is not what it should be; zero: it is
+	turn       time.Time // when this node is to put it right, and looks at it once more; zero: not to
 	reclaim    reclaimer
 	forgetting sync.WaitGroup
 }
@@ -310,8 +311,12 @@ func (r *run) step(ctx context.Context, news bool) error {
 		r.bringUp(ctx)
 	}
 	around := time.Since(r.around) >= lookAround
-	if !news && !around {
+	turn := !r.turn.IsZero() && !time.Now().Before(r.turn)
+	if !news && !around && !turn {
 		return nil
+	}
+	if turn {
+		r.turn = time.Time{}
 	}
 	if around {
 		r.around = time.Now()

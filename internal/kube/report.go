@@ -94,14 +94,16 @@ func (r *run) keep(ctx context.Context) error {
 		if named {
 			r.adopt(ctx, f.token, now)
 		}
-		r.absent = time.Time{}
+		r.absent, r.turn = time.Time{}, time.Time{}
 		r.compare(f)
 		return nil
 	}
 	if r.absent.IsZero() {
 		r.absent = time.Now()
 	}
-	if time.Since(r.absent) < r.turn() {
+	// Exactly then, as turns that are put off until the mesh is looked at come to be one.
+	if turn := r.absent.Add(r.patience()); time.Now().Before(turn) {
+		r.turn = turn
 		return nil
 	}
 	r.absent = time.Now().Add(retryAfter) // when the watch will have brought what is written now
@@ -141,8 +143,8 @@ func (r *run) adopt(ctx context.Context, t, mine token.Token) {
 	r.warned("the token of Secret "+r.a.secretPath()+" is not taken", err)
 }
 
-// turn is how long this node leaves it to others to publish the Secret.
-func (r *run) turn() time.Duration {
+// patience is for how long this node leaves it to others to publish the Secret.
+func (r *run) patience() time.Duration {
 	var others []string
 	for _, m := range r.d.Members() {
 		if m.Alive && m.Guided {
