@@ -242,27 +242,36 @@ func (n *Node) PolicyShow(r api.PolicyShowRequest) (s api.PolicyShown, err error
 		return s, err
 	}
 	s.Workloads = []policy.Summary{}
+	var names []policy.Name
 	f.Look(func(w *policy.World) {
-		var names []policy.Name
 		if r.Workload == "" {
-			for ep := range w.Endpoints() {
-				if ep.Node == n.cfg.Name {
-					names = append(names, ep.Name)
-				}
-			}
-		} else {
-			var name policy.Name
-			if name, err = endpointCalled(w, e, r.Workload); err == nil {
-				names = append(names, name)
-			}
+			names = localNames(w, n.cfg.Name)
+			return
 		}
-		for _, name := range names {
+		var name policy.Name
+		if name, err = endpointCalled(w, e, r.Workload); err == nil {
+			names = append(names, name)
+		}
+	})
+	for _, name := range names {
+		// One at a time: as long as somebody looks nothing can be put in force.
+		f.Look(func(w *policy.World) {
 			if one, ok := w.Summary(name); ok {
 				s.Workloads = append(s.Workloads, one)
 			}
-		}
-	})
+		})
+	}
 	return s, err
+}
+
+// localNames are the endpoints of a node.
+func localNames(w *policy.World, node string) (names []policy.Name) {
+	for ep := range w.Endpoints() {
+		if ep.Node == node {
+			names = append(names, ep.Name)
+		}
+	}
+	return names
 }
 
 // endpointCalled returns the endpoint that a text means: as policy.World has it, by its address, by the ID of a workload of this host, or, where its name is
