@@ -209,6 +209,9 @@ func (ws *workloads) attachCNI(ctx context.Context, want workload) (cni.Attachme
 	if err := ws.checkWanted(want.IPs); err != nil {
 		return cni.Attachment{}, err
 	}
+	if err := ws.checkPod(want.CNI.Pod); err != nil {
+		return cni.Attachment{}, cniError(cni.CodeEnvironment, err)
+	}
 	defer ws.lock.lock(want.ID)()
 	if err := ws.late(ctx, want); err != nil {
 		return cni.Attachment{}, cniError(cni.CodeTryLater, err)
@@ -247,6 +250,15 @@ func (w workload) other(want workload) error {
 		return nil
 	}
 	return fmt.Errorf("%s of container %s is attached already, %s; delete that first", want.IfName, want.CNI.ContainerID, differs)
+}
+
+// checkPod refuses a pod that policies could take for an earlier one of the same name, as those of a StatefulSet have one after the other.
+func (ws *workloads) checkPod(p cni.Pod) error {
+	if !ws.guided || !ws.podsTold || p.Name == "" || p.UID != "" {
+		return nil
+	}
+	return fmt.Errorf("the container runtime does not say which pod of the name %s/%s this is, so that its network policies cannot be known; use a version of it that gives K8S_POD_UID in CNI_ARGS",
+		p.Namespace, p.Name)
 }
 
 // checkWanted refuses addresses that no workload can have at once.
