@@ -230,26 +230,29 @@ func (m *Mesh) mergeStates(in incoming) {
 	// Who is who comes first, then what they have.
 	m.merge(recordsName, in.states[recordsName], in.to, in.from)
 	for name, b := range in.states {
-		if name != recordsName {
-			m.merge(name, b, in.to, in.from)
+		if name == recordsName || !m.merge(name, b, in.to, in.from) {
+			continue
+		}
+		if s, ok := m.states[name].(Exchanger); ok {
+			s.Exchanged()
 		}
 	}
 	m.joinedOnce.Do(func() { close(m.joined) })
 	m.changed()
 }
 
-// merge takes a state or a delta in that a node has sent and passes on what was new.
-func (m *Mesh) merge(name string, b []byte, to audience, from NodeID) {
+// merge takes a state or a delta in that a node has sent and passes on what was new. It returns whether a state has merged it.
+func (m *Mesh) merge(name string, b []byte, to audience, from NodeID) bool {
 	if len(b) == 0 {
-		return
+		return false
 	}
 	if name == recordsName {
 		m.mergeRecords(b, to, from)
-		return
+		return false
 	}
 	s := m.states[name]
 	if s == nil {
-		return // of a newer release
+		return false // of a newer release
 	}
 	delta, err := s.Merge(b)
 	if err != nil {
@@ -264,6 +267,7 @@ func (m *Mesh) merge(name string, b []byte, to audience, from NodeID) {
 	default:
 		m.Broadcast(name, delta)
 	}
+	return err == nil
 }
 
 // oddity logs something that should not come from a node of this mesh, once in a while for each node that sends such things. 0: this node.

@@ -116,6 +116,14 @@ type State interface {
 	Merge(b []byte) (delta []byte, err error)
 }
 
+// An Exchanger is a State that wants to know when the whole of another node's
+// state, and not only a change of it, was merged without an error. It is called
+// from the goroutine that calls Merge. States with equal digests are not
+// exchanged, nor are those that encode as nothing.
+type Exchanger interface {
+	Exchanged()
+}
+
 // Status is how this node sees another one.
 type Status uint8
 

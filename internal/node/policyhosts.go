@@ -66,9 +66,11 @@ type policyHosts struct {
 	told     hostShare  // under looking
 
 	mu        sync.Mutex
-	manifests *replica.Set // replaced as a whole, never changed; under mu
-	endpoints *replica.Set // under mu
-	unsaved   bool         // endpoints differ from the disk; under mu
+	manifests *replica.Set  // replaced as a whole, never changed; under mu
+	endpoints *replica.Set  // under mu
+	unsaved   bool          // endpoints differ from the disk; under mu
+	untold    bool          // no other node has told yet which manifests there are, and that is waited for; under mu
+	whole     chan struct{} // closed when untold ends
 }
 
 // newPolicyHosts reads what is on disk. The sink is told of it by run.
@@ -77,6 +79,10 @@ func (n *Node) newPolicyHosts(e *engines, sink policySource) (*policyHosts, erro
 	h := &policyHosts{
 		n: n, e: e, sink: sink, wake: newSignal(),
 		manifests: replica.New(self, floor, manifestLimits()), endpoints: replica.New(self, floor, endpointLimits()),
+		untold: n.state.first && len(n.cfg.Peers) > 0 && len(n.cfg.Seed) == 0, whole: make(chan struct{}),
+	}
+	if !h.untold {
+		close(h.whole)
 	}
 	err := n.store.View(func(tx *store.Tx) error {
 		if _, _, err := h.manifests.Merge(tx.Get(store.Meta, keyManifests), nil); err != nil {
@@ -111,8 +117,27 @@ type manifestState struct{ h *policyHosts }
 
 func (s manifestState) Encode() []byte { return s.h.applied().Encode() }
 
-// Digest implements [mesh.Digester].
-func (s manifestState) Digest() uint64 { return s.h.applied().Digest() }
+// Digest implements [mesh.Digester]. As long as nobody has told this node anything it differs from everybody's, so that an exchange brings what others
+// have even if that is nothing.
+func (s manifestState) Digest() uint64 {
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	d := s.h.manifests.Digest()
+	if s.h.untold {
+		d ^= uint64(s.h.n.state.identity.ID)
+	}
+	return d
+}
+
+// Exchanged implements [mesh.Exchanger].
+func (s manifestState) Exchanged() {
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	if s.h.untold {
+		s.h.untold = false
+		close(s.h.whole)
+	}
+}
 
 // Merge implements [mesh.State].
 func (s manifestState) Merge(b []byte) ([]byte, error) {
@@ -218,14 +243,11 @@ func (h *policyHosts) run(ctx context.Context) {
 }
 
 // await waits until this node may act on what it knows. What is on disk it may act on at once, as it would if it had been cut off from the others; one
-// that joins has nothing there, and waits until another one has told it what there is.
+// that joins has nothing there, and waits until another one has told it what there is: one that knows of policies, and whose it could read.
 func (h *policyHosts) await(ctx context.Context) {
-	if !h.n.state.first || len(h.n.cfg.Peers) == 0 || len(h.n.cfg.Seed) > 0 {
-		return
-	}
 	select {
 	case <-ctx.Done():
-	case <-h.e.mesh.Joined():
+	case <-h.whole:
 	}
 }
 

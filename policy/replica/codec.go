@@ -22,12 +22,7 @@ const (
 //	          | items, each: NodeID (8 bytes), number, version, key, value
 //
 // Counts, numbers and lengths are varints. Writers, spans and items ascend.
-func (s *Set) Encode() []byte {
-	if len(s.seen) == 0 {
-		return nil
-	}
-	return encode(s.seen, s.items)
-}
+func (s *Set) Encode() []byte { return encode(s.seen, s.items) }
 
 func encode(seen map[uint64]spans, items map[Dot]Item) []byte {
 	b := []byte{codecVersion}
