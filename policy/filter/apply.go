@@ -47,6 +47,7 @@ func (m *model) check(d compile.Delta) error {
 // apply makes a change that check has found good, and notes in e which elements change.
 func (m *model) apply(d compile.Delta, e *edit) {
 	cache := map[compile.Verdict]uint32{}
+	m.relisted = map[relisted][]portRange{}
 	for id, p := range d.Patches {
 		m.patch(m.tables[id], p, cache, e)
 	}
@@ -73,25 +74,78 @@ func (m *model) apply(d compile.Delta, e *edit) {
 		m.selves[a] = n
 	}
 	for a, old := range touched {
-		e.value(familyOf(a).set(setSelf), twice(a), old, m.itself(a))
+		if now := m.itself(a); old != now {
+			e.replace(old.set, old.element(a), nil)
+			e.replace(now.set, nil, now.element(a))
+		}
 	}
 	for _, id := range d.DropTables {
 		m.drop(id, e)
 	}
+	m.relist(e)
 }
 
-// itself is the element by which an address reaches itself, nil if it has no side.
-func (m *model) itself(a netip.Addr) *uint32 {
+// An itself is how an address reaches itself: the set that says it, and its identity.
+type itself struct {
+	set      string // "" if it has no side
+	identity uint32
+}
+
+func (m *model) itself(a netip.Addr) itself {
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 		if _, ok := m.sides[compile.Side{Addr: a, Direction: d}]; ok {
-			n, ok := m.selves[a]
-			if !ok {
-				n = itselfNumber
+			if n, ok := m.selves[a]; ok {
+				return itself{familyOf(a).set(setSelves), n}
 			}
-			return &n
+			return itself{set: familyOf(a).set(setSelf)}
 		}
 	}
-	return nil
+	return itself{}
+}
+
+func (i itself) element(a netip.Addr) *element {
+	if i.set == "" {
+		return nil
+	}
+	return &element{key: twice(a), data: i.identity}
+}
+
+// A relisted service is one whose ranges in a table have changed.
+type relisted struct {
+	*table
+	service
+}
+
+// relists notes what ranges there were before a change.
+func (m *model) relists(t *table, s service) {
+	k := relisted{t, s}
+	if _, ok := m.relisted[k]; !ok {
+		m.relisted[k] = slices.Clone(t.ranges[s])
+	}
+}
+
+// relist gives the services whose ranges have changed the lists of these.
+func (m *model) relist(e *edit) {
+	for k, was := range m.relisted {
+		old := k.lists[k.service]
+		now := m.list(k.ranges[k.service], e)
+		m.unlist(was, e)
+		key := listKey(k.number, k.service)
+		switch {
+		case now == 0 && old != 0:
+			delete(k.lists, k.service)
+			m.ranged--
+			e.value(setLists, key, &old, nil)
+		case now != 0 && old == 0:
+			k.lists[k.service] = now
+			m.ranged++
+			e.value(setLists, key, nil, &now)
+		case now != 0:
+			k.lists[k.service] = now
+			e.value(setLists, key, &old, &now)
+		}
+	}
+	m.relisted = nil
 }
 
 func (m *model) applyIdentities(d compile.Delta, e *edit) {
@@ -135,8 +189,8 @@ func (m *model) applyIdentities(d compile.Delta, e *edit) {
 }
 
 // applySides returns the addresses whose sides have changed, with how they reached themselves before.
-func (m *model) applySides(d compile.Delta, e *edit) map[netip.Addr]*uint32 {
-	touched := map[netip.Addr]*uint32{}
+func (m *model) applySides(d compile.Delta, e *edit) map[netip.Addr]itself {
+	touched := map[netip.Addr]itself{}
 	touch := func(a netip.Addr) {
 		if _, ok := touched[a]; !ok {
 			touched[a] = m.itself(a)
@@ -146,6 +200,7 @@ func (m *model) applySides(d compile.Delta, e *edit) map[netip.Addr]*uint32 {
 		if old, ok := m.sides[s]; ok {
 			touch(s.Addr)
 			delete(m.sides, s)
+			m.lead(s, old, -1, e)
 			e.value(sideSet(s), s.Addr.AsSlice(), &old, nil)
 		}
 	}
@@ -154,7 +209,9 @@ func (m *model) applySides(d compile.Delta, e *edit) map[netip.Addr]*uint32 {
 		n := m.tables[id].number
 		old, ok := m.sides[s]
 		m.sides[s] = n
+		m.lead(s, n, 1, e)
 		if ok {
+			m.lead(s, old, -1, e)
 			e.value(sideSet(s), s.Addr.AsSlice(), &old, &n)
 		} else {
 			e.value(sideSet(s), s.Addr.AsSlice(), nil, &n)
@@ -163,9 +220,26 @@ func (m *model) applySides(d compile.Delta, e *edit) map[netip.Addr]*uint32 {
 	return touched
 }
 
+// lead notes that one more, or one less, side leads to a table.
+func (m *model) lead(s compile.Side, number uint32, by int, e *edit) {
+	x := leafOf(sideSet(s), number)
+	was := m.leaves[string(x.key)].uses
+	now := was + by
+	switch {
+	case now == 0:
+		delete(m.leaves, string(x.key))
+		e.replace(setLeaves, &x, nil)
+	case was == 0:
+		e.replace(setLeaves, nil, &x)
+	}
+	if now > 0 {
+		m.leaves[string(x.key)] = led{number, now}
+	}
+}
+
 // add adds a table. As it has no side yet, there is no order in its elements.
 func (m *model) add(t *compile.Table, cache map[compile.Verdict]uint32, e *edit) {
-	n := &table{number: m.tableNumber(t.ID), cells: map[port]uint32{}, ranges: map[service][]portRange{}, wide: map[uint32]uint32{}}
+	n := &table{number: m.tableNumber(t.ID), cells: map[port]uint32{}, ranges: map[service][]portRange{}, lists: map[service]uint32{}, wide: map[uint32]uint32{}}
 	m.tables[t.ID], m.byNumber[n.number] = n, n
 	n.last = m.verdictNumber(t.Default, cache, e)
 	e.value(setWide, wideKey(n.number, worldNumber), nil, &n.last)
@@ -200,13 +274,13 @@ func (m *model) drop(id compile.TableID, e *edit) {
 		m.release(k.identity)
 	}
 	for s, list := range t.ranges {
+		m.relists(t, s)
 		for _, r := range list {
-			e.interval(setRanges, rangeOf(t.number, s, r), false)
 			m.forget(r.verdict)
 			m.release(s.identity)
-			m.ranged--
 		}
 	}
+	t.ranges = nil
 	for i, v := range t.wide {
 		e.value(setWide, wideKey(t.number, i), &v, nil)
 		m.forget(v)
@@ -219,6 +293,7 @@ func (m *model) drop(id compile.TableID, e *edit) {
 	delete(m.tables, id)
 	delete(m.byNumber, t.number)
 	delete(m.given, id)
+	delete(m.numbered, t.number)
 }
 
 // setCell takes over the use of the verdict.
@@ -252,21 +327,16 @@ func (m *model) setCell(t *table, c compile.Cell, v uint32, e *edit) {
 		}
 	default:
 		r := portRange{c.First, c.Last, v}
+		m.relists(t, s)
 		at, ok := t.findRange(s, r)
 		if ok {
 			old := t.ranges[s][at]
 			m.release(i)
 			m.forget(old.verdict)
 			t.ranges[s][at] = r
-			if old != r {
-				e.interval(setRanges, rangeOf(t.number, s, old), false)
-				e.interval(setRanges, rangeOf(t.number, s, r), true)
-			}
 			return
 		}
-		m.ranged++
 		t.ranges[s] = slices.Insert(t.ranges[s], at, r)
-		e.interval(setRanges, rangeOf(t.number, s, r), true)
 	}
 }
 
@@ -300,12 +370,11 @@ func (m *model) dropCell(t *table, c compile.Cell, e *edit) {
 		if !found {
 			return
 		}
+		m.relists(t, s)
 		r := t.ranges[s][at]
 		if t.ranges[s] = slices.Delete(t.ranges[s], at, at+1); len(t.ranges[s]) == 0 {
 			delete(t.ranges, s)
 		}
-		m.ranged--
-		e.interval(setRanges, rangeOf(t.number, s, r), false)
 		old = r.verdict
 	}
 	m.forget(old)
@@ -321,14 +390,23 @@ func (t *table) findRange(s service, r portRange) (int, bool) {
 
 // each calls do for every element of the model; end is of intervals alone.
 func (m *model) each(do func(set string, x element)) {
+	for name, l := range m.leaves {
+		do(setLeaves, element{key: []byte(name), data: l.number})
+	}
 	for s, n := range m.sides {
 		do(sideSet(s), element{key: s.Addr.AsSlice(), data: n})
 	}
 	done := map[netip.Addr]bool{}
 	for s := range m.sides {
-		if n := m.itself(s.Addr); n != nil && !done[s.Addr] {
+		if !done[s.Addr] {
 			done[s.Addr] = true
-			do(familyOf(s.Addr).set(setSelf), element{key: twice(s.Addr), data: *n})
+			i := m.itself(s.Addr)
+			do(i.set, *i.element(s.Addr))
+		}
+	}
+	for _, l := range m.lists {
+		for _, r := range l.ranges {
+			do(setRanges, rangeOf(l.number, r))
 		}
 	}
 	for a, n := range m.hosts {
@@ -349,10 +427,8 @@ func (t *table) each(do func(set string, x element)) {
 	for k, v := range t.cells {
 		do(setCells, element{key: cellKey(t.number, k.service, k.port), data: v})
 	}
-	for s, list := range t.ranges {
-		for _, r := range list {
-			do(setRanges, rangeOf(t.number, s, r))
-		}
+	for s, n := range t.lists {
+		do(setLists, element{key: listKey(t.number, s), data: n})
 	}
 	for i, v := range t.wide {
 		do(setWide, element{key: wideKey(t.number, i), data: v})

@@ -19,14 +19,23 @@ func (b *buffer) composeSkeleton(table string, l layout, elements int) {
 	b.word(unix.NFTA_TABLE_FLAGS, 0)
 	b.end(at)
 	for i, k := range sets() {
-		if k.name == setCells && elements > readable {
+		if (k.name == setCells || k.name == setWide) && elements > readable {
 			k.size = uint32(2 * elements)
 		}
 		k.compose(b, table, uint32(i+1))
 	}
 	b.composeChains(table, l, inner)
-	b.composeJudges(table)
 	b.composeRules(table, l, inner)
+}
+
+// composeLeaf adds the chain of a table.
+func (b *buffer) composeLeaf(table string, x element) {
+	for _, d := range ends() {
+		if c := leaf(d, x.data); c.name == string(x.key) {
+			b.composeChain(table, c)
+			b.composeRulesOf(table, c)
+		}
+	}
 }
 
 // Chains are those that packets meet first, and those to which the others lead.
@@ -36,73 +45,45 @@ func inner(c *chain) bool { return c.hook == noHook }
 // composeChains adds chains of a kind without their rules.
 func (b *buffer) composeChains(table string, l layout, kind func(*chain) bool) {
 	for _, c := range l.chains() {
-		if !kind(c) {
-			continue
+		if kind(c) {
+			b.composeChain(table, c)
 		}
-		at := b.begin(nft(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
-		b.text(unix.NFTA_CHAIN_TABLE, table)
-		b.text(unix.NFTA_CHAIN_NAME, c.name)
-		if c.hook != noHook {
-			hook := b.nest(unix.NFTA_CHAIN_HOOK)
-			b.word(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook))
-			b.word(unix.NFTA_HOOK_PRIORITY, 0)
-			b.close(hook)
-			b.word(unix.NFTA_CHAIN_POLICY, 1) // accept: what is to be dropped is dropped by a rule
-			b.text(unix.NFTA_CHAIN_TYPE, "filter")
-		}
-		b.end(at)
 	}
+}
+
+func (b *buffer) composeChain(table string, c *chain) {
+	at := b.begin(nft(unix.NFT_MSG_NEWCHAIN), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
+	b.text(unix.NFTA_CHAIN_TABLE, table)
+	b.text(unix.NFTA_CHAIN_NAME, c.name)
+	if c.hook != noHook {
+		hook := b.nest(unix.NFTA_CHAIN_HOOK)
+		b.word(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook))
+		b.word(unix.NFTA_HOOK_PRIORITY, 0)
+		b.close(hook)
+		b.word(unix.NFTA_CHAIN_POLICY, 1) // accept: what is to be dropped is dropped by a rule
+		b.text(unix.NFTA_CHAIN_TYPE, "filter")
+	}
+	b.end(at)
 }
 
 // composeRules adds the rules of chains of a kind.
 func (b *buffer) composeRules(table string, l layout, kind func(*chain) bool) {
 	for _, c := range l.chains() {
-		if !kind(c) {
-			continue
-		}
-		for _, r := range c.rules {
-			at := b.begin(nft(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE|unix.NLM_F_APPEND, unix.NFPROTO_INET, 0)
-			b.text(unix.NFTA_RULE_TABLE, table)
-			b.text(unix.NFTA_RULE_CHAIN, c.name)
-			list := b.nest(unix.NFTA_RULE_EXPRESSIONS)
-			for _, e := range r {
-				b.expression(unix.NFTA_LIST_ELEM, e)
-			}
-			b.close(list)
-			b.end(at)
+		if kind(c) {
+			b.composeRulesOf(table, c)
 		}
 	}
 }
 
-// A meaning is an element of a judge: what a verdict leads to.
-type meaning struct {
-	set   string
-	key   []byte
-	code  int32
-	chain string
-}
-
-func meanings() (all []meaning) {
-	for _, x := range copies() {
-		for _, d := range ends() {
-			all = append(all,
-				meaning{setJudge + d.name + x, number(allowed), unix.NFT_RETURN, ""},
-				meaning{setJudge + d.name + x, number(0), unix.NFT_GOTO, "deny-" + d.name + x})
+func (b *buffer) composeRulesOf(table string, c *chain) {
+	for _, r := range c.rules {
+		at := b.begin(nft(unix.NFT_MSG_NEWRULE), unix.NLM_F_CREATE|unix.NLM_F_APPEND, unix.NFPROTO_INET, 0)
+		b.text(unix.NFTA_RULE_TABLE, table)
+		b.text(unix.NFTA_RULE_CHAIN, c.name)
+		list := b.nest(unix.NFTA_RULE_EXPRESSIONS)
+		for _, e := range r {
+			b.expression(unix.NFTA_LIST_ELEM, e)
 		}
-	}
-	return all
-}
-
-func (b *buffer) composeJudges(table string) {
-	for _, m := range meanings() {
-		at := b.begin(nft(unix.NFT_MSG_NEWSETELEM), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
-		b.text(unix.NFTA_SET_ELEM_LIST_TABLE, table)
-		b.text(unix.NFTA_SET_ELEM_LIST_SET, m.set)
-		list := b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-		one := b.nest(unix.NFTA_LIST_ELEM)
-		b.value(unix.NFTA_SET_ELEM_KEY, m.key)
-		b.verdict(unix.NFTA_SET_ELEM_DATA, m.code, m.chain)
-		b.close(one)
 		b.close(list)
 		b.end(at)
 	}
@@ -115,26 +96,31 @@ func (l layout) describe() (lines []string) {
 		lines = append(lines, k.line())
 	}
 	for _, c := range l.chains() {
-		lines = append(lines, chainLine(c.name, c.hook, 0, 1))
-		for i, r := range c.rules {
-			var b buffer
-			for _, e := range r {
-				b.expression(unix.NFTA_LIST_ELEM, e)
-			}
-			lines = append(lines, fmt.Sprintf("rule %s %d%s", c.name, i, ruleLine(b)))
-		}
-	}
-	for _, m := range meanings() {
-		lines = append(lines, fmt.Sprintf("element %s %x: %d %s", m.set, m.key, m.code, m.chain))
+		lines = append(lines, c.lines()...)
 	}
 	slices.Sort(lines)
 	return lines
 }
 
+// lines is how the kernel describes a chain.
+func (c *chain) lines() []string {
+	lines := []string{chainLine(c.name, c.hook, 0, 1)}
+	for i, r := range c.rules {
+		var b buffer
+		for _, e := range r {
+			b.expression(unix.NFTA_LIST_ELEM, e)
+		}
+		lines = append(lines, fmt.Sprintf("rule %s %d%s", c.name, i, ruleLine(b)))
+	}
+	return lines
+}
+
 // composeRemoval removes a table that is there. What it judges by goes first, as no packet may see a part of it.
 func (b *buffer) composeRemoval(table string, have *contents) {
-	if have.sets[setCurrent].name != "" {
-		b.composeFlush(table, setCurrent)
+	for name := range have.sets {
+		if strings.HasPrefix(name, setCurrent) {
+			b.composeFlush(table, name)
+		}
 	}
 	at := b.begin(nft(unix.NFT_MSG_DELTABLE), 0, unix.NFPROTO_INET, 0)
 	b.text(unix.NFTA_TABLE_NAME, table)
@@ -159,6 +145,15 @@ func (b *buffer) composeHooks(table string, l layout) {
 func (m *model) contents(table string, do func(b buffer) error) error {
 	all := map[string][]element{}
 	m.each(func(set string, x element) { all[set] = append(all[set], x) })
+	var leaves buffer
+	for _, x := range all[setLeaves] {
+		leaves.composeLeaf(table, x)
+	}
+	if len(leaves) > 0 {
+		if err := do(leaves); err != nil {
+			return err
+		}
+	}
 	for _, k := range sets() {
 		for part := range slices.Chunk(all[k.name], stage) {
 			var b buffer
@@ -181,15 +176,20 @@ const stage = 20_000
 
 // composePhase makes a copy the one that judges, instead of another one.
 func (b *buffer) composePhase(table, was, now string, d digest) {
-	kind := sets()[0]
-	if was != "" {
-		l := b.deleting(table, kind)
-		l.add(element{key: phase(was)})
+	change := func(l *lister, d digest) {
+		for i, f := range families() {
+			x := element{key: []byte{f.proto}}
+			if i == 0 {
+				x.comment = d.String()
+			}
+			l.add(x)
+		}
 		l.close()
 	}
-	l := b.adding(table, kind)
-	l.add(element{key: phase(now), comment: d.String()})
-	l.close()
+	if was != "" {
+		change(b.deleting(table, setOf(setCurrent+was)), digest{})
+	}
+	change(b.adding(table, setOf(setCurrent+now)), d)
 }
 
 // composeNewRules puts the rules in the place of those that are there.
@@ -233,14 +233,17 @@ func (m *model) difference(have *contents, all bool) *edit {
 			e.replace(set, &old, &x)
 		}
 	})
-	for _, k := range sets() {
-		if k.name == setCurrent || k.dataType == typeVerdict || !all && bulk(k.name) {
-			continue
-		}
-		for _, from := range []map[string]element{have.values[k.name], have.intervals[k.name]} {
+	rest := func(set string) {
+		for _, from := range []map[string]element{have.values[set], have.intervals[set]} {
 			for _, x := range from {
-				e.replace(k.name, &x, nil)
+				e.replace(set, &x, nil)
 			}
+		}
+	}
+	rest(setLeaves)
+	for _, k := range sets() {
+		if !strings.HasPrefix(k.name, setCurrent) && (all || !bulk(k.name)) {
+			rest(k.name)
 		}
 	}
 	return e

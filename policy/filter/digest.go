@@ -15,7 +15,7 @@ import (
 const readable = 20_000
 
 // bulk says whether a set is one of those that may become very large.
-func bulk(set string) bool { return set == setCells || set == setRanges || set == setWide }
+func bulk(set string) bool { return set == setCells || set == setLists || set == setWide }
 
 // A digest is of all elements of the bulk, whatever their order: the sum of theirs.
 type digest struct {

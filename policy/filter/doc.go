@@ -2,15 +2,18 @@
 
 // Package filter makes the kernel enforce a compile.State: by one nftables table, inet weft-policy, which is its own. It touches no other.
 //
-// The table has a constant number of chains and rules; tables of verdicts, endpoints, identities and cells are elements of a few maps. A packet
-// of an established connection, or one related to such, meets one rule. The first packet of a new connection is judged like this:
+// The table has a constant number of chains and rules, and one small chain for each table of verdicts; endpoints, identities and cells are elements of
+// a few maps. A packet of an established connection, or one related to such, meets one rule. The first packet of a new connection is judged like this:
 //
 //	phase      which copy of the rules judges (see below)
-//	sides      source address -> number of the table of its egress; destination address -> that of its ingress
-//	identity   address of the other end -> number: by a hash map, else by a map of intervals, else World
-//	cells      (table, identity, protocol, port) -> verdict: by a hash map, else by a map of intervals, else (table, identity) by a hash map
+//	sides      source address -> chain of the table of its egress; destination address -> that of its ingress
+//	identity   address of the other end -> number: by a hash map, else by a map of intervals, else World. The table's chain puts its number above it
+//	cells      (table and identity, protocol, port) -> verdict: by a hash map; else (table and identity, protocol) -> list, and list and
+//	           port -> verdict: by a map of intervals; else table and identity -> verdict: by a hash map
 //	World      the same once more with the identity World, of which each table has a last cell: its default
 //	verdict    its counter counts; it returns to the other end's table, or leads to the log and to drop
+//
+// What is found is kept in the packet's priority, which is 0 when the packet leaves. All of it is such that nft(8) can list the table, and load the listing.
 //
 // Guarantees:
 //

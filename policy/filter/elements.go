@@ -16,7 +16,7 @@ import (
 // An element is one of a set or map.
 type element struct {
 	key     []byte
-	end     []byte // of an interval
+	end     []byte // where an interval has ended; empty if it is the last one and does not end, nil for what is no interval
 	data    uint32
 	comment string
 }
@@ -36,31 +36,50 @@ func sideSet(s compile.Side) string {
 	return familyOf(s.Addr).set(setIngress)
 }
 
+// directionOf is the name of the direction of a map of sides.
+func directionOf(set string) string { return set[:len(set)-1] }
+
+// leafOf is the element of setLeaves for the chain that elements of a map of sides lead to. Its data is the number of the table.
+func leafOf(set string, number uint32) element {
+	return element{key: []byte(leafName(directionOf(set), number)), data: number}
+}
+
 func twice(a netip.Addr) []byte { return append(a.AsSlice(), a.AsSlice()...) }
 
-func wideKey(table, identity uint32) []byte {
-	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(make([]byte, 0, 8), table), identity)
-}
+// wideKey is the number of a table with that of an identity.
+func wideKey(table, identity uint32) []byte { return number(table<<identityBits | identity) }
 
 func cellKey(table uint32, s service, port uint16) []byte {
-	b := make([]byte, 16)
-	binary.BigEndian.PutUint32(b, table)
-	binary.BigEndian.PutUint32(b[4:], s.identity)
-	b[8] = byte(s.protocol)
-	binary.BigEndian.PutUint16(b[12:], port)
-	return b
+	b := listKey(table, s)
+	return append(binary.BigEndian.AppendUint16(b, port), 0, 0)
 }
 
-func rangeOf(table uint32, s service, r portRange) element {
-	x := element{key: cellKey(table, s, r.first), end: cellKey(table, s, r.last), data: r.verdict}
-	x.end[15] = 1
-	return x
+func listKey(table uint32, s service) []byte {
+	return append(wideKey(table, s.identity), byte(s.protocol), 0, 0, 0)
+}
+
+func rangeOf(list uint32, r portRange) element {
+	return element{
+		key: binary.BigEndian.AppendUint32(nil, list<<16|uint32(r.first)), end: binary.BigEndian.AppendUint32(nil, list<<16|uint32(r.last)+1),
+		data: r.verdict,
+	}
+}
+
+// portRange is the opposite of rangeOf.
+func (x element) portRange() (list uint32, r portRange, ok bool) {
+	if len(x.key) != 4 || len(x.end) != 4 {
+		return 0, r, false
+	}
+	first, last := binary.BigEndian.Uint32(x.key), binary.BigEndian.Uint32(x.end)-1
+	return first >> 16, portRange{uint16(first), uint16(last), x.data}, first>>16 == last>>16
 }
 
 func (s span) element() element {
-	return element{
-		key: append(s.first.AsSlice(), make([]byte, padding)...), end: append(s.last.AsSlice(), number(1)...), data: s.identity,
+	x := element{key: s.first.AsSlice(), end: []byte{}, data: s.identity}
+	if next := s.last.Next(); next.IsValid() {
+		x.end = next.AsSlice()
 	}
+	return x
 }
 
 // An edit is elements that go and come. A nil one notes nothing.
@@ -111,6 +130,8 @@ func (c *change) real() bool {
 func (e *edit) replace(set string, old, now *element) {
 	var key []byte
 	switch {
+	case e == nil:
+		return
 	case old != nil:
 		key = old.key
 	case now != nil:
@@ -179,8 +200,8 @@ func (e *edit) spans(was, now []span) {
 	}
 }
 
-// maxList is how long a list of elements becomes in one message, in bytes: an attribute must stay below 64 KiB.
-const maxList = 60_000
+// listSize is how long a list of elements becomes in one message, in bytes: an attribute must stay below 64 KiB.
+const listSize = 60_000
 
 // A lister puts the elements of one set into as many messages as they need.
 type lister struct {
@@ -205,13 +226,13 @@ func (b *buffer) deleting(table string, k setKind) *lister {
 // add adds an element, of which an interval is two.
 func (l *lister) add(x element) {
 	l.one(x.key, x, 0)
-	if x.end != nil {
+	if len(x.end) > 0 {
 		l.one(x.end, x, unix.NFT_SET_ELEM_INTERVAL_END)
 	}
 }
 
 func (l *lister) one(key []byte, x element, flags uint32) {
-	if l.open && len(*l.b)-l.list > maxList {
+	if l.open && len(*l.b)-l.list > listSize {
 		l.close()
 	}
 	b := l.b
@@ -227,7 +248,10 @@ func (l *lister) one(key []byte, x element, flags uint32) {
 		b.word(unix.NFTA_SET_ELEM_FLAGS, flags)
 	}
 	if l.what == unix.NFT_MSG_NEWSETELEM && flags == 0 {
-		if l.kind.flags&unix.NFT_SET_MAP != 0 {
+		switch {
+		case l.kind.dataType == typeVerdict:
+			b.verdict(unix.NFTA_SET_ELEM_DATA, unix.NFT_JUMP, leafName(directionOf(l.kind.name), x.data))
+		case l.kind.flags&unix.NFT_SET_MAP != 0:
 			b.value(unix.NFTA_SET_ELEM_DATA, number(x.data))
 		}
 		if x.comment != "" {
@@ -249,7 +273,7 @@ func (l *lister) close() {
 	}
 }
 
-// compose adds the change to a transaction: what goes first, then what comes.
+// compose adds the change to a transaction: what goes first, then what comes. Chains are there as long as elements lead to them.
 func (e *edit) compose(b *buffer, table string) {
 	kinds := sets()
 	for _, k := range kinds {
@@ -260,6 +284,19 @@ func (e *edit) compose(b *buffer, table string) {
 			}
 		}
 		l.close()
+	}
+	for _, c := range e.sets[setLeaves] {
+		if c.real() && c.now == nil {
+			at := b.begin(nft(unix.NFT_MSG_DELCHAIN), 0, unix.NFPROTO_INET, 0)
+			b.text(unix.NFTA_CHAIN_TABLE, table)
+			b.text(unix.NFTA_CHAIN_NAME, string(c.old.key))
+			b.end(at)
+		}
+	}
+	for _, c := range e.sets[setLeaves] {
+		if c.real() && c.old == nil {
+			b.composeLeaf(table, *c.now)
+		}
 	}
 	for _, k := range kinds {
 		l := b.adding(table, k)

@@ -14,26 +14,8 @@ type expression struct {
 	data []byte // attributes
 }
 
-// A register is a word of 4 bytes among the 16 that a rule may use. Keys of several parts lie in adjacent ones.
+// A register is a word of 4 bytes among the 16 that a rule may use. Keys of several parts lie in adjacent ones; all begin at the first one.
 type register uint32
-
-// The registers. What is looked up by is put together at regOther, and keys of cells from keyTable on.
-//
-// nft(8) ends with a failed assertion at any rule that looks up by a register which a map has written, of whatever table it is asked, and those who use
-// its library with it: such an expression has no length for it. So maps write to registers that come after one with a constant, and one copy that begins
-// at that constant brings the numbers to where they are looked up by, in registers of which nft knows that they had constants.
-const (
-	keyBefore   register = 0 // what lies before the key takes what lies before the numbers
-	keyTable    register = 1
-	keyIdentity register = 2
-	regProtocol register = 3
-	regPort     register = 4
-	regOther    register = 5 // up to two addresses of IPv6
-	regBefore   register = 12
-	regTable    register = 13
-	regIdentity register = 14
-	regVerdict  register = 13 // once the table is in the key
-)
 
 // name is how the kernel calls a register: that of 16 bytes where such a one begins.
 func (r register) name() uint32 {
@@ -91,32 +73,51 @@ func payload(base, offset, size uint32, to register) expression {
 	})
 }
 
-// masked keeps of a register what mask has.
-func masked(r register, mask []byte) expression { return copied(r, r, mask) }
-
-// copied puts into a register what mask has of another one.
-func copied(from, to register, mask []byte) expression {
-	return express("bitwise", func(b *buffer) {
-		b.word(unix.NFTA_BITWISE_SREG, from.name())
-		b.word(unix.NFTA_BITWISE_DREG, to.name())
-		b.word(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
-		b.value(unix.NFTA_BITWISE_MASK, mask)
-		b.value(unix.NFTA_BITWISE_XOR, make([]byte, len(mask)))
+// metaSet writes what is in the first register.
+func metaSet(key uint32) expression {
+	return express("meta", func(b *buffer) {
+		b.word(unix.NFTA_META_SREG, register(0).name())
+		b.word(unix.NFTA_META_KEY, key)
 	})
 }
 
-func compare(op uint32, r register, v []byte) expression {
+// masked keeps what mask has.
+func masked(mask []byte) expression { return combined(mask, make([]byte, len(mask))) }
+
+// combined keeps what mask has, and then flips the bits of flip.
+func combined(mask, flip []byte) expression {
+	return express("bitwise", func(b *buffer) {
+		b.word(unix.NFTA_BITWISE_SREG, register(0).name())
+		b.word(unix.NFTA_BITWISE_DREG, register(0).name())
+		b.word(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
+		b.value(unix.NFTA_BITWISE_MASK, mask)
+		b.value(unix.NFTA_BITWISE_XOR, flip)
+	})
+}
+
+// swapped has a number of the host in the order of the network, so that intervals of such are those of their bytes.
+func swapped() expression {
+	return express("byteorder", func(b *buffer) {
+		b.word(unix.NFTA_BYTEORDER_SREG, register(0).name())
+		b.word(unix.NFTA_BYTEORDER_DREG, register(0).name())
+		b.word(unix.NFTA_BYTEORDER_OP, unix.NFT_BYTEORDER_HTON)
+		b.word(unix.NFTA_BYTEORDER_LEN, 4)
+		b.word(unix.NFTA_BYTEORDER_SIZE, 4)
+	})
+}
+
+func compare(op uint32, v []byte) expression {
 	return express("cmp", func(b *buffer) {
-		b.word(unix.NFTA_CMP_SREG, r.name())
+		b.word(unix.NFTA_CMP_SREG, register(0).name())
 		b.word(unix.NFTA_CMP_OP, op)
 		b.value(unix.NFTA_CMP_DATA, v)
 	})
 }
 
-func constant(r register, v []byte) expression {
+func constant(n uint32) expression {
 	return express("immediate", func(b *buffer) {
-		b.word(unix.NFTA_IMMEDIATE_DREG, r.name())
-		b.value(unix.NFTA_IMMEDIATE_DATA, v)
+		b.word(unix.NFTA_IMMEDIATE_DREG, register(0).name())
+		b.value(unix.NFTA_IMMEDIATE_DATA, number(n))
 	})
 }
 
@@ -133,25 +134,25 @@ func leave() expression            { return verdict(unix.NFT_RETURN, "") }
 func accept() expression           { return verdict(1, "") } // NF_ACCEPT
 func drop() expression             { return verdict(0, "") } // NF_DROP
 
-// lookup goes on if what begins at the register is in the set.
-func lookup(set string, from register) expression { return find(set, from, nil) }
+// lookup goes on if the key is in the set.
+func lookup(set string) expression { return find(set, nil) }
 
-// mapped goes on if what begins at a register is in the map, with what it is mapped to.
-func mapped(set string, from, to register) expression {
-	name := to.name()
-	return find(set, from, &name)
+// mapped goes on if the key is in the map, with what it is mapped to.
+func mapped(set string) expression {
+	name := register(0).name()
+	return find(set, &name)
 }
 
 // judged does what the map says.
-func judged(set string, from register) expression {
+func judged(set string) expression {
 	name := uint32(unix.NFT_REG_VERDICT)
-	return find(set, from, &name)
+	return find(set, &name)
 }
 
-func find(set string, from register, to *uint32) expression {
+func find(set string, to *uint32) expression {
 	return express("lookup", func(b *buffer) {
 		b.text(unix.NFTA_LOOKUP_SET, set)
-		b.word(unix.NFTA_LOOKUP_SREG, from.name())
+		b.word(unix.NFTA_LOOKUP_SREG, register(0).name())
 		if to != nil {
 			b.word(unix.NFTA_LOOKUP_DREG, *to)
 		}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -22,9 +21,6 @@ const (
 	Table = "weft-policy"
 	// DefaultGroup is the group of nflog to which denied packets go.
 	DefaultGroup = 6783
-
-	// settled is after how long no packet can be under way any more that was judged by what was current before a transaction.
-	settled = time.Second
 )
 
 // Config is what a Filter needs to know.
@@ -49,10 +45,10 @@ type Filter struct {
 	phase    string // copy that judges, "" if there is no table
 	layout   layout
 	digest   digest
-	dirty    bool // the kernel has something else than the model
-	last     time.Time
-	distrust bool // somebody has changed what is not read
-	quiet    bool // the kernel cannot tell of denied packets
+	dirty    bool          // the kernel has something else than the model
+	graced   chan struct{} // closed when no packet is judged any more by what was before the last transaction; nil before the first one
+	distrust bool          // somebody has changed what is not read
+	quiet    bool          // the kernel cannot tell of denied packets
 	tallies
 
 	generation uint32 // of nftables, when it was last looked at
@@ -81,6 +77,7 @@ func New(c Config) (*Filter, error) {
 func (f *Filter) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.wait()
 	f.conn.close()
 }
 
@@ -99,10 +96,6 @@ func (f *Filter) Replace(s *compile.State) error {
 		var m *model
 		if m, err = build(s, adopt(s, have)); err != nil {
 			return err
-		}
-		m.given, m.taken, m.old = map[compile.TableID]uint32{}, map[compile.Identity]uint32{}, nil
-		for id, t := range m.tables {
-			m.given[id] = t.number
 		}
 		if err = f.put(m, have); err == nil || !passing(err) {
 			return err
@@ -124,6 +117,11 @@ func (f *Filter) Update(d compile.Delta) error {
 	}
 	e := newEdit()
 	f.model.apply(d, e)
+	if err := f.model.fits(); err != nil {
+		f.keep()
+		f.model, f.seen = nil, nil // it makes no sense any more
+		return err
+	}
 	l := f.model.layout(f.config.Group, f.quiet)
 	if f.dirty || f.model.empty() || f.phase == "" || l != f.layout {
 		return f.sync()
@@ -283,19 +281,33 @@ func (f *Filter) commit(e *edit) error {
 	return nil
 }
 
-// send carries out a transaction. A packet that is being judged must not see two of them.
+// send carries out a transaction. A packet that is being judged must not see two of them; the wait for that is before the next one.
 func (f *Filter) send(b buffer) error {
-	if time.Since(f.last) < settled {
-		grace()
-	}
+	f.wait()
+	before, known := f.current()
 	err := f.conn.commit(b)
-	f.last = time.Now()
+	graced := make(chan struct{})
+	f.graced = graced
+	go func() { // ends soon, at the latest with Close
+		defer close(graced)
+		grace()
+	}()
 	if err != nil {
 		return failed(err)
 	}
-	f.untouched() // from now on
+	// If it is the only transaction since nftables were last looked at, nobody else has changed anything. Otherwise the next look is not spared.
+	if after, ok := f.current(); known && ok && before == f.generation && after == before+1 {
+		f.generation = after
+	}
 	f.news()
 	return nil
+}
+
+// wait waits until no packet is judged any more by what was before the last transaction.
+func (f *Filter) wait() {
+	if f.graced != nil {
+		<-f.graced
+	}
 }
 
 // news has connections looked through.

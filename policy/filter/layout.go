@@ -3,8 +3,8 @@
 package filter
 
 import (
-	"bytes"
 	"encoding/binary"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +13,7 @@ import (
 type layout struct {
 	ranges bool   // there are verdicts on several ports
 	blocks bool   // there are identities of networks
+	selves bool   // there are endpoints that do not always reach themselves
 	group  uint16 // of nflog
 	quiet  bool   // nobody is told of denied packets
 }
@@ -59,34 +60,37 @@ func (f family) set(name string) string { return name + f.digit }
 
 // An end is a direction: whose table is asked, and whose identity.
 type end struct {
-	name   string
-	table  string // the map of its side
+	name   string // of the direction, and of the map of its sides
 	source bool   // its side is the source
 }
 
-func egress() end  { return end{"egress", setEgress, true} }
-func ingress() end { return end{"ingress", setIngress, false} }
+func egress() end  { return end{setEgress, true} }
+func ingress() end { return end{setIngress, false} }
 func ends() []end  { return []end{egress(), ingress()} }
 
 // copies are the names of the two copies of the rules.
 func copies() []string { return []string{"a", "b"} }
 
-// phase is the key by which a copy is the current one.
-func phase(c string) []byte { return []byte{0, 0, 0, c[0]} }
-
+// The rules have one variable, the packet's priority: where a packet is judged it holds the number of a table and, below it, of an identity; then
+// the number of a list and, below it, the port; then that of the verdict. Registers alone would do for the kernel, but nft(8) cannot print rules that
+// look up by what they have looked up. The priority is 0 again when the packet leaves; that is of the first packet of a connection.
 const (
+	// identityBits are those of an identity's number. The table's are above.
+	identityBits = 18
+	identityMask = 1<<identityBits - 1
+	// ownBit is set in the numbers of identities of the host's own addresses.
+	ownBit = 1 << (identityBits - 1)
+	// maxTable, maxIdentity and maxList are the greatest numbers of each; of an identity without ownBit.
+	maxTable    = 1<<(32-identityBits) - 1
+	maxIdentity = ownBit - 1
+	maxList     = 1<<16 - 2
+
 	// allowed is the bit of a verdict's number by which it allows.
 	allowed = 1 << 31
 	// The numbers of the identities that are always there.
 	worldNumber    = 0
 	unsortedNumber = 1
 	ownNumber      = ownBit | 1
-	// ownBit is set in the numbers of identities of the host's own addresses.
-	ownBit = 1 << 31
-	// itselfNumber is instead of an identity where an endpoint always reaches itself.
-	itselfNumber = 1<<32 - 1
-	// noNumber is none that a map has.
-	noNumber = 1 << 30
 
 	// logRate and logBurst are how many denied packets a second are told of, logBytes how much of each: all of IPv6's usual headers.
 	logRate  = 100
@@ -96,11 +100,21 @@ const (
 	logPrefix = "weft-policy "
 
 	tcpFlags = 13 // where they lie in TCP's header
-
-	keyBytes = 16 // of a cell
 )
 
-// chains returns the rules for a layout.
+// The names of chains that others lead to.
+const (
+	chainJudge  = "judge"  // (table, identity) -> verdict, 0 if it has a list in which the port is not
+	chainWorld  = "world"  // the same for World
+	chainRest   = "rest"   // the same, but for the cells and the list
+	chainLast   = "last"   // the table's default
+	chainRanged = "ranged" // list -> verdict
+	chainPort   = "port"   // adds the port to the number of a list
+	chainResets = "resets"
+	chainOwn    = "own" // (table, identity) -> (table, identity of the host)
+)
+
+// chains returns the rules for a layout, but for those of tables.
 func (l layout) chains() (all []*chain) {
 	add := func(name string, hook int32) *chain {
 		c := &chain{name: name, hook: hook}
@@ -112,9 +126,9 @@ func (l layout) chains() (all []*chain) {
 		hook int32
 	}{{"forward", unix.NF_INET_FORWARD}, {"input", unix.NF_INET_LOCAL_IN}} {
 		base := add(h.name, h.hook)
-		base.add(ctState(regOther), masked(regOther, ctBits(ctEstablished|ctRelated)), compare(unix.NFT_CMP_NEQ, regOther, make([]byte, 4)), accept())
+		base.add(ctState(0), masked(ctBits(ctEstablished|ctRelated)), compare(unix.NFT_CMP_NEQ, make([]byte, 4)), accept())
 		for _, f := range families() {
-			base.add(meta(unix.NFT_META_NFPROTO, regOther), compare(unix.NFT_CMP_EQ, regOther, []byte{f.proto}), goTo(h.name+f.digit))
+			base.add(f.is(), goTo(h.name+f.digit))
 			c := add(h.name+f.digit, noHook)
 			if h.hook == unix.NF_INET_LOCAL_IN {
 				// Nearly all that reaches a host is not from an endpoint of it.
@@ -129,148 +143,202 @@ func (l layout) chains() (all []*chain) {
 	}
 	for _, d := range ends() {
 		c := add("denied-"+d.name, noHook)
+		c.add(variable(), lookup(setCounts))
 		if !l.quiet {
 			c.add(limit(logRate, logBurst), tell(l.group, logBytes, logPrefix+d.name))
 		}
 		c.add(counter(), drop())
+		l.identity(add("to-"+d.name, noHook), d)
 	}
-	add("resets", noHook).add(counter(), reset())
+	add(chainResets, noHook).add(tcp(), counter(), reset())
+	own := add(chainOwn, noHook)
+	own.add(keep(^uint32(identityMask)))
+	own.add(set(ownNumber))
+	l.judge(add)
 	for _, f := range families() {
 		f.strays(add)
-	}
-	for _, x := range copies() {
-		for _, f := range families() {
+		l.gaps(add, f)
+		for _, x := range copies() {
 			l.copyOf(add, f, x)
-		}
-		for _, d := range ends() {
-			add("deny-"+d.name+x, noHook).add(current(x), goTo("denied-"+d.name))
 		}
 	}
 	return all
 }
 
-// copyOf adds the chains of a copy for a family. All but the first two begin where a packet has a side.
+// leaf is the chain of a table, to which its sides lead: with the number that the other end's identity has.
+func leaf(d end, number uint32) *chain {
+	c := &chain{name: leafName(d.name, number), hook: noHook}
+	c.add(jump("to-" + d.name))
+	c.add(set(number << identityBits))
+	return c
+}
+
+func leafName(set string, number uint32) string { return fmt.Sprint(set, "-", number) }
+
+// identity finds that of the other end. World is what is there if none is found.
+func (l layout) identity(c *chain, d end) {
+	for _, f := range families() {
+		if l.selves {
+			c.add(f.is(), f.both(), mapped(f.set(setSelves)), assign(), leave())
+		}
+		c.add(f.is(), f.address(!d.source), mapped(f.set(setHosts)), assign(), leave())
+		if l.blocks {
+			c.add(f.is(), f.address(!d.source), mapped(f.set(setBlocks)), assign(), leave())
+		}
+	}
+}
+
+// judge adds what finds the verdict. Cells are by protocol and port, lists by protocol, and the rest is wide; then the same of World.
+func (l layout) judge(add func(string, int32) *chain) {
+	cells := func(c *chain) {
+		c.add(variable(), meta(unix.NFT_META_L4PROTO, 1), payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, 2), mapped(setCells), assign(), leave())
+		if l.ranges {
+			c.add(variable(), meta(unix.NFT_META_L4PROTO, 1), mapped(setLists), assign(), goTo(chainRanged))
+		}
+	}
+	wide := func(c *chain) { c.add(variable(), mapped(setWide), assign(), leave()) }
+	c := add(chainJudge, noHook)
+	cells(c)
+	wide(c)
+	c.add(keep(^uint32(identityMask)))
+	c.add(goTo(chainWorld))
+
+	c = add(chainWorld, noHook)
+	cells(c)
+	wide(c)
+	c.add(drop())
+
+	c = add(chainRest, noHook)
+	wide(c)
+	c.add(keep(^uint32(identityMask)))
+	c.add(goTo(chainWorld))
+
+	c = add(chainLast, noHook)
+	c.add(keep(^uint32(identityMask)))
+	wide(c)
+	c.add(drop())
+
+	c = add(chainRanged, noHook)
+	c.add(jump(chainPort))
+	c.add(variable(), swapped(), mapped(setRanges), assign(), leave())
+	c.add(constant(0), assign())
+
+	// The port cannot be put below the number of a list at once.
+	c = add(chainPort, noHook)
+	for bit := uint16(1 << 15); bit > 0; bit >>= 1 {
+		mask := binary.BigEndian.AppendUint16(nil, bit)
+		c.add(payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, 0), masked(mask), compare(unix.NFT_CMP_EQ, mask), set(uint32(bit)))
+	}
+}
+
+// gaps adds what goes on after a list in which the port is not: the numbers have to be found once more.
+func (l layout) gaps(add func(string, int32) *chain, f family) {
+	for _, d := range ends() {
+		c := add("gap-"+d.name+f.digit, noHook)
+		c.add(f.side(d))
+		c.add(goTo(chainRest))
+		c = add("last-"+d.name+f.digit, noHook)
+		c.add(f.side(d))
+		c.add(goTo(chainLast))
+	}
+	c := add("gap-"+chainOwn+f.digit, noHook)
+	c.add(f.side(egress()))
+	c.add(notOwn(), jump(chainOwn))
+	c.add(goTo(chainRest))
+}
+
+// copyOf adds the chains of a copy for a family.
 func (l layout) copyOf(add func(string, int32) *chain, f family, x string) {
 	forward, input := add("forward"+f.digit+x, noHook), add("input"+f.digit+x, noHook)
 	forward.add(invalid(), jump("invalid"+f.digit))
 	forward.add(midway(), jump("midway"+f.digit))
-	// The host's own connections to endpoints are none of a policy's business, so that only an egress side counts.
-	input.add(invalid(), f.side(egress()), drop())
-	input.add(midway(), f.side(egress()), goTo("resets"))
 	for _, d := range ends() {
-		forward.add(f.side(d), found(regTable), jump(d.name+f.digit+x))
-
-		c := add(d.name+f.digit+x, noHook)
-		self := add("self-"+d.name+f.digit+x, noHook)
-		c.add(f.itself(), found(regIdentity), goTo(self.name))
-		world := add("world-"+d.name+f.digit+x, noHook)
-		l.cells(c, f, d, x, f.identity(setHosts, d))
-		if l.blocks {
-			c.add(f.identity(setHosts, d), found(regIdentity), goTo(world.name))
-			l.cells(c, f, d, x, f.identity(setBlocks, d))
-		}
-		c.add(goTo(world.name))
-		l.cells(world, f, d, x, []expression{constant(regIdentity, number(worldNumber))})
-		world.add(drop())
-
-		self.add(f.itself(), compare(unix.NFT_CMP_EQ, regIdentity, number(itselfNumber)), leave())
-		l.cells(self, f, d, x, f.itself())
-		self.add(goTo(world.name))
+		forward.add(constant(0), assign())
+		forward.add(f.side(d))
+		forward.add(sided(), jump(d.name+f.digit+x))
+		l.decide(add(d.name+f.digit+x, noHook), f, d, "gap-"+d.name+f.digit, x)
 	}
-	own := add("own"+f.digit+x, noHook)
-	input.add(f.side(egress()), found(regTable), jump(own.name))
-	world := goTo("world-" + egress().name + f.digit + x)
-	known := append(f.identity(setHosts, egress()), copied(regIdentity, regOther, number(ownBit)),
-		compare(unix.NFT_CMP_NEQ, regOther, make([]byte, 4)))
-	l.cells(own, f, egress(), x, known)
-	own.add(known, world)
-	l.cells(own, f, egress(), x, []expression{constant(regIdentity, number(ownNumber))})
-	own.add(world)
-	for _, c := range []*chain{forward, input} {
-		c.add(current(x), accept())
+	forward.add(current(x), constant(0), assign(), accept())
+
+	// The host's own connections to endpoints are none of a policy's business, so that only an egress side counts.
+	input.add(constant(0), assign())
+	input.add(f.side(egress()))
+	input.add(unsided(), current(x), accept())
+	input.add(unsided(), leave())
+	input.add(invalid(), drop())
+	input.add(midway(), goTo(chainResets))
+	input.add(notOwn(), jump(chainOwn))
+	own := chainOwn + f.digit + x
+	input.add(jump(own))
+	l.decide(add(own, noHook), f, egress(), "gap-"+chainOwn+f.digit, x)
+	input.add(current(x), constant(0), assign(), accept())
+}
+
+// decide goes back if the packet is allowed at one end, or judged by a copy that is not current any more.
+func (l layout) decide(c *chain, f family, d end, gap, x string) {
+	c.add(jump(chainJudge))
+	if l.ranges {
+		c.add(unsided(), jump(gap))
+		c.add(unsided(), jump("last-"+d.name+f.digit))
 	}
+	c.add(variable(), masked(number(allowed)), compare(unix.NFT_CMP_EQ, number(allowed)), variable(), lookup(setCounts), leave())
+	c.add(f.is(), f.both(), lookup(f.set(setSelf)), leave())
+	c.add(current(x), goTo("denied-"+d.name))
 }
 
 // strays adds what becomes of packets that belong to no connection and do not begin one, at endpoints that have a side of whatever direction. A
 // connection that was cut does not go on by them, whichever end sends, and is told so.
 func (f family) strays(add func(string, int32) *chain) {
 	invalid, midway := add("invalid"+f.digit, noHook), add("midway"+f.digit, noHook)
-	midway.add(f.itself(), compare(unix.NFT_CMP_EQ, regIdentity, number(itselfNumber)), leave())
-	for _, d := range ends() {
-		for _, source := range []bool{true, false} {
-			side := []expression{f.address(source, regOther), mapped(f.set(d.table), regOther, regTable), found(regTable)}
-			invalid.add(side, counter(), drop())
-			midway.add(side, goTo("resets"))
+	midway.add(f.is(), f.both(), lookup(f.set(setSelf)), leave())
+	for _, c := range []*chain{invalid, midway} {
+		c.add(constant(0), assign())
+		for _, d := range ends() {
+			for _, source := range []bool{true, false} {
+				c.add(f.is(), f.address(source), judged(f.set(d.name)))
+			}
 		}
 	}
+	invalid.add(sided(), counter(), drop())
+	midway.add(sided(), goTo(chainResets))
 }
 
 // invalid goes on if connection tracking can make nothing of the packet.
 func invalid() []expression {
-	return []expression{ctState(regOther), masked(regOther, ctBits(ctInvalid)), compare(unix.NFT_CMP_NEQ, regOther, make([]byte, 4))}
+	return []expression{ctState(0), masked(ctBits(ctInvalid)), compare(unix.NFT_CMP_NEQ, make([]byte, 4))}
 }
 
 // midway goes on with TCP that is no plain SYN.
 func midway() []expression {
 	const syn, mask = 0x02, 0x17 // SYN among FIN, SYN, RST and ACK
-	return []expression{
-		meta(unix.NFT_META_L4PROTO, regOther), compare(unix.NFT_CMP_EQ, regOther, []byte{unix.IPPROTO_TCP}),
-		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, tcpFlags, 1, regOther), masked(regOther, []byte{mask}),
-		compare(unix.NFT_CMP_NEQ, regOther, []byte{syn}),
-	}
+	return append(tcp(), payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, tcpFlags, 1, 0), masked([]byte{mask}), compare(unix.NFT_CMP_NEQ, []byte{syn}))
 }
 
-// cells adds what judges by the cells of the identity that is found as said, and by that of all ports.
-func (l layout) cells(c *chain, f family, d end, x string, identity []expression) {
-	known := []expression{constant(regBefore, make([]byte, keyBytes)), constant(keyTable, make([]byte, keyBytes))}
-	known = append(known, f.side(d)...)
-	known = append(known, identity...)
-	known = append(known, copied(regBefore, keyBefore, bytes.Repeat([]byte{0xff}, keyBytes)))
-	service := []expression{
-		meta(unix.NFT_META_L4PROTO, regProtocol),
-		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, regPort),
-	}
-	judge := []expression{
-		constant(regOther, make([]byte, 4)),
-		copied(regBefore, regOther-1, bytes.Repeat([]byte{0xff}, 8)),
-		lookup(setCounts, regOther),
-		masked(regOther, number(allowed)),
-		judged(setJudge+d.name+x, regOther),
-	}
-	c.add(known, service, mapped(setCells, keyTable, regVerdict), judge)
-	if l.ranges {
-		c.add(known, service, mapped(setRanges, keyTable, regVerdict), judge)
-	}
-	c.add(known, mapped(setWide, keyTable, regVerdict), judge)
+func tcp() []expression {
+	return []expression{meta(unix.NFT_META_L4PROTO, 0), compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_TCP})}
 }
 
-// side goes on if the packet has a side at that end, with its table.
+// side puts the numbers of the table and of the other end's identity into the variable, if the packet has a side at that end.
 func (f family) side(d end) []expression {
-	return []expression{f.address(d.source, regOther), mapped(f.set(d.table), regOther, regTable)}
+	return append(append(f.is(), f.address(d.source)), judged(f.set(d.name)))
 }
 
-// identity finds that of the other end.
-func (f family) identity(set string, d end) []expression {
-	e := []expression{f.address(!d.source, regOther)}
-	if set == setBlocks {
-		e = append(e, constant(regOther+register(f.size/4), make([]byte, padding)))
-	}
-	return append(e, mapped(f.set(set), regOther, regIdentity))
+// is goes on if the packet is of the family. Without it nft(8) cannot tell what the addresses are.
+func (f family) is() []expression {
+	return []expression{meta(unix.NFT_META_NFPROTO, 0), compare(unix.NFT_CMP_EQ, []byte{f.proto})}
 }
 
-// itself finds the identity by which an endpoint sees itself, if source and destination are the same address of one.
-func (f family) itself() []expression {
-	return []expression{
-		f.address(true, regOther), f.address(false, regOther+register(f.size/4)), mapped(f.set(setSelf), regOther, regIdentity),
-	}
-}
-
-func (f family) address(source bool, to register) expression {
+func (f family) address(source bool) expression {
 	offset := f.source
 	if !source {
 		offset += f.size
 	}
-	return payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, f.size, to)
+	return payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, f.size, 0)
+}
+
+// both are source and destination, as a key.
+func (f family) both() []expression {
+	return []expression{f.address(true), payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.source+f.size, f.size, register(f.size/4))}
 }
 
 // discovery lets through by which neighbours find each other (RFC 4861 and 3810): it is never forwarded, and an endpoint needs it to
@@ -279,22 +347,44 @@ func (f family) discovery() (rules [][]expression) {
 	if f.size == 4 {
 		return nil
 	}
-	for _, r := range [][2]byte{{130, 137}, {143, 143}} {
-		rules = append(rules, []expression{
-			meta(unix.NFT_META_L4PROTO, regOther), compare(unix.NFT_CMP_EQ, regOther, []byte{unix.IPPROTO_ICMPV6}),
-			payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, regOther),
-			compare(unix.NFT_CMP_GTE, regOther, []byte{r[0]}), compare(unix.NFT_CMP_LTE, regOther, []byte{r[1]}), accept(),
-		})
+	kind := append(f.is(), meta(unix.NFT_META_L4PROTO, 0), compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6}),
+		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0))
+	return [][]expression{
+		append(kind[:len(kind):len(kind)], compare(unix.NFT_CMP_GTE, []byte{130}), compare(unix.NFT_CMP_LTE, []byte{137}), accept()),
+		append(kind[:len(kind):len(kind)], compare(unix.NFT_CMP_EQ, []byte{143}), accept()),
 	}
-	return rules
 }
-
-// found goes on if there is a number in the register, as there always is: nft(8) does not show look-ups on which nothing depends.
-func found(r register) expression { return compare(unix.NFT_CMP_NEQ, r, number(noNumber)) }
 
 // current goes on if the copy is the current one.
 func current(x string) []expression {
-	return []expression{constant(regOther, phase(x)), lookup(setCurrent, regOther)}
+	return []expression{meta(unix.NFT_META_NFPROTO, 0), lookup(setCurrent + x)}
+}
+
+// variable reads the variable, assign writes it.
+func variable() expression { return meta(unix.NFT_META_PRIORITY, 0) }
+func assign() expression   { return metaSet(unix.NFT_META_PRIORITY) }
+
+// sided and unsided say whether there is something in the variable.
+func sided() []expression {
+	return []expression{variable(), compare(unix.NFT_CMP_NEQ, number(0))}
+}
+
+func unsided() []expression {
+	return []expression{variable(), compare(unix.NFT_CMP_EQ, number(0))}
+}
+
+// notOwn goes on if the identity is none of the host.
+func notOwn() []expression {
+	return []expression{variable(), masked(number(ownBit)), compare(unix.NFT_CMP_EQ, number(0))}
+}
+
+// keep keeps some bits of the variable, set sets some.
+func keep(bits uint32) []expression {
+	return []expression{variable(), masked(number(bits)), assign()}
+}
+
+func set(bits uint32) []expression {
+	return []expression{variable(), combined(number(^bits), number(bits)), assign()}
 }
 
 // States of connection tracking, as bits.
@@ -306,5 +396,5 @@ const (
 
 func ctBits(bits uint32) []byte { return binary.NativeEndian.AppendUint32(nil, bits) }
 
-// number is a number as it lies in registers and keys: so that intervals of such are those of their bytes.
-func number(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+// number is a number as the variable holds it.
+func number(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }

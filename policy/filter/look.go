@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,15 +24,16 @@ type contents struct {
 	counts    map[uint32]uint64             // packets
 	phase     string                        // copy that judges, "" if not exactly one
 	digest    string                        // of the bulk, as the phase bears it
+	leaves    map[string][]string           // chains of tables, described
 	broken    map[string]bool               // sets with intervals that make no sense
 
-	tables, identities, verdicts uint32 // the greatest numbers, without their bits
+	tables, identities, verdicts, lists uint32 // the greatest numbers, without their bits
 }
 
 func newContents() *contents {
 	return &contents{
 		sets: map[string]setKind{}, values: map[string]map[string]element{}, intervals: map[string]map[string]element{},
-		comments: map[uint32]string{}, counts: map[uint32]uint64{}, broken: map[string]bool{},
+		comments: map[uint32]string{}, counts: map[uint32]uint64{}, broken: map[string]bool{}, leaves: map[string][]string{},
 	}
 }
 
@@ -84,6 +86,7 @@ func (c *conn) lookOnce(table string, what extent) (*contents, error) {
 			return nil, err
 		}
 	}
+	have.plant()
 	for _, k := range have.sets {
 		if what == whole || what == small && !bulk(k.name) {
 			if err := c.readElements(table, k, have); err != nil {
@@ -91,8 +94,39 @@ func (c *conn) lookOnce(table string, what extent) (*contents, error) {
 			}
 		}
 	}
+	have.settlePhase()
 	slices.Sort(have.skeleton)
 	return have, nil
+}
+
+// isLeaf says whether a chain of that name is one of a table.
+func isLeaf(name string) bool {
+	_, _, ok := leafNumber(name)
+	return ok
+}
+
+// leafNumber returns the number of the table.
+func leafNumber(name string) (d end, number uint32, ok bool) {
+	for _, d := range ends() {
+		if digits, found := strings.CutPrefix(name, d.name+"-"); found {
+			n, err := strconv.ParseUint(digits, 10, 32)
+			return d, uint32(n), err == nil && n <= maxTable && leafName(d.name, uint32(n)) == name
+		}
+	}
+	return d, 0, false
+}
+
+// plant makes elements of the chains of tables.
+func (c *contents) plant() {
+	c.values[setLeaves] = map[string]element{}
+	for name, lines := range c.leaves {
+		d, number, _ := leafNumber(name)
+		if !slices.Equal(lines, leaf(d, number).lines()) {
+			c.broken[setLeaves] = true
+		}
+		c.values[setLeaves][name] = element{key: []byte(name), data: number}
+		c.tables = max(c.tables, number)
+	}
 }
 
 // request is one for what is of a table.
@@ -184,8 +218,13 @@ func (c *conn) readChains(table string, have *contents) error {
 			}
 		})
 		if err == nil && of == table {
+			line := chainLine(name, hook, priority, policy)
+			if isLeaf(name) {
+				have.leaves[name] = append(have.leaves[name], line)
+				return nil
+			}
 			have.chains = append(have.chains, name)
-			have.skeleton = append(have.skeleton, chainLine(name, hook, priority, policy))
+			have.skeleton = append(have.skeleton, line)
 		}
 		return err
 	})
@@ -210,8 +249,13 @@ func (c *conn) readRules(table string, have *contents) error {
 			}
 		})
 		if err == nil && of == table {
-			have.skeleton = append(have.skeleton, fmt.Sprintf("rule %s %d%s", chain, count[chain], line))
+			line = fmt.Sprintf("rule %s %d%s", chain, count[chain], line)
 			count[chain]++
+			if isLeaf(chain) {
+				have.leaves[chain] = append(have.leaves[chain], line)
+			} else {
+				have.skeleton = append(have.skeleton, line)
+			}
 		}
 		return err
 	})
@@ -234,7 +278,7 @@ func ruleLine(list []byte) string {
 		})
 		s.WriteString(" | " + name)
 		if name != "counter" {
-			describeAttributes(&s, data, nested(name))
+			describeAttributes(&s, data, nested(name), []uint16{unix.NFTA_DATA_VERDICT})
 		}
 		return ok
 	}) {
@@ -256,13 +300,14 @@ func nested(name string) []uint16 {
 	return nil
 }
 
-func describeAttributes(s *strings.Builder, b []byte, nests []uint16) {
+// describeAttributes describes attributes, of which some hold others, of which again some.
+func describeAttributes(s *strings.Builder, b []byte, nests ...[]uint16) {
 	var parts []string
 	ok := attributes(b, func(kind uint16, v []byte) bool {
 		switch {
-		case slices.Contains(nests, kind):
+		case len(nests) > 0 && slices.Contains(nests[0], kind):
 			var inner strings.Builder
-			describeAttributes(&inner, v, []uint16{unix.NFTA_DATA_VERDICT})
+			describeAttributes(&inner, v, nests[1:]...)
 			parts = append(parts, fmt.Sprintf("%d:{%s}", kind, inner.String()))
 		case len(strings.Trim(string(v), "\x00")) > 0:
 			parts = append(parts, fmt.Sprintf("%d:%x", kind, v))

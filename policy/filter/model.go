@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -19,8 +20,16 @@ type model struct {
 	blocks   map[netip.Prefix]uint32 // numbers of identities
 	spans    []span                  // of blocks
 	selves   map[netip.Addr]uint32   // numbers of identities, of those that do not always reach themselves
-	ranged   int                     // cells of several ports
+	leaves   map[string]led          // by name
+	ranged   int                     // services with lists
+	relisted map[relisted][]portRange
 	numbers
+}
+
+// A led table is one with sides in a direction: so many.
+type led struct {
+	number uint32
+	uses   int
 }
 
 // A table is one of verdicts. Those are numbers of verdicts.
@@ -28,6 +37,7 @@ type table struct {
 	number uint32
 	cells  map[port]uint32
 	ranges map[service][]portRange // sorted
+	lists  map[service]uint32      // where these are: what setLists says
 	wide   map[uint32]uint32       // by identity
 	last   uint32                  // the default
 }
@@ -58,7 +68,7 @@ type span struct {
 func newModel(n numbers) *model {
 	return &model{
 		tables: map[compile.TableID]*table{}, byNumber: map[uint32]*table{}, sides: map[compile.Side]uint32{}, hosts: map[netip.Addr]uint32{},
-		blocks: map[netip.Prefix]uint32{}, selves: map[netip.Addr]uint32{}, numbers: n,
+		blocks: map[netip.Prefix]uint32{}, selves: map[netip.Addr]uint32{}, leaves: map[string]led{}, numbers: n,
 	}
 }
 
@@ -73,7 +83,19 @@ func build(s *compile.State, n numbers) (*model, error) {
 		return nil, err
 	}
 	m.apply(d, nil)
+	if err := m.fits(); err != nil {
+		return nil, err
+	}
+	m.settle(m.tables)
 	return m, nil
+}
+
+// fits says whether all that the model has has got a number.
+func (m *model) fits() error {
+	if m.full == "" {
+		return nil
+	}
+	return fmt.Errorf("network policy: the kernel's table can hold no more than %s, and stays as it was; use fewer policies, or fewer endpoints on this node", m.full)
 }
 
 // empty says whether there is nobody to judge for.
@@ -81,7 +103,7 @@ func (m *model) empty() bool { return len(m.sides) == 0 }
 
 // layout is what rules the model needs.
 func (m *model) layout(group uint16, quiet bool) layout {
-	return layout{ranges: m.ranged > 0, blocks: len(m.spans) > 0, group: group, quiet: quiet}
+	return layout{ranges: m.ranged > 0, blocks: len(m.spans) > 0, selves: len(m.selves) > 0, group: group, quiet: quiet}
 }
 
 // allows judges as the kernel does. Own says which addresses are the host's: it has no ingress, and its identities to those who send to it.

@@ -4,9 +4,11 @@ package filter
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weftnet/weft/policy"
@@ -14,17 +16,31 @@ import (
 )
 
 // numbers are what the kernel knows tables, identities and verdicts by. Those of an earlier run are taken over where they mean the same, so that
-// an equal state has equal elements. None is used again for something else; there are 2^30 of each kind.
+// an equal state has equal elements. Those that nothing has any more are given again as late as possible.
 type numbers struct {
-	nextTable, nextIdentity, nextVerdict uint32
+	nextTable, nextIdentity, nextVerdict, nextList uint32
+
+	full string // what there are too many of, "" if nothing
 
 	given      map[compile.TableID]uint32  // that have to be used
 	taken      map[compile.Identity]uint32 // likewise
 	old        map[string]uint32           // likewise, by comment
+	oldLists   map[string]uint32           // likewise, by content
+	reserved   map[uint32]bool             // values of taken
+	numbered   map[uint32]bool             // values of given
 	identities map[compile.Identity]*inUse // in use
 	meaning    map[uint32]compile.Identity // of what is in use
 	verdicts   map[uint32]*putDown         // in use or counted
 	byComment  map[string]uint32           // of verdicts
+	lists      map[string]*list            // in use, by content
+	listed     map[uint32]bool             // their numbers
+}
+
+// A list is intervals of ports of a protocol with their verdicts, as identities have them in tables: many have the same.
+type list struct {
+	number uint32
+	uses   int
+	ranges []portRange // sorted
 }
 
 // inUse is a number with how often it is used.
@@ -43,8 +59,9 @@ type putDown struct {
 
 func newNumbers() numbers {
 	return numbers{
-		nextTable: 1, nextIdentity: 2, nextVerdict: 1,
-		given: map[compile.TableID]uint32{}, taken: map[compile.Identity]uint32{}, old: map[string]uint32{},
+		nextTable: 1, nextIdentity: unsortedNumber + 1, nextVerdict: 1, nextList: 1,
+		given: map[compile.TableID]uint32{}, taken: map[compile.Identity]uint32{}, old: map[string]uint32{}, oldLists: map[string]uint32{},
+		reserved: map[uint32]bool{}, numbered: map[uint32]bool{}, lists: map[string]*list{}, listed: map[uint32]bool{},
 		identities: map[compile.Identity]*inUse{}, meaning: map[uint32]compile.Identity{},
 		verdicts: map[uint32]*putDown{}, byComment: map[string]uint32{},
 	}
@@ -56,18 +73,17 @@ func adopt(s *compile.State, have *contents) numbers {
 	if have == nil {
 		return n
 	}
-	n.nextTable, n.nextIdentity, n.nextVerdict = have.tables+1, max(have.identities+1, 2), have.verdicts+1
-	used := map[uint32]bool{}
+	n.nextTable, n.nextIdentity, n.nextVerdict, n.nextList = have.tables+1, max(have.identities, unsortedNumber)+1, have.verdicts+1, have.lists+1
 	for side, id := range s.Sides {
 		number, ok := have.value(sideSet(side), side.Addr.AsSlice())
-		if _, done := n.given[id]; ok && !done && !used[number] {
-			n.given[id], used[number] = number, true
+		if _, done := n.given[id]; ok && !done && !n.numbered[number] {
+			n.given[id], n.numbered[number] = number, true
 		}
 	}
-	used = map[uint32]bool{}
 	take := func(i compile.Identity, number uint32) {
-		if _, done := n.taken[i]; !done && !used[number] && fixed(i) == nil && i.IsOwnNode() == (number&ownBit != 0) && number&^ownBit > 1 {
-			n.taken[i], used[number] = number, true
+		if _, done := n.taken[i]; !done && !n.reserved[number] && fixed(i) == nil && i.IsOwnNode() == (number&ownBit != 0) &&
+			number <= identityMask && number&^ownBit > unsortedNumber {
+			n.taken[i], n.reserved[number] = number, true
 		}
 	}
 	for a, i := range s.Identities {
@@ -87,7 +103,42 @@ func adopt(s *compile.State, have *contents) numbers {
 	for key, comment := range have.comments {
 		n.old[comment] = key
 	}
+	lists := map[uint32][]portRange{}
+	for _, x := range have.intervals[setRanges] {
+		if number, r, ok := x.portRange(); ok {
+			lists[number] = append(lists[number], r)
+		}
+	}
+	for number, ranges := range lists {
+		slices.SortFunc(ranges, func(a, b portRange) int { return int(a.first) - int(b.first) })
+		n.oldLists[content(ranges)] = number
+	}
 	return n
+}
+
+// settle forgets what was to be taken over and was not.
+func (n *numbers) settle(tables map[compile.TableID]*table) {
+	n.given, n.taken, n.old, n.oldLists = map[compile.TableID]uint32{}, map[compile.Identity]uint32{}, nil, nil
+	n.numbered, n.reserved = map[uint32]bool{}, map[uint32]bool{}
+	for id, t := range tables {
+		n.given[id], n.numbered[t.number] = t.number, true
+	}
+}
+
+// pick returns a number from first to most that is not in use, as long as possible after it was; what is full if there is none.
+func (n *numbers) pick(next *uint32, first, most uint32, what string, used func(number uint32) bool) uint32 {
+	for range most - first + 1 {
+		if *next < first || *next > most {
+			*next = first
+		}
+		number := *next
+		*next++
+		if !used(number) {
+			return number
+		}
+	}
+	n.full = fmt.Sprintf("%d %s", most, what)
+	return first
 }
 
 // fixed returns the number of an identity that is always there.
@@ -110,9 +161,8 @@ func (n *numbers) tableNumber(id compile.TableID) uint32 {
 	if number, ok := n.given[id]; ok {
 		return number
 	}
-	number := n.nextTable
-	n.nextTable++
-	n.given[id] = number
+	number := n.pick(&n.nextTable, 1, maxTable, "tables of verdicts", func(number uint32) bool { return n.numbered[number] })
+	n.given[id], n.numbered[number] = number, true
 	return number
 }
 
@@ -125,11 +175,14 @@ func (n *numbers) identityNumber(i compile.Identity) uint32 {
 	if u == nil {
 		number, ok := n.taken[i]
 		if !ok {
-			number = n.nextIdentity
-			n.nextIdentity++
+			var own uint32
 			if i.IsOwnNode() {
-				number |= ownBit
+				own = ownBit
 			}
+			number = own | n.pick(&n.nextIdentity, unsortedNumber+1, maxIdentity, "kinds of addresses", func(number uint32) bool {
+				_, used := n.meaning[own|number]
+				return used || n.reserved[own|number]
+			})
 		}
 		delete(n.taken, i)
 		u = &inUse{number: number}
@@ -198,6 +251,56 @@ func (n *numbers) verdictOf(v compile.Verdict, e *edit) uint32 {
 func (n *numbers) forget(number uint32) {
 	if v := n.verdicts[number]; v != nil {
 		v.uses--
+	}
+}
+
+// content is what a list is known by.
+func content(ranges []portRange) string {
+	var b []byte
+	for _, r := range ranges {
+		b = binary.BigEndian.AppendUint16(b, r.first)
+		b = binary.BigEndian.AppendUint16(b, r.last)
+		b = binary.BigEndian.AppendUint32(b, r.verdict)
+	}
+	return string(b)
+}
+
+// list returns the number of a list, with room for the port below it, for one more use; 0 if there are no ranges.
+func (n *numbers) list(ranges []portRange, e *edit) uint32 {
+	if len(ranges) == 0 {
+		return 0
+	}
+	key := content(ranges)
+	l := n.lists[key]
+	if l == nil {
+		number, ok := n.oldLists[key]
+		if !ok || n.listed[number] {
+			number = n.pick(&n.nextList, 1, maxList, "lists of ports", func(number uint32) bool { return n.listed[number] })
+		}
+		l = &list{number: number, ranges: slices.Clone(ranges)}
+		n.lists[key], n.listed[number] = l, true
+		for _, r := range l.ranges {
+			e.interval(setRanges, rangeOf(number, r), true)
+		}
+	}
+	l.uses++
+	return l.number << 16
+}
+
+// unlist ends one use of a list.
+func (n *numbers) unlist(ranges []portRange, e *edit) {
+	key := content(ranges)
+	l := n.lists[key]
+	if l == nil {
+		return
+	}
+	if l.uses--; l.uses > 0 {
+		return
+	}
+	delete(n.lists, key)
+	delete(n.listed, l.number)
+	for _, r := range l.ranges {
+		e.interval(setRanges, rangeOf(l.number, r), false)
 	}
 }
 

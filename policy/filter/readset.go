@@ -5,7 +5,6 @@ package filter
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +36,7 @@ func (r *reader) message(b []byte) bool {
 
 func (r *reader) element(b []byte) bool {
 	var e edge
-	var verdict, comment string
+	var chain, comment string
 	var packets uint64
 	odd := false
 	ok := attributes(b, func(kind uint16, v []byte) bool {
@@ -48,9 +47,11 @@ func (r *reader) element(b []byte) bool {
 			return attributes(v, func(kind uint16, v []byte) bool {
 				switch kind {
 				case unix.NFTA_DATA_VALUE:
-					e.data = word(v)
+					if len(v) == 4 {
+						e.data = binary.NativeEndian.Uint32(v)
+					}
 				case unix.NFTA_DATA_VERDICT:
-					verdict = verdictLine(v)
+					chain = jumpTo(v)
 				}
 				return true
 			})
@@ -73,33 +74,39 @@ func (r *reader) element(b []byte) bool {
 	case !ok || odd || len(e.key) != int(r.kind.keyLen):
 		r.have.broken[r.kind.name] = true
 	case r.kind.dataType == typeVerdict:
-		r.have.skeleton = append(r.have.skeleton, fmt.Sprintf("element %s %x: %s", r.kind.name, e.key, verdict))
+		d, number, ok := leafNumber(chain)
+		if !ok || d.name != directionOf(r.kind.name) {
+			r.have.broken[r.kind.name] = true
+		}
+		r.into[string(e.key)] = element{key: e.key, data: number}
 	case r.kind.flags&unix.NFT_SET_INTERVAL != 0:
 		r.edges = append(r.edges, e)
 	default:
 		r.into[string(e.key)] = element{key: e.key, data: e.data, comment: comment}
 	}
 	if r.kind.name == setCounts && len(e.key) == 4 {
-		n := binary.BigEndian.Uint32(e.key)
+		n := binary.NativeEndian.Uint32(e.key)
 		r.have.comments[n], r.have.counts[n] = comment, packets
 		r.have.verdicts = max(r.have.verdicts, n&^allowed)
 	}
 	return ok
 }
 
-func verdictLine(b []byte) string {
-	var code uint32
-	var chain string
+// jumpTo is the chain to which a verdict jumps, "" if it is another verdict.
+func jumpTo(b []byte) (chain string) {
 	attributes(b, func(kind uint16, v []byte) bool {
 		switch kind {
 		case unix.NFTA_VERDICT_CODE:
-			code = word(v)
+			if jump := int32(unix.NFT_JUMP); word(v) != uint32(jump) {
+				chain = ""
+				return false
+			}
 		case unix.NFTA_VERDICT_CHAIN:
 			chain = stringOf(v)
 		}
 		return true
 	})
-	return fmt.Sprintf("%d %s", int32(code), chain)
+	return chain
 }
 
 // finish puts intervals together, and notes the greatest numbers.
@@ -111,52 +118,81 @@ func (r *reader) finish() {
 		r.have.intervals[name] = r.into
 		r.pair()
 	}
-	if name == setCurrent {
-		for _, c := range copies() {
-			if x, ok := r.into[string(phase(c))]; ok && len(r.into) == 1 {
-				r.have.phase, r.have.digest = c, x.comment
-			}
-		}
-		return
-	}
 	for _, x := range r.into {
 		r.note(x)
 	}
 }
 
-// pair puts together where intervals begin and end.
+// settlePhase says which copy judges, when all is read.
+func (c *contents) settlePhase() {
+	n := 0
+	for _, x := range copies() {
+		phase := c.values[setCurrent+x]
+		n += len(phase)
+		if len(phase) == len(families()) {
+			c.phase, c.digest = x, phase[string([]byte{unix.NFPROTO_IPV4})].comment
+		}
+	}
+	if n != len(families()) {
+		c.phase, c.digest = "", ""
+	}
+}
+
+// pair puts together where intervals begin and end. The last one need not end.
 func (r *reader) pair() {
-	slices.SortFunc(r.edges, func(a, b edge) int { return bytes.Compare(a.key, b.key) })
-	for i := 0; i < len(r.edges); i += 2 {
-		if i+1 == len(r.edges) || r.edges[i].end || !r.edges[i+1].end {
+	slices.SortFunc(r.edges, func(a, b edge) int {
+		switch c := bytes.Compare(a.key, b.key); {
+		case c != 0 || a.end == b.end:
+			return c
+		case a.end:
+			return -1
+		}
+		return 1
+	})
+	rest := r.edges
+	if len(rest) > 0 && rest[0].end && len(bytes.Trim(rest[0].key, "\x00")) == 0 {
+		rest = rest[1:] // nft(8) says where what is before the first one ends
+	}
+	for len(rest) > 0 {
+		from := rest[0]
+		switch {
+		case from.end:
+			r.have.broken[r.kind.name] = true
+			return
+		case len(rest) == 1:
+			r.into[string(from.key)] = element{key: from.key, end: []byte{}, data: from.data}
+			return
+		case !rest[1].end:
 			r.have.broken[r.kind.name] = true
 			return
 		}
-		e := r.edges[i]
-		r.into[string(e.key)] = element{key: e.key, end: r.edges[i+1].key, data: e.data}
+		r.into[string(from.key)] = element{key: from.key, end: rest[1].key, data: from.data}
+		rest = rest[2:]
 	}
 }
 
 // note keeps the greatest numbers of tables and identities.
 func (r *reader) note(x element) {
 	h := r.have
-	identity := func(n uint32) {
-		if n != itselfNumber {
-			h.identities = max(h.identities, n&^ownBit)
-		}
+	both := func() {
+		n := binary.NativeEndian.Uint32(x.key)
+		h.tables = max(h.tables, n>>identityBits)
+		h.identities = max(h.identities, n&identityMask&^ownBit)
 	}
 	switch name := r.kind.name; {
-	case len(x.key) >= 8 && (name == setCells || name == setRanges || name == setWide):
-		h.tables = max(h.tables, binary.BigEndian.Uint32(x.key))
-		identity(binary.BigEndian.Uint32(x.key[4:]))
+	case name == setCells || name == setWide:
+		both()
 		h.verdicts = max(h.verdicts, x.data&^allowed)
-	case r.kind.dataLen == 4 && len(name) > 1:
-		switch name[:len(name)-1] {
-		case setEgress, setIngress:
-			h.tables = max(h.tables, x.data)
-		case setHosts, setBlocks, setSelf:
-			identity(x.data)
-		}
+	case name == setLists:
+		both()
+		h.lists = max(h.lists, x.data>>16)
+	case name == setRanges:
+		h.lists = max(h.lists, binary.BigEndian.Uint32(x.key)>>16)
+		h.verdicts = max(h.verdicts, x.data&^allowed)
+	case r.kind.dataType == typeVerdict:
+		h.tables = max(h.tables, x.data)
+	case len(name) > 1 && slices.Contains([]string{setHosts, setBlocks, setSelves}, name[:len(name)-1]):
+		h.identities = max(h.identities, x.data&^ownBit)
 	}
 }
 

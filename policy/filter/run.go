@@ -226,19 +226,24 @@ func (f *Filter) repair(everything bool) (lines []string) {
 
 // untouched says whether nobody has changed nftables, of whatever table, since the last transaction of the Filter or the last look.
 func (f *Filter) untouched() bool {
-	var generation uint32
+	generation, ok := f.current()
+	same := ok && generation == f.generation
+	f.generation = generation
+	return same
+}
+
+// current returns the generation of nftables: each transaction, of whatever table, makes the next one.
+func (f *Filter) current() (generation uint32, ok bool) {
 	var b buffer
 	b.end(b.begin(nft(unix.NFT_MSG_GETGEN), 0, unix.AF_UNSPEC, 0))
 	err := f.conn.ask(b, false, func(_ header, body []byte) error {
 		return fields(body, func(kind uint16, v []byte) {
 			if kind == unix.NFTA_GEN_ID {
-				generation = word(v)
+				generation, ok = word(v), true
 			}
 		})
 	})
-	same := err == nil && generation == f.generation
-	f.generation = generation
-	return same
+	return generation, ok && err == nil
 }
 
 const (
@@ -256,11 +261,7 @@ func (f *Filter) damage(have *contents, what extent) []string {
 	case f.phase == "":
 		return []string{whose + " was made by somebody; removed"}
 	}
-	want := f.layout.describe()
-	if what == skeleton {
-		want = slices.DeleteFunc(want, func(l string) bool { return len(l) > 7 && l[:7] == "element" })
-	}
-	if !slices.Equal(have.skeleton, want) || what > skeleton && (have.phase != f.phase || len(have.broken) > 0) {
+	if !slices.Equal(have.skeleton, f.layout.describe()) || !f.planted(have) || what > skeleton && (have.phase != f.phase || len(have.broken) > 0) {
 		return []string{changed}
 	}
 	if what == skeleton {
@@ -283,4 +284,17 @@ func (f *Filter) damage(have *contents, what extent) []string {
 		return nil
 	}
 	return []string{fmt.Sprintf("elements of %s were changed by somebody: %d lost, %d added, %d others; put right", whose, lost, added, others)}
+}
+
+// planted says whether the chains of tables are there.
+func (f *Filter) planted(have *contents) bool {
+	if have.broken[setLeaves] || len(have.leaves) != len(f.model.leaves) {
+		return false
+	}
+	for name := range f.model.leaves {
+		if have.leaves[name] == nil {
+			return false
+		}
+	}
+	return true
 }

@@ -76,12 +76,12 @@ func TestRepairs(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	for _, tt := range []struct{ do, told string }{
 		{"flush ruleset", "nftables table inet weft-policy was removed by somebody; made again"},
-		{"delete element inet weft-policy current { 0x61 }", "nftables table inet weft-policy was changed by somebody; put right"},
+		{"delete element inet weft-policy current-a { ipv4 }", "nftables table inet weft-policy was changed by somebody; put right"},
 		{"add chain inet weft-policy more", "nftables table inet weft-policy was changed by somebody; put right"},
 		{"flush chain inet weft-policy forward", "nftables table inet weft-policy was changed by somebody; put right"},
 		{"insert rule inet weft-policy forward accept", "nftables table inet weft-policy was changed by somebody; put right"},
 		{"delete element inet weft-policy ids4 { 10.9.1.12 }", "elements of nftables table inet weft-policy were changed by somebody: 1 lost, 0 added, 0 others; put right"},
-		{"add element inet weft-policy ids4 { 10.9.1.77 : 3 }", "elements of nftables table inet weft-policy were changed by somebody: 0 lost, 1 added, 0 others; put right"},
+		{"add element inet weft-policy ids4 { 10.9.1.77 : 0:3 }", "elements of nftables table inet weft-policy were changed by somebody: 0 lost, 1 added, 0 others; put right"},
 		{"flush set inet weft-policy counts", "elements of nftables table inet weft-policy were changed by somebody: 7 lost, 0 added, 0 others; put right"},
 	} {
 		f.mu.Lock()

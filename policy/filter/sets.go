@@ -2,7 +2,11 @@
 
 package filter
 
-import "golang.org/x/sys/unix"
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
 
 // A setKind is a set or a map of the table, without its elements.
 type setKind struct {
@@ -18,33 +22,33 @@ type setKind struct {
 
 // What the kernel keeps for nft(8): numbers of its types, of which several are put together by 6 bits each.
 const (
-	typeInteger = 4
+	typeFamily  = 2
 	typeV4      = 7
 	typeV6      = 8
 	typeProto   = 12
 	typePort    = 13
-	typeMark    = 19
+	typeNumber  = 23 // classid, as the priority of packets is
 	typeVerdict = 0xffffff00
 	typeBits    = 6
-
-	// A key of intervals has one more word than what it is about, which is 0 where an interval begins and 1 where it ends, so that
-	// intervals share no key where one ends and the next begins, and the last one can end.
-	padding = 4
 )
 
 // The sets and maps. A "4" or "6" at the end is for a family of addresses.
 const (
-	setCurrent = "current" // the phase that judges: one element
-	setSelf    = "self"    // (a, a) of each endpoint's address a -> identity by which it sees itself
-	setEgress  = "egress"  // address -> number of its egress table
-	setIngress = "ingress" // address -> number of its ingress table
-	setHosts   = "ids"     // address -> identity
-	setBlocks  = "blocks"  // interval of addresses -> identity
-	setCells   = "cells"   // (table, identity, protocol, port) -> verdict
-	setRanges  = "ranges"  // the same, intervals
-	setWide    = "wide"    // (table, identity) -> verdict
-	setCounts  = "counts"  // verdict; its elements count
-	setJudge   = "judge-"  // what a verdict means, by copy and direction
+	setCurrent = "current-" // by copy: both families, if it is the one that judges
+	setSelf    = "self"     // (a, a) of each endpoint's address a by which it always reaches itself
+	setSelves  = "selves"   // (a, a) of each other endpoint's address a -> identity by which it sees itself
+	setEgress  = "egress"   // address -> chain of its egress table
+	setIngress = "ingress"  // address -> chain of its ingress table
+	setHosts   = "ids"      // address -> identity
+	setBlocks  = "blocks"   // interval of addresses -> identity
+	setCells   = "cells"    // (table and identity, protocol, port) -> verdict
+	setLists   = "lists"    // (table and identity, protocol) -> list of intervals of ports
+	setRanges  = "ranges"   // interval of list and port -> verdict
+	setWide    = "wide"     // table and identity -> verdict
+	setCounts  = "counts"   // verdict; its elements count
+
+	// setLeaves is none of the kernel's: it stands for the chains of tables, by their names.
+	setLeaves = ""
 )
 
 func concat(types ...uint32) (t uint32) {
@@ -61,32 +65,31 @@ func sets() (all []setKind) {
 		return &all[len(all)-1]
 	}
 	number := func(k *setKind) {
-		k.dataType, k.dataLen = typeMark, 4
+		k.dataType, k.dataLen = typeNumber, 4
 		k.flags |= unix.NFT_SET_MAP
 	}
-	add(setCurrent, typeMark, 4, 0)
+	for _, x := range copies() {
+		add(setCurrent+x, typeFamily, 1, 0)
+	}
 	for _, f := range families() {
 		kind := uint32(typeV4)
 		if f.size == 16 {
 			kind = typeV6
 		}
-		number(add(f.set(setSelf), concat(kind, kind), 2*f.size, 0))
-		number(add(f.set(setEgress), kind, f.size, 0))
-		number(add(f.set(setIngress), kind, f.size, 0))
-		number(add(f.set(setHosts), kind, f.size, 0))
-		number(add(f.set(setBlocks), typeInteger, f.size+padding, unix.NFT_SET_INTERVAL))
-	}
-	cell := concat(typeMark, typeMark, typeProto, typePort)
-	number(add(setCells, cell, 16, 0))
-	number(add(setRanges, typeInteger, 16, unix.NFT_SET_INTERVAL))
-	number(add(setWide, concat(typeMark, typeMark), 8, 0))
-	add(setCounts, typeMark, 4, 0).counted = true
-	for _, c := range copies() {
+		add(f.set(setSelf), concat(kind, kind), 2*f.size, 0)
+		number(add(f.set(setSelves), concat(kind, kind), 2*f.size, 0))
 		for _, d := range ends() {
-			k := add(setJudge+d.name+c, typeMark, 4, unix.NFT_SET_MAP)
+			k := add(f.set(d.name), kind, f.size, unix.NFT_SET_MAP)
 			k.dataType, k.dataLen = typeVerdict, 16
 		}
+		number(add(f.set(setHosts), kind, f.size, 0))
+		number(add(f.set(setBlocks), kind, f.size, unix.NFT_SET_INTERVAL))
 	}
+	number(add(setCells, concat(typeNumber, typeProto, typePort), 12, 0))
+	number(add(setLists, concat(typeNumber, typeProto), 8, 0))
+	number(add(setRanges, typeNumber, 4, unix.NFT_SET_INTERVAL))
+	number(add(setWide, typeNumber, 4, 0))
+	add(setCounts, typeNumber, 4, 0).counted = true
 	return all
 }
 
@@ -121,7 +124,25 @@ func (k setKind) compose(b *buffer, table string, number uint32) {
 	if k.counted {
 		b.expression(nftaSetExpr, counter())
 	}
+	b.attr(unix.NFTA_SET_USERDATA, k.orders())
 	b.end(at)
+}
+
+// orders tells nft(8) the orders of bytes of keys and data, as libnftnl writes it (NFTNL_UDATA_SET_KEYBYTEORDER and _DATABYTEORDER): kind, length, and 1 for the
+// host's or 2 for the network's.
+func (k setKind) orders() []byte {
+	order := uint32(2)
+	switch {
+	case k.keyType == typeNumber, k.keyType == typeFamily:
+		order = 1
+	case k.keyType >= 1<<typeBits:
+		order = 0 // each part has its own
+	}
+	b := binary.NativeEndian.AppendUint32([]byte{0, 4}, order)
+	if k.dataType == typeNumber {
+		b = binary.NativeEndian.AppendUint32(append(b, 1, 4), 1)
+	}
+	return b
 }
 
 const (

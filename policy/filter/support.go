@@ -33,13 +33,16 @@ func (f *Filter) Support() error {
 		const table = Table + "-probe"
 		var b buffer
 		b.composeSkeleton(table, l, 0)
+		for _, d := range ends() {
+			b.composeLeaf(table, element{key: []byte(leafName(d.name, 1)), data: 1})
+		}
 		b.composeHooks(table, l)
 		at := b.begin(nft(unix.NFT_MSG_DELTABLE), 0, unix.NFPROTO_INET, 0)
 		b.text(unix.NFTA_TABLE_NAME, table)
 		b.end(at)
 		return f.conn.commit(b)
 	}
-	l := layout{ranges: true, blocks: true, group: f.config.Group}
+	l := layout{ranges: true, blocks: true, selves: true, group: f.config.Group}
 	err := probe(l)
 	if err != nil {
 		l.quiet = true
@@ -65,13 +68,13 @@ func (f *Filter) Support() error {
 // missing names what of nftables does not work on its own.
 func (f *Filter) missing() (names []string) {
 	const table = Table + "-probe"
-	try := func(what string, e expression) {
+	try := func(what string, rule ...expression) {
 		var b buffer
 		at := b.begin(nft(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
 		b.text(unix.NFTA_TABLE_NAME, table)
 		b.end(at)
 		for _, k := range sets() {
-			if k.name == setCurrent {
+			if k.name == setRanges {
 				k.compose(&b, table, 1)
 			}
 		}
@@ -83,10 +86,9 @@ func (f *Filter) missing() (names []string) {
 		b.text(unix.NFTA_RULE_TABLE, table)
 		b.text(unix.NFTA_RULE_CHAIN, "probe")
 		list := b.nest(unix.NFTA_RULE_EXPRESSIONS)
-		if e.name == "lookup" {
-			b.expression(unix.NFTA_LIST_ELEM, constant(regOther, phase(copies()[0])))
+		for _, e := range rule {
+			b.expression(unix.NFTA_LIST_ELEM, e)
 		}
-		b.expression(unix.NFTA_LIST_ELEM, e)
 		b.close(list)
 		b.end(at)
 		at = b.begin(nft(unix.NFT_MSG_DELTABLE), 0, unix.NFPROTO_INET, 0)
@@ -100,8 +102,8 @@ func (f *Filter) missing() (names []string) {
 	if len(names) > 0 {
 		return names
 	}
-	try("ct (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK)", ctState(regOther))
+	try("ct (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK)", ctState(0))
 	try("reject (CONFIG_NFT_REJECT_INET)", reset())
-	try("sets (CONFIG_NF_TABLES)", lookup(setCurrent, regOther))
+	try("maps (CONFIG_NF_TABLES)", variable(), swapped(), mapped(setRanges), assign())
 	return names
 }
