@@ -5,7 +5,6 @@
 package kubernetes
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -206,38 +205,5 @@ func TestUpstream(t *testing.T) {
 	c.WaitRollout(time.Minute)
 	c.Apply(coreDNS())
 	c.Kubectl("-n", "kube-system", "rollout", "status", "deploy/coredns", "--timeout=120s")
-	report := filepath.Join(c.logs, "upstream")
-	log, err := os.Create(report + ".log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = log.Close() }()
-	p, err := c.Client.Start(lab.Command{
-		Path: c.program("e2e.test"),
-		Args: []string{
-			"--kubeconfig=" + c.pki.file("admin.kubeconfig"), "--provider=skeleton", "--ginkgo.focus=" + *focus, "--ginkgo.skip=" + *skip,
-			"--ginkgo.no-color", "--ginkgo.v", "--disable-log-dump", "--minStartupPods=0", "--report-dir=" + report,
-		},
-		Env: []string{"PATH=" + filepath.Join(c.built, "bin") + ":" + os.Getenv("PATH")}, Stdout: log, Stderr: log,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
-	defer cancel()
-	select {
-	case <-p.Done():
-	case <-ctx.Done():
-		t.Fatalf("upstream's tests do not end; see %s.log", report)
-	}
-	ran := results(t, report)
-	for _, r := range ran {
-		t.Log(r)
-		if !strings.HasPrefix(r, "passed") {
-			t.Errorf("%s; see %s.log", r, report)
-		}
-	}
-	if len(ran) == 0 {
-		t.Errorf("no test ran; see %s.log", report)
-	}
+	c.upstream(t, "--ginkgo.focus="+*focus, "--ginkgo.skip="+*skip)
 }

@@ -5,6 +5,7 @@
 package kubernetes
 
 import (
+	"context"
 	"encoding/xml"
 	"flag"
 	"fmt"
@@ -13,13 +14,58 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/weftnet/weft/integration/lab"
 )
 
 // What of upstream's tests runs. SCTP needs a kernel that has it; Feature means what a cluster may lack.
 var (
 	focus = flag.String("focus", `\[sig-network\].*(\[Conformance\]|Granular Checks)`, "upstream tests to run, a regular expression")
 	skip  = flag.String("skip", `SCTP|Feature:|\[Slow\]`, "upstream tests to leave out, a regular expression")
+
+	netpol = flag.String("netpol", ".", "upstream tests of network policies to run, a regular expression")
 )
+
+// upstream runs some of Kubernetes' own tests, from outside of the cluster, and returns "passed 12s NAME" for each, of which none has failed.
+func (c *Cluster) upstream(t *testing.T, which ...string) []string {
+	t.Helper()
+	report := filepath.Join(c.logs, "upstream")
+	log, err := os.Create(report + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	p, err := c.Client.Start(lab.Command{
+		Path: c.program("e2e.test"),
+		Args: append([]string{
+			"--kubeconfig=" + c.pki.file("admin.kubeconfig"), "--provider=skeleton",
+			"--ginkgo.no-color", "--ginkgo.v", "--disable-log-dump", "--minStartupPods=0", "--report-dir=" + report,
+		}, which...),
+		Env: []string{"PATH=" + filepath.Join(c.built, "bin") + ":" + os.Getenv("PATH")}, Stdout: log, Stderr: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
+	defer cancel()
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		t.Fatalf("upstream's tests do not end; see %s.log", report)
+	}
+	ran := results(t, report)
+	for _, r := range ran {
+		t.Log(r)
+		if !strings.HasPrefix(r, "passed") {
+			t.Errorf("%s; see %s.log", r, report)
+		}
+	}
+	if len(ran) == 0 {
+		t.Errorf("no test ran; see %s.log", report)
+	}
+	return ran
+}
 
 // results reads the reports in a directory: "passed 12s NAME" for each test that ran.
 func results(t *testing.T, dir string) []string {
