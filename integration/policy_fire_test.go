@@ -88,7 +88,7 @@ func (f *fire) hear(sink *net.UDPConn) {
 		}
 		if err == nil && n == 8 {
 			f.mu.Lock()
-			f.arrived = append(f.arrived, time.Unix(0, int64(binary.BigEndian.Uint64(buf)))) //nolint:gosec // G115: as it was written
+			f.arrived = append(f.arrived, time.Unix(0, int64(binary.BigEndian.Uint64(buf))))
 			f.mu.Unlock()
 		}
 	}
@@ -105,7 +105,7 @@ func (f *fire) shoot(guns []*net.UDPConn) {
 	for i := 0; ; {
 		for range volley {
 			for _, a := range f.to.Addrs() {
-				b := binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano())) //nolint:gosec // G115: after 1970
+				b := binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))
 				if _, err := guns[i%len(guns)].WriteToUDPAddrPort(b, netip.AddrPortFrom(a, firePort)); err == nil {
 					f.sent.Add(1)
 				}
@@ -411,7 +411,7 @@ func TestPoliciesCutFlows(t *testing.T) {
 	} {
 		var forbidden []*flow
 		for i, a := range db.Addrs() {
-			forbidden = append(forbidden, flowBetween(t, near, db, a, uint16(8000+i)), flowBetween(t, far, db, a, uint16(8010+i))) //nolint:gosec // G115: small
+			forbidden = append(forbidden, flowBetween(t, near, db, a, uint16(8000+i)), flowBetween(t, far, db, a, uint16(8010+i)))
 		}
 		allowed := flowBetween(t, web, db, db.V4, 8020)
 		talks := map[*lab.Workload]*lab.Talk{}

@@ -219,7 +219,7 @@ func (w *town) arrives(ctx context.Context, n *lab.Namespace, c policy.Connectio
 	defer func() { _ = raw.Close() }()
 	token := w.token.Add(1)
 	for ctx.Err() == nil {
-		_, _ = raw.WriteToIP(sctpInit(uint16(10_000+token%50_000), c.Port, token), &net.IPAddr{IP: c.Dst.AsSlice()}) //nolint:gosec // G115: below 60,000
+		_, _ = raw.WriteToIP(sctpInit(uint16(10_000+token%50_000), c.Port, token), &net.IPAddr{IP: c.Dst.AsSlice()})
 		select {
 		case <-ctx.Done():
 		case <-time.After(resend / 4):

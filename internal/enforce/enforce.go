@@ -48,11 +48,11 @@ type Kernel interface {
 	Denials(ctx context.Context) <-chan Denial
 }
 
-// The Kernel's words are the filter's.
-type (
-	Count  = filter.Count
-	Denial = filter.Denial
-)
+// Count is a number of connections.
+type Count = filter.Count
+
+// Denial is a connection that was denied.
+type Denial = filter.Denial
 
 // Compiler is what makes states of objects, and keeps these: *compile.Compiler.
 type Compiler interface {

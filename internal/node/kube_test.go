@@ -365,7 +365,7 @@ func TestKubernetesDeletedNodeIsReclaimed(t *testing.T) {
 func (k *kubernetes) poorestLast() {
 	slots := map[string]uint64{}
 	for _, h := range k.machines[0].service().IPAM().Holdings {
-		slots[h.Node] = uint64(h.Slots)
+		slots[h.Node] = h.Slots
 	}
 	slices.SortStableFunc(k.machines, func(a, b *machine) int { return cmp.Compare(slots[b.name], slots[a.name]) })
 }

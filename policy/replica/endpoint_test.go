@@ -75,9 +75,23 @@ func TestNames(t *testing.T) {
 		s           string
 		label, name bool
 	}{
-		{"a", true, true}, {"a-1", true, true}, {"1", true, true}, {long, true, true}, {long + "a", false, true}, {"a.b", false, true},
-		{"", false, false}, {"-a", false, false}, {"a-", false, false}, {"A", false, false}, {"a_b", false, false}, {"a.", false, false}, {".a", false, false},
-		{"a.-b", false, false}, {strings.Repeat("a", 254), false, false}, {"ä", false, false}, {"a/b", false, false},
+		{"a", true, true},
+		{"a-1", true, true},
+		{"1", true, true},
+		{long, true, true},
+		{long + "a", false, true},
+		{"a.b", false, true},
+		{"", false, false},
+		{"-a", false, false},
+		{"a-", false, false},
+		{"A", false, false},
+		{"a_b", false, false},
+		{"a.", false, false},
+		{".a", false, false},
+		{"a.-b", false, false},
+		{strings.Repeat("a", 254), false, false},
+		{"ä", false, false},
+		{"a/b", false, false},
 	} {
 		if DNSLabel(c.s) != c.label || ObjectName(c.s) != c.name {
 			t.Errorf("%q: %v, %v", c.s, DNSLabel(c.s), ObjectName(c.s))
