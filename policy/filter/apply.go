@@ -58,7 +58,9 @@ func (m *model) apply(d compile.Delta, e *edit) {
 	touched := m.applySides(d, e)
 	for _, a := range d.DropSelves {
 		if i, ok := m.selves[a]; ok {
-			touched[a] = m.itself(a)
+			if _, ok := touched[a]; !ok {
+				touched[a] = m.itself(a)
+			}
 			delete(m.selves, a)
 			m.release(i)
 		}
