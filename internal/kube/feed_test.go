@@ -234,6 +234,7 @@ func TestFeedStandsBy(t *testing.T) {
 		w.srv.SetDown(true)
 		w.a.feed.to(w.sink)
 		w.expect(t, wholeWorld)
+		synctest.Wait()
 		if w.sink.synced != 1 || w.sink.batches != 1 {
 			t.Errorf("it is told %d times that this is all, in %d batches", w.sink.synced, w.sink.batches)
 		}
@@ -300,6 +301,7 @@ func TestRightsAreMissing(t *testing.T) {
 		w.a.feed.to(w.sink)
 		w.a.follow(0)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		want := "the API server's pods (the service account lacks the right to do so; apply the manifest again, whose ClusterRole and Role grant it (watch pods is forbidden))"
 		if w.sink.synced != 0 || w.sink.awaits != want {
 			t.Error(w.sink.awaits)
@@ -307,6 +309,7 @@ func TestRightsAreMissing(t *testing.T) {
 		w.srv.SetFate(nil)
 		time.Sleep(time.Minute)
 		w.expect(t, wholeWorld)
+		synctest.Wait()
 		if w.sink.synced != 1 || w.a.feed.trouble() != "" {
 			t.Error(w.a.feed.trouble())
 		}

@@ -42,6 +42,7 @@ func TestMirrorByListOrWatch(t *testing.T) {
 					}
 				}()
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				all, synced := m.snapshot()
 				if got := all["n7"]; !synced || len(all) != 50 || got.nodeID != "id-7" || got.addresses[0].String() != "192.0.2.8" || got.uid == "" {
 					t.Fatalf("%d nodes, complete: %v, n7 is %+v", len(all), synced, got)
@@ -54,6 +55,7 @@ func TestMirrorByListOrWatch(t *testing.T) {
 					o["status"].(kubetest.Object)["images"] = []any{kubetest.Object{"names": []any{"registry.example/image"}}}
 				})
 				time.Sleep(time.Second)
+				synctest.Wait()
 				if changes != before || m.state() != state {
 					t.Error("a change of what is not needed is told")
 				}
@@ -62,6 +64,7 @@ func TestMirrorByListOrWatch(t *testing.T) {
 				})
 				srv.Delete("nodes/n8")
 				time.Sleep(time.Second)
+				synctest.Wait()
 				if v, _, _ := m.get("n7"); v.nodeID != "another" || changes != before+2 || m.state() == state {
 					t.Errorf("after the changes, %d of which were told, n7 is %+v", changes-before, v)
 				}

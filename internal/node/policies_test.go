@@ -217,6 +217,7 @@ func TestPolicyOverRestart(t *testing.T) {
 			t.Fatalf("%v after %v", err, time.Since(begun))
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if _, err := os.Stat(filepath.Join(m.dir, enforce.FileName)); err != nil {
 			t.Error(err)
 		}
@@ -232,6 +233,7 @@ func TestPolicyOverRestart(t *testing.T) {
 		}
 		m.filter.set(func() { m.filter.has = nil }) // and the rules
 		launch()
+		synctest.Wait()
 		if calls := m.filter.take(); !slices.Equal(calls, []string{"replace"}) || m.filter.allows(elsewhere(), a.Addresses[0], 80) {
 			t.Errorf("while the cluster is away: %q", calls)
 		}
@@ -245,6 +247,7 @@ func TestPolicyOverRestart(t *testing.T) {
 		}
 		feed()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if m.filter.allows(elsewhere(), a.Addresses[0], 80) {
 			t.Error("open since all is known")
 		}
@@ -252,6 +255,7 @@ func TestPolicyOverRestart(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if m.filter.has != nil {
 			t.Error("detached, and judged still")
 		}
@@ -275,6 +279,7 @@ func TestTornAttach(t *testing.T) {
 			done <- err
 		}()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		state := filepath.Join(m.dir, store.FileName)
 		before, err := os.ReadFile(state) // as it is while the attach waits
 		if err != nil {
@@ -305,6 +310,7 @@ func TestTornAttach(t *testing.T) {
 		})
 		m.daemon().Policies().Synced()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(m.host.up) != 1 {
 			t.Error("not connected when all is known")
 		}
