@@ -70,6 +70,11 @@ func newConformance(t *testing.T) *conformance {
 			c.addrs[house+"/"+name] = w.Addrs()
 		}
 	}
+	for _, house := range houses() { // who is about to be denied by its labels has to be known by them everywhere
+		for i, name := range []string{"a", "b"} {
+			labelled(t, hosts, policy.Name{Namespace: house, Name: name + "@" + hosts[i].Name()}, map[string]string{"house": house, "pod": name})
+		}
+	}
 	return c
 }
 
