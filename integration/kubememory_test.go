@@ -24,9 +24,8 @@ const (
 	clusterNodes = 1000
 	clusterPods  = 30000
 	// mostClusterMemory is how many bytes a daemon may have in memory at most, and mostAloneMemory where there are the Nodes and no pods. What 999 other
-	// members of its mesh take comes on top, who are not there in this test: 5 MiB (3.5 kB each, docs/scale.md, and half as much again as garbage). A
-	// daemon is to have 60 MiB in all: it has not yet, docs/kubernetes.md says by how much.
-	mostClusterMemory = 100 << 20
+	// members of its mesh take comes on top, who are not there in this test: 5 MiB (3.5 kB each, docs/scale.md, and half as much again as garbage).
+	mostClusterMemory = 60 << 20
 	mostAloneMemory   = 55 << 20
 )
 
