@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -45,18 +44,11 @@ fail, path, grant, takeover, retire, rotate and refuse.`,
 			case !given:
 				r.Last = -1
 			}
-			show := eventPrinter{c: c, json: asJSON, live: r.Follow, list: []*api.Event{}}
-			err := c.client().Events(cmd.Context(), r, show.take)
-			if r.Follow && cmd.Context().Err() != nil {
-				err = nil // Ctrl-C is how it ends
+			show := streamPrinter[api.Event]{
+				c: c, json: asJSON, live: r.Follow, line: eventLine, list: []*api.Event{},
+				skipped: "%d events were skipped: they came faster than they were read",
 			}
-			if err == nil {
-				err = show.err
-			}
-			if err == nil && asJSON && !r.Follow {
-				err = c.printJSON(show.list)
-			}
-			return err
+			return show.end(cmd.Context(), c.client().Events(cmd.Context(), r, func(e api.EventsProgress) { show.take(e.Event, e.Skipped) }))
 		},
 	}
 	f := cmd.Flags()
@@ -64,34 +56,6 @@ fail, path, grant, takeover, retire, rotate and refuse.`,
 	f.IntVarP(&r.Last, "last", "n", 0, "show the last `N` events only (default: all, with --follow 10)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-// eventPrinter prints events as they come.
-type eventPrinter struct {
-	c    *cli
-	json bool
-	live bool
-	list []*api.Event // of JSON, unless live
-	err  error        // the first
-}
-
-func (p *eventPrinter) take(e api.EventsProgress) {
-	if e.Skipped > 0 {
-		p.c.note(fmt.Sprintf("%d events were skipped: they came faster than they were read", e.Skipped))
-	}
-	if e.Event == nil || p.err != nil {
-		return
-	}
-	switch {
-	case p.json && !p.live:
-		p.list = append(p.list, e.Event)
-	case p.json:
-		if p.err = json.NewEncoder(p.c.out).Encode(e.Event); p.err != nil {
-			p.err = fmt.Errorf("writing the answer: %w", p.err)
-		}
-	default:
-		p.err = p.c.println(eventLine(*e.Event))
-	}
 }
 
 // eventLine writes an event for people, with the time as the node has it, which the times of day in causes are of, too.

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -37,15 +36,11 @@ array, with --json --follow one object per line.`,
 			case !given:
 				r.Last = -1
 			}
-			show := denialPrinter{c: c, json: asJSON, live: r.Follow, list: []*api.Denied{}}
-			err := ended(cmd.Context(), r.Follow, c.client().PolicyLog(cmd.Context(), r, show.take))
-			if err == nil {
-				err = show.err
+			show := streamPrinter[api.Denied]{
+				c: c, json: asJSON, live: r.Follow, line: denialLine, list: []*api.Denied{},
+				skipped: "%d connections that were denied were skipped: they came faster than they were read",
 			}
-			if err == nil && asJSON && !r.Follow {
-				err = c.printJSON(show.list)
-			}
-			return err
+			return show.end(cmd.Context(), c.client().PolicyLog(cmd.Context(), r, func(d api.PolicyLogProgress) { show.take(d.Denied, d.Skipped) }))
 		},
 	}
 	f := cmd.Flags()
@@ -53,34 +48,6 @@ array, with --json --follow one object per line.`,
 	f.IntVar(&r.Last, "last", 0, "show the last `N` only (default: all that are kept, with --follow 10)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-// denialPrinter prints what was denied as it comes.
-type denialPrinter struct {
-	c    *cli
-	json bool
-	live bool
-	list []*api.Denied // of JSON, unless live
-	err  error         // the first
-}
-
-func (p *denialPrinter) take(d api.PolicyLogProgress) {
-	if d.Skipped > 0 {
-		p.c.note(fmt.Sprintf("%d connections that were denied were skipped: they came faster than they were read", d.Skipped))
-	}
-	if d.Denied == nil || p.err != nil {
-		return
-	}
-	switch {
-	case p.json && !p.live:
-		p.list = append(p.list, d.Denied)
-	case p.json:
-		if p.err = json.NewEncoder(p.c.out).Encode(d.Denied); p.err != nil {
-			p.err = fmt.Errorf("writing the answer: %w", p.err)
-		}
-	default:
-		p.err = p.c.println(denialLine(*d.Denied))
-	}
 }
 
 // denialLine writes what was denied for people.
