@@ -90,7 +90,6 @@ Then, on any host:    weft attach --netns /run/netns/NAME`,
 		// One line for an error, without suggestions.
 		DisableSuggestions: true,
 	}
-	root.SetVersionTemplate("weft {{.Version}}\n")
 	runDir := c.getenv("WEFT_RUN_DIR")
 	if runDir == "" {
 		runDir = defaultRunDir
