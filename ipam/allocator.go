@@ -80,6 +80,7 @@ type Allocator struct {
 	failing   bool // the last commit failed
 	waiters   []*waiter
 	asks      map[ring.Owner]*ask
+	pace      pace
 	denials   map[ring.Owner]denial
 	leaving   bool                  // no more addresses are handed out, nor asked for
 	leavingAt time.Time             // since when
@@ -372,18 +373,25 @@ type Holding struct {
 // share returns the slots of every owner; the result is not modified by anybody. a.mu must be held.
 func (a *Allocator) share() map[ring.Owner]ring.Set {
 	if a.shares == nil {
-		a.shares = make(map[ring.Owner]ring.Set)
-		for i, reg := range a.ledger.ring.All() {
-			s := a.shares[reg.Owner]
-			if n := len(s); n > 0 && s[n-1].Last+1 == i.First {
-				s[n-1].Last = i.Last
-			} else {
-				a.shares[reg.Owner] = append(s, i)
-			}
-		}
-		delete(a.shares, 0)
+		a.shares = slotsBy(a.ledger.ring, func(r ring.Register) ring.Owner { return r.Owner })
 	}
 	return a.shares
+}
+
+// slotsBy sorts the slots of a ring by a node that is named in their registers; slots of none are left out.
+func slotsBy(r *ring.Ring, node func(ring.Register) ring.Owner) map[ring.Owner]ring.Set {
+	slots := make(map[ring.Owner]ring.Set)
+	for i, reg := range r.All() {
+		o := node(reg)
+		s := slots[o]
+		if n := len(s); n > 0 && s[n-1].Last+1 == i.First {
+			s[n-1].Last = i.Last
+		} else {
+			slots[o] = append(s, i)
+		}
+	}
+	delete(slots, 0)
+	return slots
 }
 
 // Usage is how things stand, in slots. Slots that are never handed out count in none but Owned, Effective and Pending.

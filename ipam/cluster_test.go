@@ -25,7 +25,8 @@ type cluster struct {
 	nodes map[ring.Owner]*member
 	cut   map[ring.Owner]int // the side of a partition on which a node is
 	drop  func(from, to ring.Owner, k kind) bool
-	mute  map[ring.Owner]bool // seems alive and answers nothing
+	slow  func() time.Duration // instead of the latency, of all but broadcasts
+	mute  map[ring.Owner]bool  // seems alive and answers nothing
 	left  map[ring.Owner]bool
 	sent  map[kind]int
 }
@@ -211,7 +212,11 @@ func (c *cluster) deliver(from, to ring.Owner, k kind, f func(*Allocator)) {
 	if o == nil || o.Allocator == nil || c.cut[from] != c.cut[to] || c.mute[to] || c.mute[from] || c.drop != nil && c.drop(from, to, k) {
 		return
 	}
-	time.AfterFunc(latency, func() {
+	after := latency
+	if c.slow != nil && k != 0 {
+		after = c.slow()
+	}
+	time.AfterFunc(after, func() {
 		c.mu.Lock()
 		a := c.nodes[to].Allocator
 		c.mu.Unlock()

@@ -13,11 +13,11 @@
 // # The way of a block
 //
 // A node that runs low asks the richest node that answers (Request). That one picks CIDR-aligned blocks out of what it has
-// free, up to half, writes into its ring that they are granted to the other (pending), stores that, and asks others to
-// record it (Confirm); they answer with the slots that they speak for (Ack). Once the slots that have recorded it are more
-// than half of the universe, the donor hands the blocks over: it sends them with its whole ring (Grant), again and again
-// until the recipient has said that it has stored both (Received). The recipient claims them in its ring, in the same
-// commit, and allocates from then on.
+// free, up to half, and no more than an equal part where several nodes that answer own nothing yet. It writes into its
+// ring that they are granted to the other (pending), stores that, and asks others to record it (Confirm); they answer with
+// the slots that they speak for (Ack). Once the slots that have recorded it are more than half of the universe, the donor
+// hands the blocks over: it sends them with its whole ring (Grant), again and again until the recipient has said that it
+// has stored both (Received). The recipient claims them in its ring, in the same commit, and allocates from then on.
 //
 // Slots are counted and not nodes, because slots are conserved: any two majorities share a slot, however many nodes there
 // are. It takes three rules for that to hold:

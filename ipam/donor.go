@@ -3,6 +3,7 @@
 package ipam
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -41,7 +42,9 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 		case kindConfirm:
 			a.onConfirm(x, from, m)
 		case kindAck:
-			x.acknowledge(m.grants, m.slots, int(m.length))
+			for _, o := range x.acknowledge(m.grants, m.slots, int(m.length)) {
+				a.pace.note(a.cfg.Now().Sub(o.begun))
+			}
 			a.handOver(x, v)
 		case kindNews:
 			a.learn(x, m.ring)
@@ -133,7 +136,11 @@ func (a *Allocator) choose(x *edit, from ring.Owner, m *message, v view) (blocks
 		}
 		return ring.Set{{First: m.slot, Last: m.slot}}, 0
 	}
-	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m, known.Len()), a.space.usable)
+	most := a.generosity(m, known.Len())
+	if len(known) == 0 {
+		most = min(most, a.fair(from, v))
+	}
+	blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, most, a.space.usable)
 	if len(blocks) == 0 {
 		return nil, refusedFull
 	}
@@ -167,6 +174,18 @@ func (a *Allocator) generosity(m *message, owned uint64) uint64 {
 		return max(n, 1)
 	}
 	return min(n, (left-m.have)/2, left-min(left, a.reserve()))
+}
+
+// fair returns how much of what this node has left is for somebody who owns nothing yet: there may be more of them. Would it give half of it to the
+// first, who gives half of that to the next, then each step down would take a majority of those before.
+func (a *Allocator) fair(asker ring.Owner, v view) uint64 {
+	n := uint64(1)
+	for _, o := range v.alive {
+		if o != asker && len(a.share()[o]) == 0 {
+			n++
+		}
+	}
+	return max(1, (a.space.left()+n)/(n+1))
 }
 
 // give grants blocks, and says so to the mesh. It reports whether they could be granted.
@@ -213,7 +232,7 @@ func (a *Allocator) pursue(now time.Time, v view) {
 	var due []*outgoing
 	for _, o := range a.ledger.open() {
 		switch {
-		case !o.handed && now.Sub(o.asked) >= min(patience<<o.tries, abstain):
+		case !o.handed && now.Sub(o.asked) >= a.pace.wait(o.tries):
 			due = append(due, o)
 		case o.handed && now.Sub(o.sent) >= retry && v.has(o.to):
 			a.send(o.to, &message{kind: kindGrant, ring: a.ledger.ring, grants: o.grants})
@@ -225,32 +244,53 @@ func (a *Allocator) pursue(now time.Time, v view) {
 	}
 }
 
-// confirm asks others to record grants, all at once, so that they also take effect together: at first the richest, as
-// many as make a majority; if that was not enough, all who answer, since a node may speak for more than it owns.
+// confirm asks others to record grants, all at once, so that they also take effect together: at first those who speak for the most, as far as the ring
+// tells, as many as make a majority; then those without whom there is none a second time, and as many others as make one without the rest; if that was
+// not enough, all who answer, since a node may speak for more than the ring tells.
 func (a *Allocator) confirm(due []*outgoing, now time.Time, v view) {
 	var slots ring.Set
 	have := a.ledger.recorded(due[0]) // for all of them
-	first := true
+	tries := due[0].tries
 	for _, o := range due {
 		slots = slots.Union(o.grants.Known())
 		have = have.Intersect(a.ledger.recorded(o))
-		first = first && o.tries == 0
+		tries = min(tries, o.tries)
+		if o.tries == 0 {
+			o.begun = now
+		}
 		o.asked, o.tries = now, min(o.tries+1, 6)
 	}
+	ask := v.alive
+	if tries < 2 {
+		ask = a.quorum(have, v, tries > 0)
+	}
 	m := &message{kind: kindConfirm, grants: a.ledger.ring.Only(slots).WithLog(a.ledger.ring)}
-	if !first {
-		for _, p := range v.alive {
-			a.send(p, m)
-		}
-		return
+	for _, p := range ask {
+		a.send(p, m)
 	}
-	for _, p := range a.richest(v) {
-		if a.ledger.majority(have) {
-			return
+}
+
+// quorum returns those who answer of whom the slots that they speak for, along with those in have, are a majority: as few as can be, the richest first.
+// Where some of these have been asked in vain, others follow, with whom there is a majority without those, if there can be one.
+func (a *Allocator) quorum(have ring.Set, v view, vain bool) []ring.Owner {
+	speaking := slotsBy(a.ledger.ring, func(r ring.Register) ring.Owner { return cmp.Or(r.From, r.Owner) })
+	rich := a.byWealth(v, speaking)
+	enough := func(of []ring.Owner) (int, bool) {
+		with := have
+		for i, p := range of {
+			if a.ledger.majority(with) {
+				return i, true
+			}
+			with = with.Union(speaking[p])
 		}
-		if theirs := a.share()[p].Subtract(have); len(theirs) > 0 {
-			a.send(p, m)
-			have = have.Union(theirs)
+		return len(of), a.ledger.majority(with)
+	}
+	rich = slices.DeleteFunc(rich, func(p ring.Owner) bool { return len(speaking[p].Subtract(have)) == 0 })
+	n, _ := enough(rich)
+	if vain {
+		if more, ok := enough(rich[n:]); ok {
+			n += more
 		}
 	}
+	return rich[:n]
 }

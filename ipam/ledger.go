@@ -43,7 +43,8 @@ type outgoing struct {
 	// Not kept on disk, and guarded by the allocator's mutex.
 	acks  ring.Set  // the slots, besides those that this node speaks for, that are known to have recorded it
 	at    int       // the length of the log, of this node's and of those who said so, when they did
-	asked time.Time // when others were last asked to record it
+	begun time.Time // when others were first asked to record it
+	asked time.Time // and last
 	tries int       // how often that was
 	sent  time.Time // when it was last sent to its recipient
 	got   bool      // its recipient has said that it has it; the ring is still to show that
@@ -205,10 +206,10 @@ func (l *ledger) handOver(answers func(ring.Owner) bool) []*outgoing {
 }
 
 // acknowledge takes note that slots have recorded grants, of which some may be outgoing here. length is that of the log
-// of whoever speaks for the slots.
-func (l *ledger) acknowledge(grants *ring.Ring, slots ring.Set, length int) {
+// of whoever speaks for the slots. It returns the grants of which nobody else had said that yet.
+func (l *ledger) acknowledge(grants *ring.Ring, slots ring.Set, length int) (first []*outgoing) {
 	if length != len(l.ring.Log()) {
-		return
+		return nil
 	}
 	for _, o := range l.outgoing {
 		if !covers(grants, o.grants) {
@@ -217,8 +218,12 @@ func (l *ledger) acknowledge(grants *ring.Ring, slots ring.Set, length int) {
 		if o.at != length {
 			o.acks, o.at = nil, length
 		}
+		if len(o.acks) == 0 {
+			first = append(first, o)
+		}
 		o.acks = o.acks.Union(slots)
 	}
+	return first
 }
 
 // receive claims what a donor has handed over; the donor's whole ring must have been merged before. What a retired node

@@ -157,16 +157,19 @@ func (a *Allocator) work(now time.Time, v view) time.Duration {
 // send sends a message that depends on nothing that is not durable. a.mu must be held.
 func (a *Allocator) send(to ring.Owner, m *message) { a.out = append(a.out, parcel{to, m.encode()}) }
 
-// richest returns those who answer and own something, the richest first. Between equals every node has an order of its
-// own, so that not all ask the same one.
-func (a *Allocator) richest(v view) []ring.Owner {
+// richest returns those who answer and own something, the richest first.
+func (a *Allocator) richest(v view) []ring.Owner { return a.byWealth(v, a.share()) }
+
+// byWealth returns those who answer and have something of what is theirs, who has the most first. Between equals every node has an order of its own, so
+// that not all ask the same one.
+func (a *Allocator) byWealth(v view, theirs map[ring.Owner]ring.Set) []ring.Owner {
 	type rich struct {
 		o ring.Owner
 		n uint64
 	}
 	var list []rich
 	for _, o := range v.alive {
-		if s := a.share()[o]; len(s) > 0 {
+		if s := theirs[o]; len(s) > 0 {
 			list = append(list, rich{o, s.Len()})
 		}
 	}

@@ -91,8 +91,8 @@ func granting() []mutant {
 		},
 		{
 			"grant-what-is-in-use", "donor.go",
-			`blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, a.generosity(m, known.Len()), a.space.usable)`,
-			`blocks = pickBlocks(x.effective, known, a.generosity(m, known.Len()), a.space.usable)`,
+			`blocks = pickBlocks(x.effective.Subtract(a.space.all()), known, most, a.space.usable)`,
+			`blocks = pickBlocks(x.effective, known, most, a.space.usable)`,
 			"what is granted is free",
 		},
 		{

@@ -21,8 +21,8 @@ func open() []mutant {
 		},
 		{
 			"ack-of-other-log", "donor.go",
-			`x.acknowledge(m.grants, m.slots, int(m.length))`,
-			`x.acknowledge(m.grants, m.slots, len(x.ring.Log()))`,
+			`for _, o := range x.acknowledge(m.grants, m.slots, int(m.length)) {`,
+			`for _, o := range x.acknowledge(m.grants, m.slots, len(x.ring.Log())) {`,
 			"acks count only between nodes whose logs have the same length",
 		},
 		{
