@@ -83,10 +83,10 @@ func removePolicies(dataDir string) (removed []string, err error) {
 	}
 	defer f.Close()
 	there, err := f.Present()
-	if err != nil || !there {
+	if err != nil {
 		return removed, err
 	}
-	if err := f.Remove(); err != nil {
+	if err := f.Remove(); err != nil || !there { // even without its table there may be another one, of what it has cut
 		return removed, err
 	}
 	return append(removed, "nftables table inet "+filter.Table), nil

@@ -58,7 +58,7 @@ func (b *buffer) composeChain(table string, c *chain) {
 	if c.hook != noHook {
 		hook := b.nest(unix.NFTA_CHAIN_HOOK)
 		b.word(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook))
-		b.word(unix.NFTA_HOOK_PRIORITY, 0)
+		b.word(unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
 		b.close(hook)
 		b.word(unix.NFTA_CHAIN_POLICY, 1) // accept: what is to be dropped is dropped by a rule
 		b.text(unix.NFTA_CHAIN_TYPE, "filter")
@@ -104,7 +104,7 @@ func (l layout) describe() (lines []string) {
 
 // lines is how the kernel describes a chain.
 func (c *chain) lines() []string {
-	lines := []string{chainLine(c.name, c.hook, 0, 1)}
+	lines := []string{chainLine(c.name, c.hook, c.priority, 1)}
 	for i, r := range c.rules {
 		var b buffer
 		for _, e := range r {

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftnet/weft/policy"
-	"github.com/weftnet/weft/policy/compile"
 )
 
 const (
@@ -25,44 +24,100 @@ const (
 	cutAgain = time.Second
 	// cutShare is how many times as long as the last walk took there is none.
 	cutShare = 4
+	// cutRetry is how long after a failure the next attempt follows, cutLatest after several.
+	cutRetry, cutLatest = 500 * time.Millisecond, 8 * time.Second
 )
 
-// cut looks through the host's connections after each change, and deletes those that are not allowed any more.
+// cut looks through the host's connections after each change, and deletes those that are not allowed any more. What it cannot do it tries again.
 func (f *Filter) cut(ctx context.Context) error {
-	for {
-		again := time.NewTimer(cutAgain)
-		began := time.Now()
-		if err := f.walk(ctx); err != nil {
-			again.Stop()
-			return err
+	w := newWarden(f)
+	var (
+		walk   = time.NewTimer(0)
+		look   = time.NewTicker(barredLook)
+		at     time.Time // when it fires, zero if it does not
+		rested time.Time // when the next walk may be
+		second bool      // the next walk is the second one after a change
+		wait   time.Duration
+	)
+	defer walk.Stop()
+	defer look.Stop()
+	due := func(after time.Duration) {
+		next := time.Now().Add(after)
+		if next.Before(rested) {
+			next = rested
 		}
-		pause(ctx, cutShare*time.Since(began))
+		if at.IsZero() || next.Before(at) {
+			at = next
+			walk.Reset(time.Until(next))
+		}
+	}
+	for {
+		var err error
 		select {
 		case <-ctx.Done():
-			again.Stop()
 			return nil
-		case <-again.C:
-			if err := f.walk(ctx); err != nil {
-				return err
-			}
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-f.changed:
-			}
 		case <-f.changed:
-			again.Stop()
+			second = false
+			due(cutAfter)
+			if !w.idle() { // what is allowed again does not wait for a walk
+				err = f.survey(w)
+			}
+		case <-look.C:
+			if !w.idle() {
+				err = f.survey(w)
+			}
+		case <-walk.C:
+			began := time.Now()
+			at = time.Time{}
+			err = f.walk(ctx, w)
+			rested = time.Now().Add(cutShare * time.Since(began))
+			if err != nil {
+				break
+			}
+			wait = 0
+			if second = !second; second {
+				due(cutAgain)
+			}
 		}
-		pause(ctx, cutAfter)
-		select {
-		case <-f.changed:
-		default:
+		if err == nil {
+			continue
 		}
+		wait = min(max(2*wait, cutRetry), cutLatest)
+		f.log.Warn("network policy: cutting connections fails; the next attempt is soon", zap.Error(err), zap.Duration("in", wait))
+		second = false
+		due(wait)
 	}
 }
 
-// walk deletes the connections that are not allowed.
-func (f *Filter) walk(ctx context.Context) error {
+// survey lifts the bars of what is allowed, and puts back those that somebody has taken away.
+func (f *Filter) survey(w *warden) error {
+	if !f.told() {
+		return nil
+	}
+	own, err := hostAddrs(f.config.NetNS)
+	if err != nil {
+		return fmt.Errorf("reading the host's addresses: %w", err)
+	}
+	c, err := dial(f.config.NetNS, unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return w.settle(c, own)
+}
+
+// told says whether the Filter has been given a state.
+func (f *Filter) told() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.model != nil
+}
+
+// walk deletes the connections that are not allowed, and bars those of them that could go on without their entry.
+func (f *Filter) walk(ctx context.Context, w *warden) error {
+	if err := f.survey(w); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	idle := f.model == nil || f.model.empty()
 	f.mu.Unlock()
@@ -78,23 +133,13 @@ func (f *Filter) walk(ctx context.Context) error {
 		return err
 	}
 	defer c.close()
-	var doomed []buffer
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		var b buffer
-		b.end(b.begin(conntrack(ctGet), 0, family, 0))
-		err := c.ask(b, true, func(_ header, body []byte) error {
-			var t tracked
-			if !t.decode(body) || !f.forbids(&t, own) {
-				return nil
-			}
-			doomed = append(doomed, t.deletion(family))
-			return nil
-		})
-		// What an interrupted dump leaves out is for the second walk.
-		if err != nil && !errors.Is(err, errInterrupted) {
-			return fmt.Errorf("reading connections: %w; use a kernel with CONFIG_NF_CT_NETLINK", err)
-		}
+	doomed, err := f.doomed(c, w, own)
+	if err != nil {
+		return err
 	}
+	// First the bars, so that no packet comes in between. Entries are deleted even if these fail: they are tried again.
+	err = w.settle(c, own)
+	w.report()
 	cut := 0
 	for _, b := range doomed {
 		switch err := c.ask(b, false, func(header, []byte) error { return nil }); {
@@ -107,25 +152,52 @@ func (f *Filter) walk(ctx context.Context) error {
 	if cut > 0 {
 		f.log.Info("network policy: connections that are not allowed any more were cut", zap.Int("connections", cut))
 	}
-	return nil
+	return err
 }
 
-// forbids says whether the model does not allow a connection.
-func (f *Filter) forbids(t *tracked, own map[netip.Addr]bool) bool {
+// doomed returns the requests that delete the connections which are not allowed, of which the warden takes up those that are to be barred.
+func (f *Filter) doomed(c *conn, w *warden, own map[netip.Addr]bool) (requests []buffer, err error) {
+	now := time.Now()
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		var b buffer
+		b.end(b.begin(conntrack(ctGet), 0, family, 0))
+		err := c.ask(b, true, func(_ header, body []byte) error {
+			var t tracked
+			if !t.decode(body) {
+				return nil
+			}
+			if allowed, known := f.judge(t.conn, own); allowed || !known {
+				return nil
+			}
+			if x, ok := barOf(t.conn, t.port); ok {
+				w.add(x, now)
+			}
+			requests = append(requests, t.deletion(family))
+			return nil
+		})
+		// What an interrupted dump leaves out is for the second walk.
+		if err != nil && !errors.Is(err, errInterrupted) {
+			return nil, fmt.Errorf("reading connections: %w; use a kernel with CONFIG_NF_CT_NETLINK", err)
+		}
+	}
+	return requests, nil
+}
+
+// judge says whether the model allows a connection; it is not known as long as the kernel may have another state than the model.
+func (f *Filter) judge(c policy.Connection, own map[netip.Addr]bool) (allowed, known bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.model
-	if m == nil || f.dirty { // the kernel may have the state before: what to cut is known when it has this one
-		return false
+	if m == nil || f.dirty {
+		return false, false
 	}
-	_, leaves := m.sides[compile.Side{Addr: t.conn.Src, Direction: policy.Egress}]
-	_, arrives := m.sides[compile.Side{Addr: t.conn.Dst, Direction: policy.Ingress}]
-	return (leaves || arrives) && !m.allows(t.conn, func(a netip.Addr) bool { return own[a] })
+	return m.allows(c, func(a netip.Addr) bool { return own[a] }), true
 }
 
 // A tracked connection is an entry of connection tracking.
 type tracked struct {
 	conn policy.Connection // as it was judged: after destination NAT, before source NAT
+	port uint16            // of its source, likewise
 	// What names it, as the kernel wrote it; valid as long as the message is.
 	original, zone, id []byte
 }
@@ -165,7 +237,7 @@ func (t *tracked) decode(body []byte) bool {
 			if !p.decode(v) {
 				return false
 			}
-			src, t.conn.Protocol = p.src, p.protocol
+			src, t.port, t.conn.Protocol = p.src, p.port, p.protocol
 		case ctaReply:
 			var p tuple
 			if !p.decode(v) {

@@ -25,7 +25,7 @@
 //   - What is missing closes: every way through the rules that finds nothing ends in drop.
 //
 // A connection that a new state forbids is cut: its entry of connection tracking is deleted, and TCP that comes without one, and is no plain SYN, is
-// answered with a reset at the endpoints that have rules.
+// answered with a reset at the endpoints that have rules. What is not TCP is barred by a second table, [CutTable], as long as there is such a flow.
 //
 // A [Filter] is safe for concurrent use. internal/enforce and internal/node import it; it imports policy and policy/compile.
 package filter

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// Table is the nftables table of family inet that holds all that this package makes.
+	// Table is the nftables table of family inet that holds all that this package makes, but for [CutTable].
 	Table = "weft-policy"
 	// DefaultGroup is the group of nflog to which denied packets go.
 	DefaultGroup = 6783
@@ -147,7 +147,7 @@ func (f *Filter) Remove() error {
 	if err != nil {
 		return failed(err)
 	}
-	return f.put(newModel(newNumbers()), have)
+	return errors.Join(f.put(newModel(newNumbers()), have), f.unbar())
 }
 
 // sync makes the kernel have the model, whatever it has.

@@ -4,6 +4,7 @@ package filter
 
 import (
 	"testing"
+	"time"
 
 	"github.com/weftnet/weft/policy"
 )
@@ -35,6 +36,15 @@ func FuzzDecode(f *testing.F) {
 			r := reader{kind: k, have: newContents(), into: map[string]element{}}
 			_ = r.message(b)
 			r.finish()
+		}
+		for _, k := range barredSets() {
+			h := barred{left: map[bar]time.Duration{}}
+			_ = h.elements(k.name, b)
+			for x, left := range h.left {
+				if x.set() != k.name || len(x.key()) != int(k.keyLen) || left > barredFor {
+					t.Errorf("%s: %+v lasts %v", k.name, x, left)
+				}
+			}
 		}
 		_, _ = strange(b, 0)
 		_ = ruleLine(b)

@@ -21,8 +21,10 @@ type layout struct {
 // A chain is one of the table, as it should be.
 type chain struct {
 	name  string
-	hook  int32 // NF_INET_*, with priority 0; -1 for one that others lead to
+	hook  int32 // NF_INET_*; noHook for one that others lead to
 	rules [][]expression
+
+	priority int32 // of one with a hook
 }
 
 // add adds a rule; parts are expressions or lists of them.

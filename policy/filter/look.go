@@ -175,6 +175,10 @@ func (c *conn) readSets(table string, have *contents) error {
 				k.dataLen = word(v)
 			case nftaSetExpr:
 				k.counted = true
+			case unix.NFTA_SET_TIMEOUT:
+				if len(v) == 8 {
+					k.timeout = binary.BigEndian.Uint64(v)
+				}
 			}
 		})
 		if err == nil && of == table {

@@ -18,6 +18,7 @@ type setKind struct {
 	flags    uint32
 	counted  bool   // its elements count packets
 	size     uint32 // how many elements there may be, 0 for any; with it the kernel need not make room again and again
+	timeout  uint64 // how many milliseconds an element lasts, 0 for ever
 }
 
 // What the kernel keeps for nft(8): numbers of its types, of which several are put together by 6 bits each.
@@ -123,6 +124,9 @@ func (k setKind) compose(b *buffer, table string, number uint32) {
 	}
 	if k.counted {
 		b.expression(nftaSetExpr, counter())
+	}
+	if k.timeout > 0 {
+		b.attr(unix.NFTA_SET_TIMEOUT, binary.BigEndian.AppendUint64(nil, k.timeout))
 	}
 	b.attr(unix.NFTA_SET_USERDATA, k.orders())
 	b.end(at)
