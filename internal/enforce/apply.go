@@ -22,15 +22,20 @@ func (e *Enforcer) step() (again time.Duration) {
 	e.mu.Lock()
 	now := time.Now()
 	ready := e.synced && e.begun
-	if wait := e.nextAt.Sub(now); wait > 0 && ready && e.committed && len(e.waiting) == 0 && !e.pending.awaited() {
+	if wait := e.nextAt.Sub(now); wait > 0 && ready && e.committed && len(e.waiting) == 0 && !e.pending.awaited() && e.ill == nil {
 		e.mu.Unlock()
 		return e.soonest(wait)
 	}
+	ill := e.ill
+	e.ill = nil
 	b := e.pending
 	e.pending = newBatch()
 	e.busy = e.busy || !b.empty()
 	e.mu.Unlock()
 
+	if ill != nil {
+		e.sicken(ill)
+	}
 	e.model.Lock()
 	e.make(b)
 	if !ready {
@@ -273,7 +278,7 @@ func (e *Enforcer) tally() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.busy = false
-	e.status = Status{Awaits: e.behind, Subjects: len(subjects), Policies: e.policies}
+	e.status = Status{Awaits: e.behind, Subjects: len(subjects), Policies: e.policies, Uncut: e.status.Uncut}
 	if e.failure != nil {
 		e.status.Failure = oneLine(e.failure)
 	}

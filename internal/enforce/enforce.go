@@ -42,6 +42,8 @@ type Kernel interface {
 	Support() error
 	// Run keeps it as it was told to be, whoever changes it, until ctx ends.
 	Run(ctx context.Context) error
+	// Health returns a channel of how Run fares, when that changes, and whenever it fails again to keep what it was told to be. Only the Enforcer reads it.
+	Health() <-chan filter.Health
 	// Counters are how many connections policies have allowed and denied. Those are its own maps.
 	Counters() (map[policy.PolicyKey]Count, error)
 	// Denials returns what is denied, until ctx ends and the channel is closed.
@@ -98,6 +100,7 @@ type Enforcer struct {
 	behind  string    // what the source cannot follow; empty: it follows all
 	caught  time.Time // when it has told what there was meanwhile; zero: it has
 	status  Status
+	ill     error // what was heard of the kernel: it has not what it should have; nil: nothing new
 
 	model    sync.RWMutex // the one goroutine of Run changes what follows
 	compiler Compiler
@@ -129,6 +132,7 @@ type Enforcer struct {
 type Status struct {
 	Awaits   string // what is awaited before anything is put in force; empty: nothing
 	Failure  string // why what should be in force is not; empty: it is
+	Uncut    string // why connections that are not allowed any more go on; empty: they are cut
 	Policies int    // that there are
 	Subjects int    // workloads of this node, or addresses of them, of which they say something
 	Pending  bool   // there are changes that are not in force yet
@@ -246,6 +250,7 @@ func (e *Enforcer) Run(ctx context.Context) {
 	defer stop()
 	beside.Go(func() { e.guard(ctx) })
 	beside.Go(func() { e.watch(ctx) })
+	beside.Go(func() { e.heed(ctx) })
 	saving := make(chan struct{})
 	go func() {
 		defer close(saving)

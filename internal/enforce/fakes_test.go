@@ -16,6 +16,7 @@ import (
 
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
+	"github.com/weftnet/weft/policy/filter"
 )
 
 // fakeKernel keeps what it is given, over restarts of the Enforcer, as the kernel does, and checks it: a table that nobody leads to, or a side that leads
@@ -36,9 +37,14 @@ type fakeKernel struct {
 	unguard  error // what Run ends in
 	denials  chan Denial
 	counters map[policy.PolicyKey]Count
+	health   chan filter.Health
 }
 
-func newKernel(t *testing.T) *fakeKernel { return &fakeKernel{t: t, denials: make(chan Denial)} }
+func newKernel(t *testing.T) *fakeKernel {
+	return &fakeKernel{t: t, denials: make(chan Denial), health: make(chan filter.Health)}
+}
+
+func (k *fakeKernel) Health() <-chan filter.Health { return k.health }
 
 func (k *fakeKernel) Present() (bool, error) {
 	k.mu.Lock()

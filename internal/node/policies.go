@@ -151,6 +151,9 @@ func (n *Node) policyStatus() (*api.PolicyStatus, []string) {
 	if s.Failure != "" {
 		warnings = append(warnings, "network policies are not in force as they should be: "+s.Failure)
 	}
+	if s.Uncut != "" {
+		warnings = append(warnings, "connections that network policies do not allow any more go on: "+s.Uncut)
+	}
 	if s.Awaits != "" && n.engines() != nil {
 		warnings = append(warnings, "nothing new is attached until the network policies are known: waiting for "+s.Awaits)
 	}
@@ -258,6 +261,9 @@ func (k lackingKernel) Run(ctx context.Context) error {
 	<-ctx.Done()
 	return nil
 }
+
+// Health is never told: Support says all.
+func (k lackingKernel) Health() <-chan filter.Health { return nil }
 
 func (k lackingKernel) Counters() (map[policy.PolicyKey]enforce.Count, error) {
 	return nil, fmt.Errorf("nothing is counted: %w", k.why)

@@ -20,6 +20,7 @@ import (
 	"github.com/weftnet/weft/internal/hostnet"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/filter"
 )
 
 // closed isolates what has the label app=db in a namespace, in both directions.
@@ -125,6 +126,11 @@ func TestPolicyFails(t *testing.T) {
 		time.Sleep(time.Minute)
 		if err := attach(); err != nil {
 			t.Error(err)
+		}
+		m.filter.health <- filter.Health{Cutting: errors.New("reading connections: busy")}
+		synctest.Wait()
+		if w := m.service().Status().Warnings; !slices.Contains(w, "connections that network policies do not allow any more go on: reading connections: busy") {
+			t.Errorf("%q", w)
 		}
 		var told bool
 		for _, e := range m.daemon().history.log.Recent(-1) {

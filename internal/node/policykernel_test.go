@@ -16,6 +16,7 @@ import (
 	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/compile"
+	"github.com/weftnet/weft/policy/filter"
 )
 
 // fakeFilter judges connections as the kernel does, over restarts of the node.
@@ -29,10 +30,11 @@ type fakeFilter struct {
 	lacks   error
 	slow    time.Duration // what they take
 	denials chan enforce.Denial
+	health  chan filter.Health
 }
 
 func newFilter(t *testing.T) *fakeFilter {
-	return &fakeFilter{t: t, denials: make(chan enforce.Denial)}
+	return &fakeFilter{t: t, denials: make(chan enforce.Denial), health: make(chan filter.Health)}
 }
 
 func (m *machine) policies(node string, _ func([]string), _ *zap.Logger) (enforce.Kernel, enforce.Compiler) {
@@ -108,6 +110,8 @@ func (f *fakeFilter) Run(ctx context.Context) error {
 func (f *fakeFilter) Counters() (map[policy.PolicyKey]enforce.Count, error) {
 	return map[policy.PolicyKey]enforce.Count{}, nil
 }
+
+func (f *fakeFilter) Health() <-chan filter.Health { return f.health }
 
 func (f *fakeFilter) Denials(ctx context.Context) <-chan enforce.Denial {
 	out := make(chan enforce.Denial)

@@ -198,7 +198,7 @@ func (w *warden) settleOnce(c *conn, own map[netip.Addr]bool) error {
 		if have.present {
 			b.composeRemoval(CutTable, newContents())
 		}
-		b.composeBarredTable()
+		b.composeBarredTable(CutTable)
 		b.composeBars(append(kept, added...), unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)
 	default:
 		b.composeBars(lifted, unix.NFT_MSG_DELSETELEM, 0)

@@ -106,20 +106,20 @@ func refresh(set string) expression {
 }
 
 // composeBarredTable adds the table without elements to a transaction.
-func (b *buffer) composeBarredTable() {
+func (b *buffer) composeBarredTable(table string) {
 	at := b.begin(nft(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
-	b.text(unix.NFTA_TABLE_NAME, CutTable)
+	b.text(unix.NFTA_TABLE_NAME, table)
 	b.word(unix.NFTA_TABLE_FLAGS, 0)
 	b.end(at)
 	for i, k := range barredSets() {
-		k.compose(b, CutTable, uint32(i+1))
+		k.compose(b, table, uint32(i+1))
 	}
 	all := barredChains()
 	for _, c := range all {
-		b.composeChain(CutTable, c)
+		b.composeChain(table, c)
 	}
 	for _, c := range all {
-		b.composeRulesOf(CutTable, c)
+		b.composeRulesOf(table, c)
 	}
 }
 

@@ -75,6 +75,7 @@ func (f *Filter) cut(ctx context.Context) error {
 				break
 			}
 			wait = 0
+			f.health.cutting(nil)
 			if second = !second; second {
 				due(cutAgain)
 			}
@@ -84,6 +85,7 @@ func (f *Filter) cut(ctx context.Context) error {
 		}
 		wait = min(max(2*wait, cutRetry), cutLatest)
 		f.log.Warn("network policy: cutting connections fails; the next attempt is soon", zap.Error(err), zap.Duration("in", wait))
+		f.health.cutting(err)
 		second = false
 		due(wait)
 	}
@@ -207,6 +209,7 @@ const (
 	subsysConntrack = 1
 	ctGet           = 1
 	ctDelete        = 2
+	ctStats         = 5
 
 	ctaOriginal = 1
 	ctaReply    = 2

@@ -55,6 +55,7 @@ type Filter struct {
 	denials    denials
 	tampered   atomic.Bool   // somebody has changed elements of the bulk
 	changed    chan struct{} // a state is in force: connections may have to be cut
+	health     condition
 }
 
 // New returns a Filter that has changed nothing yet. [Filter.Close] ends it.
@@ -62,7 +63,7 @@ func New(c Config) (*Filter, error) {
 	if c.Group == 0 {
 		c.Group = DefaultGroup
 	}
-	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1)}
+	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}

@@ -115,7 +115,13 @@ func (f *Filter) guard(ctx context.Context) error {
 			case <-tick.C:
 				everything = false
 			}
-			if lines := f.repair(everything); len(lines) > 0 {
+			lines, err := f.repair(everything)
+			if err != nil {
+				err = fmt.Errorf("nftables are not as they should be, and could not be put right: %w", err)
+				f.log.Warn("the next attempt is in a few seconds", zap.Error(err))
+			}
+			f.health.judging(err)
+			if len(lines) > 0 {
 				f.log.Warn("network policy: nftables were changed by somebody", zap.Strings("repaired", lines))
 				if f.config.Repaired != nil {
 					f.config.Repaired(lines)
@@ -182,22 +188,20 @@ func strange(b []byte, own uint32) (about, elements bool) {
 	return about || !ok, elements
 }
 
-// repair puts the table right if it is not, and says what was wrong. It looks at the elements only if it is to look at everything.
-func (f *Filter) repair(everything bool) (lines []string) {
+// repair puts the table right if it is not, and says what was wrong. It looks at the elements only if it is to look at everything. After an error
+// the next call tries again.
+func (f *Filter) repair(everything bool) (lines []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.model == nil {
-		return nil
+		return nil, nil
 	}
 	if f.dirty {
-		if err := f.sync(); err != nil {
-			f.log.Warn("the next attempt is in a few seconds", zap.Error(err))
-		}
-		return nil
+		return nil, f.sync()
 	}
 	tampered := f.tampered.Swap(false)
 	if f.untouched() {
-		return nil
+		return nil, nil
 	}
 	what := skeleton
 	if everything {
@@ -212,16 +216,15 @@ func (f *Filter) repair(everything bool) (lines []string) {
 			lines, f.distrust = []string{changed}, true
 		}
 		if len(lines) == 0 {
-			return nil
+			return nil, nil
 		}
 		err = f.sync()
 	}
 	if err != nil {
 		f.dirty = true // the next look puts it right
-		f.log.Warn("the next attempt is in a few seconds", zap.Error(err))
-		return nil
+		return nil, err
 	}
-	return lines
+	return lines, nil
 }
 
 // untouched says whether nobody has changed nftables, of whatever table, since the last transaction of the Filter or the last look.

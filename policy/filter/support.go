@@ -25,10 +25,11 @@ func (f *Filter) Present() (bool, error) {
 }
 
 // Support says what the kernel lacks to enforce anything, and what to do about it; nil if there is all of it. It changes nothing that stays. That
-// it cannot tell of denied packets is no reason: it drops them all the same.
+// it cannot tell of denied packets is no reason: it drops them all the same. That it cannot cut connections is told by [Filter.Health].
 func (f *Filter) Support() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.tryCutting()
 	probe := func(l layout) error {
 		const table = Table + "-probe"
 		var b buffer
