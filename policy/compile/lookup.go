@@ -30,11 +30,17 @@ func NewState() *State {
 
 // Verdict says what the two ends decide, as the kernel looks it up. An end without a side is open.
 func (s *State) Verdict(c policy.Connection) (egress, ingress Verdict) {
-	return s.end(Side{c.Src, policy.Egress}, c.Dst, c), s.end(Side{c.Dst, policy.Ingress}, c.Src, c)
+	return s.end(Side{c.Src, policy.Egress}, c.Dst, c, s.Identity), s.end(Side{c.Dst, policy.Ingress}, c.Src, c, s.Identity)
 }
 
-// end looks up the verdict of one end.
-func (s *State) end(side Side, other netip.Addr, c policy.Connection) Verdict {
+// Forwarded is [State.Verdict] for what the node forwards. It comes from somebody else and goes there, even by an address that is one of this node, as
+// where such a one has just moved to another host.
+func (s *State) Forwarded(c policy.Connection) (egress, ingress Verdict) {
+	return s.end(Side{c.Src, policy.Egress}, c.Dst, c, s.foreign), s.end(Side{c.Dst, policy.Ingress}, c.Src, c, s.foreign)
+}
+
+// end looks up the verdict of one end. Identify returns the identity of the other one.
+func (s *State) end(side Side, other netip.Addr, c policy.Connection, identify func(netip.Addr) Identity) Verdict {
 	id, there := s.Sides[side]
 	if !there {
 		return Verdict{true, &policy.Verdict{Allowed: true, Reason: policy.Open}}
@@ -45,7 +51,7 @@ func (s *State) end(side Side, other netip.Addr, c policy.Connection) Verdict {
 			return Verdict{true, &policy.Verdict{Allowed: true, Reason: policy.Itself}}
 		}
 	} else {
-		identity = s.Identity(other)
+		identity = identify(other)
 	}
 	if identity.IsOwnNode() && side.Direction == policy.Ingress {
 		return Verdict{true, &policy.Verdict{Allowed: true, Reason: policy.OwnNode}}
@@ -58,6 +64,19 @@ func (s *State) Identity(a netip.Addr) Identity {
 	if i, ok := s.Identities[a]; ok {
 		return i
 	}
+	return s.around(a)
+}
+
+// foreign returns the identity of an address that is none of this node.
+func (s *State) foreign(a netip.Addr) Identity {
+	if i, ok := s.Identities[a]; ok && !i.IsOwnNode() {
+		return i
+	}
+	return s.around(a)
+}
+
+// around returns the identity of the longest prefix around an address.
+func (s *State) around(a netip.Addr) Identity {
 	if len(s.Blocks) == 0 {
 		return World
 	}

@@ -69,7 +69,8 @@ type Side struct {
 //
 // What reaches an address that is its own, through a Service, is allowed, but where Selves has that address: then the tables are asked, with the
 // identity that is there. This node's ingress is not judged: what it sends to its own endpoints passes no table. What they send to it passes
-// that of their egress with the identity in Identities if it is one of the node ([Identity.IsOwnNode]), and else OwnNode.
+// that of their egress with the identity in Identities if it is one of the node ([Identity.IsOwnNode]), and else OwnNode. To what is forwarded those
+// identities do not apply: see [State.Forwarded].
 type State struct {
 	Tables     map[TableID]*Table
 	Sides      map[Side]TableID

@@ -155,18 +155,24 @@ func (m *model) applyIdentities(d compile.Delta, e *edit) {
 		if old, ok := m.hosts[a]; ok {
 			delete(m.hosts, a)
 			m.release(old)
-			e.value(familyOf(a).set(setHosts), a.AsSlice(), &old, nil)
+			e.value(hostSet(a, old), a.AsSlice(), &old, nil)
 		}
 	}
 	for a, i := range d.SetIdentities {
 		n := m.identityNumber(i)
 		old, ok := m.hosts[a]
 		m.hosts[a] = n
+		switch {
+		case !ok:
+			e.value(hostSet(a, n), a.AsSlice(), nil, &n)
+		case hostSet(a, old) == hostSet(a, n):
+			e.value(hostSet(a, n), a.AsSlice(), &old, &n)
+		default:
+			e.value(hostSet(a, old), a.AsSlice(), &old, nil)
+			e.value(hostSet(a, n), a.AsSlice(), nil, &n)
+		}
 		if ok {
 			m.release(old)
-			e.value(familyOf(a).set(setHosts), a.AsSlice(), &old, &n)
-		} else {
-			e.value(familyOf(a).set(setHosts), a.AsSlice(), nil, &n)
 		}
 	}
 	if len(d.DropBlocks)+len(d.SetBlocks) == 0 {
@@ -412,7 +418,7 @@ func (m *model) each(do func(set string, x element)) {
 		}
 	}
 	for a, n := range m.hosts {
-		do(familyOf(a).set(setHosts), element{key: a.AsSlice(), data: n})
+		do(hostSet(a, n), element{key: a.AsSlice(), data: n})
 	}
 	for _, s := range m.spans {
 		do(familyOf(s.first).set(setBlocks), s.element())

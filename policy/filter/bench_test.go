@@ -161,3 +161,53 @@ func (b *buffer) composeOuter(c *chain, add bool) {
 	b.text(unix.NFTA_CHAIN_NAME, c.name)
 	b.end(at)
 }
+
+// BenchmarkHostSends measures datagrams that the host itself sends, as what a daemon tells its peers: without the table, and with it.
+func BenchmarkHostSends(b *testing.B) {
+	w := newWorld(b)
+	f := newFilter(b, w.node)
+	w.node.nft(b, "add table inet other")
+	w.node.nft(b, "add chain inet other output { type filter hook output priority 1; }")
+	w.node.nft(b, "add rule inet other output ct state established accept")
+	must(b, f.Replace(large(300_000)))
+	hook := func(on bool) {
+		var c buffer
+		for _, x := range f.layout.chains() {
+			if outer(x) {
+				c.composeOuter(x, on)
+			}
+		}
+		must(b, f.conn.commit(c))
+	}
+	server, err := w.client.socket(unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, clientAddr(false), 7)
+	must(b, err)
+	defer func() { _ = unix.Close(server) }()
+	fd, err := w.node.socket(unix.SOCK_DGRAM, netip.MustParseAddr("192.0.2.1"), 7)
+	must(b, err)
+	defer func() { _ = unix.Close(fd) }()
+	must(b, unix.Connect(fd, sockaddr(clientAddr(false), 7)))
+	must(b, unix.Connect(server, sockaddr(netip.MustParseAddr("192.0.2.1"), 7)))
+	p := pipe{fd, server}
+	must(b, p.echo(patience))
+	data := make([]byte, 1400)
+	measure := func() float64 {
+		const batch = 20_000
+		began := processor(b)
+		for range batch {
+			_, _ = unix.Write(fd, data) // nobody reads them
+		}
+		return float64((processor(b) - began).Nanoseconds()) / batch
+	}
+	var without, with []float64
+	for b.Loop() {
+		hook(false)
+		without = append(without, measure())
+		hook(true)
+		with = append(with, measure())
+	}
+	slices.Sort(without)
+	slices.Sort(with)
+	base, now := without[len(without)/2], with[len(with)/2]
+	b.ReportMetric(base, "cpu-ns/datagram")
+	b.ReportMetric(now-base, "more-ns/datagram")
+}

@@ -13,6 +13,10 @@
 //	World      the same once more with the identity World, of which each table has a last cell: its default
 //	verdict    its counter counts; it returns to the other end's table, or leads to the log and to drop
 //
+// Three hooks lead there. What is forwarded is judged at both ends, as somebody else's, even if it has an address of the host. What reaches the host is judged at its source's
+// end, with the host's own identities, where IPVS has already taken what it hands on. What leaves the host is judged like what is forwarded if its source is
+// no address of the host, as that of what IPVS hands on, or transparent proxies; the host's own packets are not judged.
+//
 // What is found is kept in the packet's priority, which is 0 when the packet leaves. All of it is such that nft(8) can list the table, and load the listing.
 //
 // Guarantees:

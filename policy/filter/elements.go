@@ -36,6 +36,14 @@ func sideSet(s compile.Side) string {
 	return familyOf(s.Addr).set(setIngress)
 }
 
+// hostSet is where an address has an identity.
+func hostSet(a netip.Addr, identity uint32) string {
+	if identity&ownBit != 0 {
+		return familyOf(a).set(setOwn)
+	}
+	return familyOf(a).set(setHosts)
+}
+
 // directionOf is the name of the direction of a map of sides.
 func directionOf(set string) string { return set[:len(set)-1] }
 

@@ -73,6 +73,15 @@ func payload(base, offset, size uint32, to register) expression {
 	})
 }
 
+// sourceType is what the host's routes say of the packet's source: RTN_*.
+func sourceType() expression {
+	return express("fib", func(b *buffer) {
+		b.word(unix.NFTA_FIB_DREG, register(0).name())
+		b.word(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_ADDRTYPE)
+		b.word(unix.NFTA_FIB_FLAGS, unix.NFTA_FIB_F_SADDR)
+	})
+}
+
 // metaSet writes what is in the first register.
 func metaSet(key uint32) expression {
 	return express("meta", func(b *buffer) {

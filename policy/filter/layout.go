@@ -20,11 +20,10 @@ type layout struct {
 
 // A chain is one of the table, as it should be.
 type chain struct {
-	name  string
-	hook  int32 // NF_INET_*; noHook for one that others lead to
-	rules [][]expression
-
+	name     string
+	hook     int32 // NF_INET_*; noHook for one that others lead to
 	priority int32 // of one with a hook
+	rules    [][]expression
 }
 
 // add adds a rule; parts are expressions or lists of them.
@@ -102,6 +101,9 @@ const (
 	logPrefix = "weft-policy "
 
 	tcpFlags = 13 // where they lie in TCP's header
+
+	// afterVirtual is the priority at the input hook: behind IPVS (NF_IP_PRI_NAT_SRC - 1), so that what it hands on is none of what reaches the host.
+	afterVirtual = 100
 )
 
 // The names of chains that others lead to.
@@ -123,12 +125,15 @@ func (l layout) chains() (all []*chain) {
 		all = append(all, c)
 		return c
 	}
+	tracked := append([]expression{ctState(0)}, masked(ctBits(ctEstablished|ctRelated)), compare(unix.NFT_CMP_NEQ, make([]byte, 4)), accept())
 	for _, h := range []struct {
-		name string
-		hook int32
-	}{{"forward", unix.NF_INET_FORWARD}, {"input", unix.NF_INET_LOCAL_IN}} {
+		name     string
+		hook     int32
+		priority int32
+	}{{"forward", unix.NF_INET_FORWARD, 0}, {"input", unix.NF_INET_LOCAL_IN, afterVirtual}} {
 		base := add(h.name, h.hook)
-		base.add(ctState(0), masked(ctBits(ctEstablished|ctRelated)), compare(unix.NFT_CMP_NEQ, make([]byte, 4)), accept())
+		base.priority = h.priority
+		base.add(tracked)
 		for _, f := range families() {
 			base.add(f.is(), goTo(h.name+f.digit))
 			c := add(h.name+f.digit, noHook)
@@ -142,6 +147,14 @@ func (l layout) chains() (all []*chain) {
 			}
 			c.add(drop())
 		}
+	}
+	// What leaves the host with an address that is not its own was not made by it: it is handed on, as by IPVS, which takes packets to the addresses of Services
+	// at the input, and sends them to the endpoints behind these from here.
+	output := add("output", unix.NF_INET_LOCAL_OUT)
+	output.add(tracked)
+	output.add(ownSource(), accept())
+	for _, f := range families() {
+		output.add(f.is(), goTo("forward"+f.digit))
 	}
 	for _, d := range ends() {
 		c := add("denied-"+d.name, noHook)
@@ -177,11 +190,15 @@ func leaf(d end, number uint32) *chain {
 
 func leafName(set string, number uint32) string { return fmt.Sprint(set, "-", number) }
 
-// identity finds that of the other end. World is what is there if none is found.
+// identity finds that of the other end. World is what is there if none is found. The host's identities are for what reaches the host: what is forwarded
+// comes from somebody else, and goes there, whatever its addresses.
 func (l layout) identity(c *chain, d end) {
 	for _, f := range families() {
 		if l.selves {
 			c.add(f.is(), f.both(), mapped(f.set(setSelves)), assign(), leave())
+		}
+		if d.source {
+			c.add(toHost(), f.is(), f.address(false), mapped(f.set(setOwn)), assign(), leave())
 		}
 		c.add(f.is(), f.address(!d.source), mapped(f.set(setHosts)), assign(), leave())
 		if l.blocks {
@@ -355,6 +372,16 @@ func (f family) discovery() (rules [][]expression) {
 		append(kind[:len(kind):len(kind)], compare(unix.NFT_CMP_GTE, []byte{130}), compare(unix.NFT_CMP_LTE, []byte{137}), accept()),
 		append(kind[:len(kind):len(kind)], compare(unix.NFT_CMP_EQ, []byte{143}), accept()),
 	}
+}
+
+// ownSource goes on if the packet's source is an address of the host.
+func ownSource() []expression {
+	return []expression{sourceType(), compare(unix.NFT_CMP_EQ, number(unix.RTN_LOCAL))}
+}
+
+// toHost goes on if the packet has arrived at the host: there is no device by which it leaves.
+func toHost() []expression {
+	return []expression{meta(unix.NFT_META_OIF, 0), compare(unix.NFT_CMP_EQ, number(0))}
 }
 
 // current goes on if the copy is the current one.

@@ -106,7 +106,7 @@ func (m *model) layout(group uint16, quiet bool) layout {
 	return layout{ranges: m.ranged > 0, blocks: len(m.spans) > 0, selves: len(m.selves) > 0, group: group, quiet: quiet}
 }
 
-// allows judges as the kernel does. Own says which addresses are the host's: it has no ingress, and its identities to those who send to it.
+// allows judges as the kernel does. Own says which addresses are the host's: what it sends is not judged, and it has its identities to those who send to it.
 func (m *model) allows(c policy.Connection, own func(netip.Addr) bool) bool {
 	if own(c.Src) {
 		return true
@@ -129,7 +129,7 @@ func (m *model) through(number uint32, other, self netip.Addr, toHost bool, c po
 		}
 		identity = i
 	} else {
-		identity = m.identity(other)
+		identity = m.identity(other, toHost)
 	}
 	if toHost && identity&ownBit == 0 {
 		identity = ownNumber
@@ -138,8 +138,9 @@ func (m *model) through(number uint32, other, self netip.Addr, toHost bool, c po
 	return t != nil && t.verdict(identity, c.Protocol, c.Port)&allowed != 0
 }
 
-func (m *model) identity(a netip.Addr) uint32 {
-	if i, ok := m.hosts[a]; ok {
+// identity returns that of an address. The host's own are for what reaches the host.
+func (m *model) identity(a netip.Addr, toHost bool) uint32 {
+	if i, ok := m.hosts[a]; ok && (toHost || i&ownBit == 0) {
 		return i
 	}
 	at, ok := slices.BinarySearchFunc(m.spans, a, func(s span, a netip.Addr) int { return s.last.Compare(a) })

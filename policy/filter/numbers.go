@@ -87,8 +87,10 @@ func adopt(s *compile.State, have *contents) numbers {
 		}
 	}
 	for a, i := range s.Identities {
-		if number, ok := have.value(familyOf(a).set(setHosts), a.AsSlice()); ok {
-			take(i, number)
+		for _, set := range []string{setOwn, setHosts} {
+			if number, ok := have.value(familyOf(a).set(set), a.AsSlice()); ok {
+				take(i, number)
+			}
 		}
 	}
 	plain := map[netip.Prefix]uint32{}

@@ -191,7 +191,7 @@ func (r *reader) note(x element) {
 		h.verdicts = max(h.verdicts, x.data&^allowed)
 	case r.kind.dataType == typeVerdict:
 		h.tables = max(h.tables, x.data)
-	case len(name) > 1 && slices.Contains([]string{setHosts, setBlocks, setSelves}, name[:len(name)-1]):
+	case len(name) > 1 && slices.Contains([]string{setOwn, setHosts, setBlocks, setSelves}, name[:len(name)-1]):
 		h.identities = max(h.identities, x.data&^ownBit)
 	}
 }

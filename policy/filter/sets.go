@@ -40,7 +40,8 @@ const (
 	setSelves  = "selves"   // (a, a) of each other endpoint's address a -> identity by which it sees itself
 	setEgress  = "egress"   // address -> chain of its egress table
 	setIngress = "ingress"  // address -> chain of its ingress table
-	setHosts   = "ids"      // address -> identity
+	setOwn     = "own"      // address of the host -> identity
+	setHosts   = "ids"      // address of another one -> identity
 	setBlocks  = "blocks"   // interval of addresses -> identity
 	setCells   = "cells"    // (table and identity, protocol, port) -> verdict
 	setLists   = "lists"    // (table and identity, protocol) -> list of intervals of ports
@@ -83,6 +84,7 @@ func sets() (all []setKind) {
 			k := add(f.set(d.name), kind, f.size, unix.NFT_SET_MAP)
 			k.dataType, k.dataLen = typeVerdict, 16
 		}
+		number(add(f.set(setOwn), kind, f.size, 0))
 		number(add(f.set(setHosts), kind, f.size, 0))
 		number(add(f.set(setBlocks), kind, f.size, unix.NFT_SET_INTERVAL))
 	}

@@ -50,6 +50,9 @@ func randomState(r *rand.Rand) *compile.State {
 			}
 		}
 		s.Identities[nodeAddr(v6)] = identities[2+r.IntN(2)]
+		if r.IntN(2) == 0 { // as one that has moved to another host
+			s.Identities[clientAddr(v6)] = identities[2+r.IntN(2)]
+		}
 	}
 	for _, p := range []string{"0.0.0.0/0", "192.0.2.0/24", "192.0.2.2/32", "192.0.0.0/8", "10.9.0.0/24", "255.255.255.255/32", "2001:db8::/32", "2001:db8::2/128", "::/0"} {
 		if r.IntN(2) == 0 {
@@ -83,12 +86,13 @@ func TestKernelDecidesAsTheState(t *testing.T) {
 			if from == w.of(c.Dst) {
 				continue // does not pass the node
 			}
-			egress, ingress := s.Verdict(c)
+			judge := s.Forwarded
+			if from == w.node || w.of(c.Dst) == w.node {
+				judge = s.Verdict
+			}
+			egress, ingress := judge(c)
 			want := lost
 			if egress.Allow && ingress.Allow {
-				want = refused
-			}
-			if from == w.node { // no table for it
 				want = refused
 			}
 			tries.Go(func() {
