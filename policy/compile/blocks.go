@@ -22,6 +22,22 @@ type blocks struct {
 	bits [2][]int // lengths that there are, the longest first; of IPv4, and of IPv6
 }
 
+// newBlocks returns these.
+func newBlocks(all []*block) blocks {
+	b := blocks{all: make(map[netip.Prefix]*block, len(all))}
+	for _, x := range all {
+		b.all[x.prefix] = x
+		if bits := &b.bits[family(x.prefix.Addr())]; !slices.Contains(*bits, x.prefix.Bits()) {
+			*bits = append(*bits, x.prefix.Bits())
+		}
+	}
+	for i := range b.bits {
+		slices.Sort(b.bits[i])
+		slices.Reverse(b.bits[i])
+	}
+	return b
+}
+
 // family is an index into blocks.bits.
 func family(a netip.Addr) int {
 	if a.Is4() {
@@ -102,28 +118,18 @@ func cut(of []*peer, memberships int) []*block {
 
 // recut makes the blocks anew, as peers of them have come or gone, and notes the addresses whose identity may be another one now.
 func (c *Compiler) recut() {
-	var of []*peer
-	for _, p := range c.peers.byID {
-		if p != nil && p.block != nil {
-			of = append(of, p)
-		}
+	all := c.cutting
+	if all == nil {
+		all = cut(c.peers.inUse(), c.limits.Memberships)
 	}
 	before := c.blocks.all
-	c.blocks = blocks{all: map[netip.Prefix]*block{}}
+	c.blocks, c.cutting = newBlocks(all), nil
 	var moved []netip.Prefix
-	for _, b := range cut(of, c.limits.Memberships) {
-		c.blocks.all[b.prefix] = b
-		if bits := &c.blocks.bits[family(b.prefix.Addr())]; !slices.Contains(*bits, b.prefix.Bits()) {
-			*bits = append(*bits, b.prefix.Bits())
-		}
+	for _, b := range all {
 		old := before[b.prefix]
 		if old == nil || old.beyond != b.beyond || !slices.Equal(old.peers, b.peers) {
 			moved = append(moved, b.prefix)
 		}
-	}
-	for i := range c.blocks.bits {
-		slices.Sort(c.blocks.bits[i])
-		slices.Reverse(c.blocks.bits[i])
 	}
 	for p := range before {
 		if c.blocks.all[p] == nil {

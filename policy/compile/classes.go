@@ -21,10 +21,11 @@ const (
 
 // A class is what an identity stands for: all addresses of the same peers in use and the same ports of names in use.
 type class struct {
-	id   Identity
-	key  string // kind, number of peers, peers, values
-	refs int    // addresses, blocks, selves
-	dead bool
+	id    Identity
+	key   string // kind, number of peers, peers, values
+	refs  int    // addresses, blocks, selves
+	dead  bool
+	there bool // it has been among those that have come
 }
 
 // Of a key: where the peers begin, and the sizes of one and of a value.
@@ -164,10 +165,13 @@ func (c *Compiler) settleClasses() (added, removed []*class) {
 		if x.id != Unsorted && x.id != OwnNode {
 			s.freed = append(s.freed, x.id)
 		}
-		removed = append(removed, x)
+		if x.there {
+			removed = append(removed, x)
+		}
 	}
 	for _, x := range s.fresh {
 		if !x.dead {
+			x.there = true
 			added = append(added, x)
 		}
 	}

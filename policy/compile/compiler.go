@@ -49,8 +49,11 @@ type Compiler struct {
 	tables    []*table // in the order in which they have come
 	lastTable TableID
 	sides     map[Side]*table
-	rules     int // of all tables that are not denied
-	cells     int
+	rules     int // of all tables that are built
+	weight    int // rules of all tables, denied or not
+	cells     int // that there are
+	short     [ofCells + 1]shortage
+	cutting   []*block // what the blocks in use are cut into, if that was worked out in this commit
 	marks     uint64
 
 	verdicts struct{ open, itself, ownNode, beyond *policy.Verdict } // without a rule
@@ -285,7 +288,7 @@ func (c *Compiler) has(n policy.Name, a netip.Addr) bool {
 func (c *Compiler) State() *State {
 	s := NewState()
 	for _, t := range c.tables {
-		s.Tables[t.id] = t.export()
+		s.Tables[t.id] = t.export(c.def(t))
 	}
 	for side, t := range c.sides {
 		s.Sides[side] = t.id
@@ -310,7 +313,7 @@ func (c *Compiler) Problems() []string {
 	names := [2]string{policy.Ingress: "ingress", policy.Egress: "egress"}
 	for n, l := range c.locals {
 		for d, t := range l.tables {
-			if t != nil && t.denied {
+			if t != nil && t.denied != 0 {
 				lines = append(lines, fmt.Sprintf(
 					"%s/%s: all %s is denied: the %d policies that select it have more rules than this node can enforce; select it by fewer, or use fewer peers and ports",
 					n.Namespace, n.Name, names[d], len(t.pols)))
@@ -318,6 +321,7 @@ func (c *Compiler) Problems() []string {
 		}
 	}
 	slices.Sort(lines)
+	lines = append(c.shortages(), lines...)
 	unsorted := len(c.unsorted)
 	for _, b := range c.blocks.all {
 		if b.class.is(beyond) {

@@ -38,6 +38,25 @@ type peers struct {
 	touched []*peer // since the last commit: they have come or may have gone
 	index   index   // of those about endpoints
 	key     []byte
+	blocks  int // parts of all
+}
+
+// parts is how many blocks it takes to say which addresses it is about.
+func (p *peer) parts() int {
+	if p.block == nil {
+		return 0
+	}
+	return 1 + len(p.block.Except)
+}
+
+// inUse are those about addresses, without those that are about to go.
+func (s *peers) inUse() (of []*peer) {
+	for _, p := range s.byID {
+		if p != nil && p.block != nil && p.refs > 0 {
+			of = append(of, p)
+		}
+	}
+	return of
 }
 
 // acquire returns the ID for a peer of a policy of namespace home, with a reference to it. None is there for what fits nobody.
@@ -75,7 +94,9 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 		k = sum[:]
 	}
 	if old := s.byKey[string(k)]; old != nil {
-		old.refs++
+		if old.refs++; old.refs == 1 {
+			s.blocks += old.parts()
+		}
 		return old.id, true
 	}
 	n.key, n.refs = string(k), 1
@@ -88,6 +109,7 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 	}
 	s.byKey[n.key] = n
 	s.touched = append(s.touched, n)
+	s.blocks += n.parts()
 	return n.id, true
 }
 
@@ -95,6 +117,7 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 func (s *peers) release(id uint32) {
 	p := s.byID[id]
 	if p.refs--; p.refs == 0 {
+		s.blocks -= p.parts()
 		s.touched = append(s.touched, p)
 	}
 }

@@ -9,12 +9,12 @@ import (
 )
 
 // export returns a table as it is seen outside.
-func (t *table) export() *Table {
+func (t *table) export(def *policy.Verdict) *Table {
 	n := 0
 	for _, cells := range t.cells {
 		n += len(cells)
 	}
-	x := &Table{ID: t.id, Default: verdict(t.def), Cells: make(map[Cell]Verdict, n)}
+	x := &Table{ID: t.id, Default: verdict(def), Cells: make(map[Cell]Verdict, n)}
 	for id, cells := range t.cells {
 		for _, cell := range cells {
 			x.Cells[cell.of(id)] = verdict(cell.by)
@@ -22,6 +22,14 @@ func (t *table) export() *Table {
 	}
 	x.index()
 	return x
+}
+
+// def is the verdict where a table has no cell.
+func (c *Compiler) def(t *table) *policy.Verdict {
+	if t.denied != 0 {
+		return c.verdicts.beyond
+	}
+	return t.def
 }
 
 // of returns where it is.
@@ -34,21 +42,21 @@ func (c *Compiler) report() {
 	for _, t := range c.tables {
 		switch {
 		case t.oldDef == nil:
-			c.delta.AddTables = append(c.delta.AddTables, t.export())
+			c.delta.AddTables = append(c.delta.AddTables, t.export(c.def(t)))
 		default:
-			p := t.patch()
+			p := t.patch(c.def(t))
 			if p.Default != nil || len(p.Set)+len(p.Drop) > 0 {
 				put(&c.delta.Patches, t.id, p)
 			}
 		}
-		t.oldDef, t.before, t.whole = t.def, nil, false
+		t.oldDef, t.before, t.whole = c.def(t), nil, false
 	}
 }
 
 // patch returns what has changed.
-func (t *table) patch() Patch {
+func (t *table) patch(def *policy.Verdict) Patch {
 	var p Patch
-	if now := verdict(t.def); !now.Equal(verdict(t.oldDef)) {
+	if now := verdict(def); !now.Equal(verdict(t.oldDef)) {
 		p.Default = &now
 	}
 	for id, old := range t.before {

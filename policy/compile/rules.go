@@ -42,13 +42,15 @@ type portName struct {
 // A pol is a version of a policy.
 type pol struct {
 	*policy.Policy
-	seq    uint64
-	uses   [2]int // tables
-	rules  [2][]rule
-	names  [2][]string // of ports in rules that are in force
-	speaks [2]bool
-	gone   bool // it is not this version any more
-	old    *pol // the version before, until the commit is over
+	seq      uint64
+	uses     [2]int // tables
+	rules    [2][]rule
+	blocks   [2]int      // that peers in the rules are cut out of, and parts left out
+	names    [2][]string // of ports in rules that are in force
+	inForces [2]int      // rules that are
+	speaks   [2]bool
+	gone     bool // it is not this version any more
+	old      *pol // the version before, until the commit is over
 }
 
 // says whether it has something to say in that direction.
@@ -85,6 +87,7 @@ func (c *Compiler) use(p *pol, d policy.Direction) {
 	if p.uses[d]++; p.uses[d] > 1 {
 		return
 	}
+	p.blocks[d] = 0
 	for i, r := range p.Rules[d] {
 		if !p.inForce(r) {
 			continue
@@ -97,6 +100,7 @@ func (c *Compiler) use(p *pol, d policy.Direction) {
 						c.peers.release(id)
 					} else {
 						n.peers = append(n.peers, id)
+						p.blocks[d] += c.peers.byID[id].parts()
 					}
 				}
 			}

@@ -21,8 +21,11 @@ type table struct {
 	refs      int            // endpoints
 	from      map[*table]int // where its endpoints were before, while it is new
 	taken     bool           // another one goes on in its place
+	weight    int            // rules of its policies
+	held      bool           // its policies' rules are made for it, too
 
-	// Made of these, unless it is denied.
+	// Made of these, if built.
+	built    bool
 	rules    []*rule   // in the order in which they are asked: a rule's rank is its index
 	tiers    [3]int32  // the ranks at which tiers end
 	byPeer   []uint64  // peer << 32 | rank, sorted, of the rules that are not for any peer
@@ -34,9 +37,10 @@ type table struct {
 
 	cells   map[Identity][]cell // none empty
 	selves  map[*class]struct{}
-	denied  bool // everything is, see Limits
-	lacks   int  // rules that there was no room for when it was denied
-	room    int  // cells that there was room for when it was denied
+	count   int  // cells that it has, or would have if it were not denied for these
+	denied  lack // everything is, see Limits; 0: it is not
+	huge    bool // count is the least: it was denied before all were counted
+	room    int  // cells that there was room for then
 	classes int  // that there were then
 
 	// What was before this commit, where it is another one now; if whole, everything: of the table that this one takes the place of.
@@ -142,6 +146,8 @@ func (c *Compiler) build(t *table) {
 	if len(isolating) > 0 {
 		t.isolated = &policy.Verdict{Reason: policy.Isolated, Isolating: isolating}
 	}
+	c.rules += len(t.rules)
+	t.built, t.count, t.huge = true, 0, false
 	t.rest = ranks{none, none, none}
 	var strokes []stroke
 	for i, r := range t.rules {
@@ -185,7 +191,6 @@ func (c *Compiler) build(t *table) {
 // paintEveryone works out what holds for everyone, and the cells of World.
 func (t *table) paintEveryone(c *Compiler, strokes []stroke) {
 	slices.SortStableFunc(strokes, func(a, b stroke) int { return cmp.Compare(a.protocol, b.protocol) })
-	var cells []cell
 	for len(strokes) > 0 {
 		p := strokes[0].protocol
 		n := len(strokes)
@@ -195,14 +200,23 @@ func (t *table) paintEveryone(c *Compiler, strokes []stroke) {
 		pieces := slices.Clone(c.paint(t, strokes[:n], t.rest, true))
 		for i := range pieces {
 			pieces[i].by = c.decide(t, pieces[i].ranks, nil)
-			if pieces[i].by != t.def {
-				cells = appendCell(cells, span{p, pieces[i].first, pieces[i].last}, pieces[i].by)
-			}
 		}
 		t.everyone = append(t.everyone, painted{p, pieces})
 		strokes = strokes[n:]
 	}
-	c.set(t, World, cells)
+	c.set(t, World, t.worldCells())
+}
+
+// worldCells are those of World.
+func (t *table) worldCells() (cells []cell) {
+	for _, e := range t.everyone {
+		for _, p := range e.pieces {
+			if p.by != t.def {
+				cells = appendCell(cells, span{e.protocol, p.first, p.last}, p.by)
+			}
+		}
+	}
+	return cells
 }
 
 // appendCell adds a cell, or makes the last one longer.
@@ -433,6 +447,7 @@ func (c *Compiler) set(t *table, id Identity, cells []cell) {
 		t.before[id] = old
 	}
 	c.cells += len(cells) - len(old)
+	t.count += len(cells) - len(old)
 	if len(cells) == 0 {
 		delete(t.cells, id)
 		return

@@ -31,6 +31,11 @@ func (c *Compiler) settlePolicies() []*pol {
 			for d := range policy.Direction(2) {
 				p.names[d] = p.portNames(d)
 				p.speaks[d] = p.says(d)
+				for _, r := range p.Rules[d] {
+					if p.inForce(r) {
+						p.inForces[d]++
+					}
+				}
 			}
 			c.byKey[k] = p
 			added = append(added, p)
@@ -196,9 +201,6 @@ func (c *Compiler) tableFor(d policy.Direction, list []*pol, ports []localPort) 
 	}
 	t := &table{hash: hash, next: c.byHash[hash], direction: d, pols: slices.Clone(list), ports: ports, from: map[*table]int{}}
 	c.byHash[hash] = t
-	for _, p := range t.pols {
-		c.use(p, d)
-	}
 	return t, true
 }
 
@@ -237,16 +239,13 @@ func (c *Compiler) settleTables(fresh []*table) {
 	})
 	for _, t := range dying {
 		c.unfile(t)
-		c.unbuild(t)
-		for _, p := range t.pols {
-			c.unuse(p, t.direction)
-		}
+		c.weight -= t.weight
 		for _, cells := range t.cells {
 			c.cells -= len(cells)
 		}
 	}
 	for _, t := range fresh {
-		t.whole, t.todo = true, true
+		t.whole = true
 		var best *table
 		for old, n := range t.from {
 			if old.refs == 0 && !old.taken && (best == nil || n > t.from[best] || n == t.from[best] && old.id < best.id) {
@@ -262,27 +261,20 @@ func (c *Compiler) settleTables(fresh []*table) {
 			t.id = c.lastTable
 		}
 		c.tables = append(c.tables, t)
-		c.begin(t)
+		for _, p := range t.pols {
+			t.weight += p.inForces[t.direction]
+		}
+		c.weight += t.weight
 	}
 	for _, t := range dying {
 		if !t.taken {
 			c.delta.DropTables = append(c.delta.DropTables, t.id)
 		}
 	}
-	for _, t := range c.tables {
-		if t.denied && !t.todo && t.mayFit(c) {
-			t.denied, t.todo = false, true
-			c.begin(t)
-		}
+	if len(fresh)+len(dying) > 0 {
+		c.admit(dying)
 	}
-}
-
-// mayFit says whether it is worthwhile to try a denied table again.
-func (t *table) mayFit(c *Compiler) bool {
-	if t.lacks > 0 {
-		return c.rules+t.lacks <= c.limits.Rules
-	}
-	return c.limits.Cells-c.cells > t.room || len(c.classes.byKey) < t.classes
+	c.retry()
 }
 
 // unfile takes a table out of those that can be found.
@@ -302,36 +294,6 @@ func (c *Compiler) unfile(t *table) {
 	}
 }
 
-// begin builds a table if there is room for its rules, and else denies it.
-func (c *Compiler) begin(t *table) {
-	n := 0
-	for _, p := range t.pols {
-		n += len(p.rules[t.direction])
-	}
-	if c.rules+n > c.limits.Rules {
-		c.deny(t)
-		t.lacks = n
-		return
-	}
-	t.lacks = 0
-	c.rules += n
-	c.build(t)
-	if c.cells > c.limits.Cells {
-		c.deny(t)
-	}
-}
-
-// deny makes a table one that denies everything.
-func (c *Compiler) deny(t *table) {
-	for id := range t.cells {
-		c.set(t, id, nil)
-	}
-	c.unbuild(t)
-	t.denied, t.todo, t.def = true, false, c.verdicts.beyond
-	t.room, t.classes = c.limits.Cells-c.cells, len(c.classes.byKey)
-	t.selves = nil
-}
-
 // unbuild forgets what build has made, but for the cells.
 func (c *Compiler) unbuild(t *table) {
 	each(t.byPeer, func(id uint32) {
@@ -342,6 +304,7 @@ func (c *Compiler) unbuild(t *table) {
 		n.tables = slices.DeleteFunc(n.tables, func(x *table) bool { return x == t })
 	}
 	c.rules -= len(t.rules)
+	t.built, t.tiers = false, [3]int32{}
 	t.rules, t.byPeer, t.byName, t.everyone, t.isolated = nil, nil, nil, nil, nil
 }
 
@@ -350,7 +313,7 @@ func (c *Compiler) settleCells(wanted map[*table]map[*class]struct{}) {
 	added, removed := c.settleClasses()
 	for _, x := range removed {
 		for _, t := range c.tables {
-			c.set(t, x.id, nil)
+			c.unfill(t, x)
 		}
 	}
 	for _, x := range added {
@@ -370,28 +333,41 @@ func (c *Compiler) settleCells(wanted map[*table]map[*class]struct{}) {
 		}
 	}
 	for _, t := range c.tables {
-		for x := range t.selves {
-			if _, ok := wanted[t][x]; !ok && !x.dead {
-				c.set(t, x.id, nil)
+		if t.built && !t.huge {
+			for x := range t.selves {
+				if _, ok := wanted[t][x]; !ok && !x.dead {
+					c.unfill(t, x)
+				}
 			}
-		}
-		for x := range wanted[t] {
-			if _, ok := t.selves[x]; !ok || t.todo {
-				c.fill(t, x)
+			for x := range wanted[t] {
+				if _, ok := t.selves[x]; !ok || t.todo {
+					c.fill(t, x)
+				}
 			}
 		}
 		t.selves, t.todo = wanted[t], false
 	}
+	c.admitCells()
 }
 
-// fill works out the cells of a class in a table.
+// fill works out the cells of a class that has come in a table, or how many it would have.
 func (c *Compiler) fill(t *table, x *class) {
-	if t.denied {
-		return
+	switch {
+	case t.denied == 0:
+		c.set(t, x.id, c.cellsOf(t, x))
+		c.spare(t)
+	case t.built && !t.huge:
+		t.count += len(c.cellsOf(t, x))
 	}
-	c.set(t, x.id, c.cellsOf(t, x))
-	if c.cells > c.limits.Cells {
-		c.deny(t)
+}
+
+// unfill takes away the cells of a class that has gone from a table.
+func (c *Compiler) unfill(t *table, x *class) {
+	switch {
+	case t.denied == 0:
+		c.set(t, x.id, nil)
+	case t.built && !t.huge && t.counts(x):
+		t.count -= len(c.cellsOf(t, x))
 	}
 }
 
