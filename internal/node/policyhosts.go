@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -21,22 +20,29 @@ import (
 )
 
 // On hosts without Kubernetes the mesh is the source of network policies: the manifests that were applied on any of them, and what each
-// tells of its workloads, are two states that it replicates (package replica). Manifests are on disk before anybody is told of them, and whoever
-// learns of one has it on disk before passing it on. Of its own workloads a node has the records on disk already; what it knows of the others' it
-// keeps now and then, so that it can go on with it after a restart while it reaches nobody.
+// tells of its workloads, are two states that it replicates (package replica). Manifests are on disk where they are applied before that is acknowledged,
+// and before anybody is told of them. Others pass on at once what they hear, and have it on disk some moments later, many changes at once: one that loses power
+// in between goes on with what it had, and hears the rest again from any other, as their digests differ. Of its own workloads a node has the records on disk
+// already; what it knows of the others' it keeps now and then, so that it can go on with it after a restart while it reaches nobody.
 
 const (
 	stateManifests = "policies"  // of mesh.Register
 	stateEndpoints = "endpoints" // of mesh.Register
-	keyManifests   = "policies"  // in the store's Meta bucket: replica.Set
-	keyEndpoints   = "endpoints" // in the store's Meta bucket: replica.Set
+	keyManifests   = "policies"  // in the store's Meta bucket: setLog
+	keyEndpoints   = "endpoints" // in the store's Meta bucket: setLog
+	keyUntold      = "untold"    // in the store's Meta bucket: this node joined, and nobody has told it yet which policies there are
 
 	// seqShift makes a floor for a node's numbers of its clock's seconds: as long as it writes less than 2^20 things a second, none is
 	// used twice even if its disk is put back to an earlier time.
 	seqShift = 20
-	// hostsGap is the least time between two looks at what is shared, and endpointsGap between two writes of the others' endpoints.
+	// hostsGap is the least time between two looks at what is shared, manifestsGap between two writes of what was heard of manifests, and endpointsGap of the
+	// others' endpoints.
 	hostsGap     = 20 * time.Millisecond
+	manifestsGap = 100 * time.Millisecond
 	endpointsGap = 10 * time.Second
+	// olderPatience is for how long one that has joined waits for others to tell it the policies. By then it has compared states with many, and nobody has any:
+	// they are of versions without policies.
+	olderPatience = time.Minute
 )
 
 func manifestLimits() replica.Limits {
@@ -56,53 +62,86 @@ type policySource interface {
 
 // policyHosts is this node's part in what plain hosts share of network policies.
 type policyHosts struct {
-	n    *Node
-	e    *engines
-	sink policySource
-	wake signal
+	n      *Node
+	e      *engines
+	store  *store.Store
+	sink   policySource
+	wake   signal
+	keeps  signal          // manifests have changed that are not on disk
+	joined <-chan struct{} // closed when states were exchanged with another node
+
+	looking sync.Mutex // held by whoever looks, and tells the sink
+	told    hostShare  // under looking
 
 	changing sync.Mutex // held by whoever changes manifests, from the disk to the mesh
-	looking  sync.Mutex // held by whoever looks, and tells the sink
-	told     hostShare  // under looking
+	onDisk   setLog     // of manifests; under changing
+	unkept   [][]byte   // changes of manifests that are not on disk; under changing
+	others   setLog     // of endpoints; of run's goroutine
 
 	mu        sync.Mutex
-	manifests *replica.Set  // replaced as a whole, never changed; under mu
-	endpoints *replica.Set  // under mu
-	unsaved   bool          // endpoints differ from the disk; under mu
-	untold    bool          // no other node has told yet which manifests there are, and that is waited for; under mu
-	whole     chan struct{} // closed when untold ends
+	manifests *replica.Set         // changed while mu and changing are held, so that either is enough to read it
+	endpoints *replica.Set         // under mu
+	unsaved   [][]byte             // changes of endpoints that are not on disk; under mu
+	stale     bool                 // the endpoints on disk are more than there are; under mu
+	pruned    map[mesh.NodeID]bool // whose endpoints are not taken in; under mu
+	news      [2]map[string]bool   // keys of manifests, and of endpoints, that have changed since the last look; under mu
+	untold    bool                 // no other node has told yet which manifests there are, and that is waited for; under mu
+	heard     bool                 // some node has sent manifests, whole or not; under mu
+	whole     chan struct{}        // closed when untold ends
 }
 
 // newPolicyHosts reads what is on disk. The sink is told of it by run.
 func (n *Node) newPolicyHosts(e *engines, sink policySource) (*policyHosts, error) {
 	self, floor := uint64(n.state.identity.ID), uint64(max(time.Now().Unix(), 0))<<seqShift
 	h := &policyHosts{
-		n: n, e: e, sink: sink, wake: newSignal(),
+		n: n, e: e, store: n.store, sink: sink, wake: newSignal(), keeps: newSignal(),
 		manifests: replica.New(self, floor, manifestLimits()), endpoints: replica.New(self, floor, endpointLimits()),
+		onDisk: setLog{key: keyManifests}, others: setLog{key: keyEndpoints}, told: newHostShare(self),
 		untold: n.state.first && len(n.cfg.Peers) > 0 && len(n.cfg.Seed) == 0, whole: make(chan struct{}),
 	}
-	if !h.untold {
-		close(h.whole)
-	}
-	err := n.store.View(func(tx *store.Tx) error {
-		if _, _, err := h.manifests.Merge(tx.Get(store.Meta, keyManifests), nil); err != nil {
+	err := n.store.Update(func(tx *store.Tx) error {
+		if err := h.onDisk.read(tx, h.manifests); err != nil {
 			return fmt.Errorf("the policies that were applied: %w", err)
 		}
-		if _, _, err := h.endpoints.Merge(tx.Get(store.Meta, keyEndpoints), nil); err != nil {
+		if err := h.others.read(tx, h.endpoints); err != nil {
 			return fmt.Errorf("what is known of other nodes' workloads: %w", err)
 		}
-		return nil
+		if h.untold = h.untold || tx.Get(store.Meta, keyUntold) != nil; !h.untold {
+			return nil
+		}
+		return tx.Put(store.Meta, keyUntold, []byte("1"))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading network policies in %s: %w", n.store.Dir(), err)
 	}
+	if !h.untold {
+		close(h.whole)
+	}
+	h.noteAll()
 	return h, nil
+}
+
+// noteAll has all be looked at.
+func (h *policyHosts) noteAll() {
+	h.note(0, h.manifests.Keys())
+	h.note(1, h.endpoints.Keys())
+}
+
+// note takes down keys of manifests (0) or endpoints (1) that have changed. The caller has mu, or alone h.
+func (h *policyHosts) note(what int, keys []string) {
+	if h.news[what] == nil && len(keys) > 0 {
+		h.news[what] = make(map[string]bool, len(keys))
+	}
+	for _, k := range keys {
+		h.news[what][k] = true
+	}
 }
 
 // register makes what is shared known to the mesh, before that runs.
 func (h *policyHosts) register() {
 	h.e.mesh.Register(stateManifests, manifestState{h})
 	h.e.mesh.Register(stateEndpoints, endpointState{h})
+	h.joined = h.e.mesh.Joined()
 }
 
 // raise has what is shared looked at soon. It may be called of a nil one.
@@ -115,7 +154,10 @@ func (h *policyHosts) raise() {
 // manifestState is the mesh's state of manifests.
 type manifestState struct{ h *policyHosts }
 
-func (s manifestState) Encode() []byte { return s.h.applied().Encode() }
+func (s manifestState) Encode() (b []byte) {
+	s.h.view(func(set *replica.Set) { b = set.Encode() })
+	return b
+}
 
 // Digest implements [mesh.Digester]. As long as nobody has told this node anything it differs from everybody's, so that an exchange brings what others
 // have even if that is nothing.
@@ -129,25 +171,47 @@ func (s manifestState) Digest() uint64 {
 	return d
 }
 
-// Exchanged implements [mesh.Exchanger].
+// Exchanged implements [mesh.Exchanger]. What was told is on disk before this node acts on it: a restart does not ask again.
 func (s manifestState) Exchanged() {
-	s.h.mu.Lock()
-	defer s.h.mu.Unlock()
-	if s.h.untold {
-		s.h.untold = false
-		close(s.h.whole)
+	h := s.h
+	h.mu.Lock()
+	untold := h.untold
+	h.mu.Unlock()
+	if !untold {
+		return
+	}
+	if err := h.keep(func(tx *store.Tx) error { return tx.Delete(store.Meta, keyUntold) }); err != nil {
+		h.n.log.Warn("the network policies that another node has told could not be kept; waiting for the next one to tell them", zap.Error(err))
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.untold {
+		h.untold = false
+		close(h.whole)
 	}
 }
 
 // Merge implements [mesh.State].
 func (s manifestState) Merge(b []byte) ([]byte, error) {
-	var news []byte
-	err := s.h.change(func(set *replica.Set) (changed bool, err error) {
-		news, _, err = set.Merge(b, nil)
-		return news != nil, err
-	})
+	h := s.h
+	h.changing.Lock()
+	defer h.changing.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.heard = true
+	news, changed, err := h.manifests.Merge(b, nil)
 	if err != nil {
+		if h.untold {
+			h.sink.Awaits(fmt.Sprintf("another node to say which network policies there are, after one whose could not be taken in: %v", err))
+		}
 		return nil, err
+	}
+	if news != nil {
+		h.unkept = append(h.unkept, news)
+		h.note(0, changed)
+		h.keeps.raise()
+		h.wake.raise()
 	}
 	return news, nil
 }
@@ -173,38 +237,101 @@ func (s endpointState) Merge(b []byte) ([]byte, error) {
 	gone := retirees(s.h.e.alloc.Retirements())
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
-	news, _, err := s.h.endpoints.Merge(b, func(w uint64) bool { return gone[mesh.NodeID(w)] })
+	news, changed, err := s.h.endpoints.Merge(b, func(w uint64) bool { return gone[mesh.NodeID(w)] })
 	if news != nil {
-		s.h.unsaved = true
+		s.h.unsaved = append(s.h.unsaved, news)
+		s.h.note(1, changed)
 		s.h.wake.raise()
 	}
 	return news, err
 }
 
-// applied are the manifests, which nobody changes.
-func (h *policyHosts) applied() *replica.Set {
+// view lets f look at the manifests.
+func (h *policyHosts) view(f func(set *replica.Set)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.manifests
+	f(h.manifests)
 }
 
-// change has f change a copy of the manifests, and makes it what counts once it is on disk.
-func (h *policyHosts) change(f func(set *replica.Set) (changed bool, err error)) error {
+// change has f change a copy of the manifests, and makes it what counts once it is on disk. f returns what replica.Set.Write does; no delta: nothing is changed.
+func (h *policyHosts) change(f func(set *replica.Set) (delta []byte, changed []string, err error)) error {
 	h.changing.Lock()
 	defer h.changing.Unlock()
-	next := h.applied().Clone()
-	changed, err := f(next)
-	if err != nil || !changed {
+	next := h.manifests.Clone()
+	delta, changed, err := f(next)
+	if err != nil || delta == nil {
 		return err
 	}
-	if err := h.n.store.Update(func(tx *store.Tx) error { return tx.Put(store.Meta, keyManifests, next.Encode()) }); err != nil {
-		return fmt.Errorf("keeping network policies: %w", err)
+	if err := h.write(append(slices.Clip(h.unkept), delta), next, nil); err != nil {
+		return err
 	}
 	h.mu.Lock()
 	h.manifests = next
+	h.note(0, changed)
 	h.mu.Unlock()
 	h.wake.raise()
 	return nil
+}
+
+// keep puts on disk what is not there, together with what f does if that is not nil.
+func (h *policyHosts) keep(f func(tx *store.Tx) error) error {
+	h.changing.Lock()
+	defer h.changing.Unlock()
+	if len(h.unkept) == 0 && f == nil {
+		return nil
+	}
+	return h.write(h.unkept, h.manifests, f)
+}
+
+// write puts changes of manifests on disk, after which they are what set says. The caller has changing.
+func (h *policyHosts) write(changes [][]byte, set *replica.Set, f func(tx *store.Tx) error) error {
+	var now setLog
+	err := h.store.Update(func(tx *store.Tx) (err error) {
+		if now, err = h.onDisk.write(tx, changes, set.Encode); err == nil && f != nil {
+			err = f(tx)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("keeping network policies: %w", err)
+	}
+	h.onDisk, h.unkept = now, nil
+	return nil
+}
+
+// keepOn has manifests on disk soon after they were heard of, until ctx ends.
+func (h *policyHosts) keepOn(ctx context.Context) {
+	wait, failing := time.Duration(0), false
+	for {
+		var again <-chan time.Time
+		if wait > 0 {
+			again = time.After(wait)
+		}
+		done := false
+		select {
+		case <-ctx.Done():
+			done = true
+		case <-h.keeps:
+		case <-again:
+		}
+		if !done {
+			select {
+			case <-ctx.Done():
+				done = true
+			case <-time.After(manifestsGap):
+			}
+		}
+		err := h.keep(nil)
+		if err != nil && !failing {
+			h.n.log.Warn("network policies that were applied on other hosts could not be kept; trying again", zap.Error(err))
+		}
+		if done {
+			return
+		}
+		if failing, wait = err != nil, 0; failing {
+			wait = endpointsGap
+		}
+	}
 }
 
 // run keeps the sink and the mesh in step until ctx ends.
@@ -220,6 +347,7 @@ func (h *policyHosts) run(ctx context.Context) {
 		defer close(synced)
 		h.await(ctx)
 	})
+	waiting.Go(func() { h.keepOn(ctx) })
 	for done := (<-chan struct{})(synced); ; {
 		h.look()
 		select {
@@ -243,51 +371,87 @@ func (h *policyHosts) run(ctx context.Context) {
 }
 
 // await waits until this node may act on what it knows. What is on disk it may act on at once, as it would if it had been cut off from the others; one
-// that joins has nothing there, and waits until another one has told it what there is: one that knows of policies, and whose it could read.
+// that joins has nothing there, and waits until another one has told it what there is: one that knows of policies, and whose it could read. Where nobody
+// knows of any, as they are of an older version, it goes on after a while.
 func (h *policyHosts) await(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-	case <-h.whole:
+	joined, older := h.joined, (<-chan time.Time)(nil)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.whole:
+			return
+		case <-joined:
+			joined, older = nil, time.After(olderPatience)
+		case <-older:
+			h.mu.Lock()
+			heard := h.heard
+			h.mu.Unlock()
+			if !heard {
+				h.n.log.Warn("no other node has told any network policies: the mesh seems to be of older versions of weft, which do not enforce them; upgrade all hosts")
+				return
+			}
+			older = time.After(olderPatience)
+		}
 	}
 }
 
 // save keeps what is known of other nodes' workloads.
 func (h *policyHosts) save() {
 	h.mu.Lock()
-	var b []byte
-	if h.unsaved {
-		b = h.endpoints.Encode()
-	}
-	h.unsaved = false
+	changes, stale := h.unsaved, h.stale
+	h.unsaved, h.stale = nil, false
 	h.mu.Unlock()
-	if b == nil {
+	if len(changes) == 0 && !stale {
 		return
 	}
-	if err := h.n.store.Update(func(tx *store.Tx) error { return tx.Put(store.Meta, keyEndpoints, b) }); err != nil {
+	before := h.others
+	before.stale = stale
+	var now setLog
+	err := h.store.Update(func(tx *store.Tx) (err error) {
+		now, err = before.write(tx, changes, func() []byte {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.endpoints.Encode()
+		})
+		return err
+	})
+	if err != nil {
 		h.n.log.Warn("what is known of other nodes' workloads could not be kept; trying again", zap.Error(err))
 		h.mu.Lock()
-		h.unsaved = true
+		h.stale = true
 		h.mu.Unlock()
+		return
 	}
+	h.others = now
 }
 
-// look tells the others what this node has, and the sink what there is.
+// look tells the others what this node has, and the sink what has changed.
 func (h *policyHosts) look() {
 	h.looking.Lock()
 	defer h.looking.Unlock()
 	nodes, retired := h.e.mesh.Nodes(), retirees(h.e.alloc.Retirements())
 	values, err := h.own()
+	var delta []byte
+	h.mu.Lock()
+	if !maps.Equal(retired, h.pruned) {
+		h.pruned = retired
+		if changed := h.endpoints.Prune(func(w uint64) bool { return retired[mesh.NodeID(w)] }); len(changed) > 0 {
+			h.stale = true
+			h.note(1, changed)
+		}
+	}
 	if err == nil {
-		h.mu.Lock()
-		if len(h.endpoints.Prune(func(w uint64) bool { return retired[mesh.NodeID(w)] })) > 0 {
-			h.unsaved = true
+		var changed []string
+		delta, changed, err = h.endpoints.Own(values)
+		if h.note(1, changed); delta != nil {
+			h.unsaved = append(h.unsaved, delta)
 		}
-		var delta []byte
-		delta, _, err = h.endpoints.Own(values)
-		h.mu.Unlock()
-		if delta != nil {
-			h.e.mesh.Broadcast(stateEndpoints, delta)
-		}
+	}
+	news := h.takeNews()
+	h.mu.Unlock()
+	if delta != nil {
+		h.e.mesh.Broadcast(stateEndpoints, delta)
 	}
 	text := ""
 	if err != nil {
@@ -295,13 +459,25 @@ func (h *policyHosts) look() {
 	}
 	h.n.setWarning("endpoints", text)
 
-	h.mu.Lock()
-	items := h.endpoints.Items()
-	h.mu.Unlock()
-	now := h.told.next(h.applied(), items, uint64(h.n.state.identity.ID), nodesByID(nodes, retired, h.n.state.identity.ID))
-	h.n.setWarning("policies", now.warning)
-	h.sink.Change(func(c enforce.Changes) { h.told.tell(now, c) })
-	h.told = now
+	names := nodesByID(nodes, retired, h.n.state.identity.ID)
+	h.sink.Change(func(c enforce.Changes) { h.told.update(news, names, c) })
+	h.n.setWarning("policies", h.told.warning())
+}
+
+// takeNews returns what has changed since the last time. The caller has mu.
+func (h *policyHosts) takeNews() shareNews {
+	n := shareNews{manifests: make(map[string]*replica.Item, len(h.news[0])), endpoints: make(map[string][]replica.Item, len(h.news[1]))}
+	for key := range h.news[0] {
+		n.manifests[key] = nil
+		if i, ok := h.manifests.Get(key); ok {
+			n.manifests[key] = &i
+		}
+	}
+	for key := range h.news[1] {
+		n.endpoints[key] = h.endpoints.At(key)
+	}
+	h.news = [2]map[string]bool{}
+	return n
 }
 
 // own is what this node tells of itself.
@@ -363,8 +539,3 @@ func endpointOf(e replica.Endpoint, node string) policy.Endpoint {
 	}
 	return out
 }
-
-// keyed sorts the keys of a map.
-func keyed[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
-
-func same(a, b any) bool { return reflect.DeepEqual(a, b) }

@@ -93,7 +93,7 @@ type wantedObject struct {
 func (h *policyHosts) apply(wanted []wantedObject, absent, dryRun bool) (api.PolicyChanges, error) {
 	res := api.PolicyChanges{Objects: []api.PolicyChange{}, DryRun: dryRun}
 	var delta []byte
-	err := h.change(func(set *replica.Set) (bool, error) {
+	err := h.change(func(set *replica.Set) (_ []byte, changed []string, err error) {
 		var changes []replica.Change
 		var missing []string
 		for _, w := range wanted {
@@ -115,13 +115,15 @@ func (h *policyHosts) apply(wanted []wantedObject, absent, dryRun bool) (api.Pol
 			changes = append(changes, replica.Change{Key: key, Value: w.manifest})
 		}
 		if len(missing) > 0 && !absent {
-			return false, fmt.Errorf("there is no %s; nothing was deleted: see weft policy list", strings.Join(missing, ", nor "))
+			return nil, nil, fmt.Errorf("there is no %s; nothing was deleted: see weft policy list", strings.Join(missing, ", nor "))
 		}
-		var err error
-		if delta, _, err = set.Write(changes); errors.Is(err, replica.ErrTooMuch) {
+		if delta, changed, err = set.Write(changes); errors.Is(err, replica.ErrTooMuch) {
 			err = fmt.Errorf("the mesh has no room for it, and nothing was done: %w; delete policies first", err)
 		}
-		return delta != nil && !dryRun, err
+		if dryRun {
+			return nil, nil, err
+		}
+		return delta, changed, err
 	})
 	if err != nil {
 		return api.PolicyChanges{}, err
@@ -176,20 +178,21 @@ func (n *Node) PolicyList(context.Context) (api.PolicyList, error) {
 	if e.shared == nil {
 		return l, nil
 	}
-	set := e.shared.applied()
-	for i, p := range l.Policies {
-		if m, ok := set.Get(manifestKey(p.PolicyObject)); ok {
-			l.Policies[i].Manifest = m.Value
+	e.shared.view(func(set *replica.Set) {
+		for i, p := range l.Policies {
+			if m, ok := set.Get(manifestKey(p.PolicyObject)); ok {
+				l.Policies[i].Manifest = m.Value
+			}
 		}
-	}
-	for _, key := range set.Keys() {
-		if name, ok := strings.CutPrefix(key, manifestKey(api.PolicyObject{Kind: kindNamespace})); ok {
-			m, _ := set.Get(key)
-			var ns manifest.Namespace
-			_ = json.Unmarshal(m.Value, &ns) // what it cannot tell is empty
-			l.Namespaces = append(l.Namespaces, api.PolicyNamespace{Name: name, Labels: ns.Metadata.Labels, Manifest: m.Value})
+		for _, key := range set.Keys() {
+			if name, ok := strings.CutPrefix(key, manifestKey(api.PolicyObject{Kind: kindNamespace})); ok {
+				m, _ := set.Get(key)
+				var ns manifest.Namespace
+				_ = json.Unmarshal(m.Value, &ns) // what it cannot tell is empty
+				l.Namespaces = append(l.Namespaces, api.PolicyNamespace{Name: name, Labels: ns.Metadata.Labels, Manifest: m.Value})
+			}
 		}
-	}
+	})
 	return l, nil
 }
 

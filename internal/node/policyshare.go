@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/weftnet/weft/internal/api"
@@ -29,83 +32,273 @@ func manifestKey(o api.PolicyObject) string {
 	return strings.ToLower(o.Kind) + "/" + o.Namespace + "/" + o.Name
 }
 
-// hostShare is what the sink knows of what hosts share, and how it was read. It is never changed once made.
+// hostShare is what the sink knows of what hosts share. It is brought up to date by what has changed, as there may be tens of thousands of workloads.
 type hostShare struct {
-	manifests map[string]readManifest // by key
-	endpoints map[policy.Name]policy.Endpoint
-	nodes     map[string]policy.Node
-	read      map[replica.Dot]readEndpoint
-	warning   string // what nobody can enforce, or make out
+	self      uint64
+	names     map[uint64]string // of nodes, by NodeID; of one whose name is empty nothing counts
+	manifests map[string]readManifest
+	odd       map[string]string        // what is wrong with some of these
+	keys      map[string][]replica.Dot // of endpoints
+	endpoints map[replica.Dot]sharedEndpoint
+	writers   map[uint64]map[replica.Dot]bool // endpoints
+	claims    map[policy.Name][]replica.Dot   // of others' endpoints, by number: the first one has the name, and the others one with their number behind it
+	nodes     map[uint64]policy.Node          // by NodeID, as the sink knows them
 }
 
 // readManifest is an item as it was understood: one of policy and namespace, or neither.
 type readManifest struct {
-	dot       replica.Dot
 	policy    *policy.Policy
 	namespace *policy.Namespace
 	err       error
 }
 
-type readEndpoint struct {
+// sharedEndpoint is what a node tells of an endpoint, or of itself.
+type sharedEndpoint struct {
 	replica.Endpoint
-	err error
+	key  string
+	name policy.Name // that it claims; none: it does not count, or is a node
 }
 
-// next is what there is to be told. names are the nodes, by NodeID; of one without a name nothing is.
-func (t hostShare) next(manifests *replica.Set, items []replica.Item, self uint64, names map[uint64]string) hostShare {
-	now := hostShare{
-		manifests: map[string]readManifest{}, endpoints: map[policy.Name]policy.Endpoint{}, nodes: map[string]policy.Node{}, read: map[replica.Dot]readEndpoint{},
+// shareNews is what has changed: manifests, nil for those that are gone, and all that there is of the keys of endpoints.
+type shareNews struct {
+	manifests map[string]*replica.Item
+	endpoints map[string][]replica.Item
+}
+
+func newHostShare(self uint64) hostShare {
+	return hostShare{
+		self: self, names: map[uint64]string{}, manifests: map[string]readManifest{}, odd: map[string]string{}, keys: map[string][]replica.Dot{},
+		endpoints: map[replica.Dot]sharedEndpoint{}, writers: map[uint64]map[replica.Dot]bool{}, claims: map[policy.Name][]replica.Dot{},
+		nodes: map[uint64]policy.Node{},
+	}
+}
+
+// update takes in what has changed, and what nodes are called now, and tells c what that changes.
+func (t *hostShare) update(news shareNews, names map[uint64]string, c enforce.Changes) {
+	for _, key := range slices.Sorted(maps.Keys(news.manifests)) {
+		t.manifest(key, news.manifests[key], c)
+	}
+	turn := turn{t: t, names: map[policy.Name][]policy.Name{}, nodes: map[uint64]bool{}}
+	for _, all := range []map[uint64]string{t.names, names} {
+		for w := range all {
+			if t.names[w] != names[w] || has(t.names, w) != has(names, w) {
+				turn.nodes[w] = true
+			}
+		}
+	}
+	t.names = names
+	for w := range turn.nodes {
+		for dot := range t.writers[w] {
+			turn.claim(dot)
+		}
+	}
+	for key, items := range news.endpoints {
+		turn.replace(key, items)
+	}
+	turn.tell(c)
+}
+
+func has[K comparable, V any](m map[K]V, k K) bool {
+	_, ok := m[k]
+	return ok
+}
+
+// nameOf is what a node is called.
+func (t *hostShare) nameOf(writer uint64) string {
+	if name, known := t.names[writer]; known {
+		return name
+	}
+	return mesh.NodeID(writer).String() // its record is still to come
+}
+
+// warning is what nobody can enforce, or make out.
+func (t *hostShare) warning() string {
+	if len(t.odd) == 0 {
+		return ""
 	}
 	var odd []string
-	for _, key := range manifests.Keys() {
-		i, _ := manifests.Get(key)
-		m, ok := t.manifests[key]
-		if !ok || m.dot != i.Dot {
-			m = understand(i)
-		}
-		if m.err != nil {
-			odd = append(odd, fmt.Sprintf("%s: %v", key, m.err))
-		}
-		now.manifests[key] = m
+	for _, key := range slices.Sorted(maps.Keys(t.odd)) {
+		odd = append(odd, key+": "+t.odd[key])
 	}
-	if len(odd) > 0 {
-		now.warning = fmt.Sprintf("%d of the objects that were applied cannot be enforced by this version of weft; upgrade it: %.500s", len(odd), strings.Join(odd, "; "))
+	return fmt.Sprintf("%d of the objects that were applied cannot be enforced by this version of weft; upgrade it: %.500s", len(odd), strings.Join(odd, "; "))
+}
+
+// manifest takes in one, and tells what that changes.
+func (t *hostShare) manifest(key string, i *replica.Item, c enforce.Changes) {
+	before, now := t.manifests[key], readManifest{}
+	delete(t.manifests, key)
+	delete(t.odd, key)
+	if i != nil {
+		now = understand(*i)
+		t.manifests[key] = now
+		if now.err != nil {
+			t.odd[key] = now.err.Error()
+		}
 	}
-	for _, name := range names {
-		if name != "" {
-			now.nodes[name] = policy.Node{Name: name, Labels: map[string]string{"kubernetes.io/hostname": name}}
+	if before.policy != nil && (now.policy == nil || now.policy.PolicyKey != before.policy.PolicyKey) {
+		c.DeletePolicy(before.policy.PolicyKey)
+	}
+	if before.namespace != nil && now.namespace == nil {
+		c.DeleteNamespace(before.namespace.Name)
+	}
+	if now.policy != nil {
+		c.SetPolicy(now.policy)
+	}
+	if now.namespace != nil {
+		c.SetNamespace(*now.namespace)
+	}
+}
+
+// turn is an update of what endpoints there are, under way.
+type turn struct {
+	t     *hostShare
+	names map[policy.Name][]policy.Name // that are claimed otherwise now, and what those who had claimed them were called before
+	nodes map[uint64]bool               // of which something else is known
+}
+
+// called are the names of those who claim one.
+func (t *hostShare) called(name policy.Name) (all []policy.Name) {
+	for i, dot := range t.claims[name] {
+		all = append(all, name)
+		if i > 0 {
+			all[i].Name += "." + fmt.Sprint(dot.Seq)
+		}
+	}
+	return all
+}
+
+// replace takes in what there is of a key.
+func (u turn) replace(key string, items []replica.Item) {
+	t := u.t
+	var now []replica.Dot
+	for _, i := range items {
+		now = append(now, i.Dot)
+	}
+	for _, dot := range t.keys[key] {
+		if e := t.endpoints[dot]; !slices.Contains(now, dot) {
+			u.unclaim(dot, e)
+			delete(t.endpoints, dot)
+			delete(t.writers[dot.Writer], dot)
 		}
 	}
 	for _, i := range items {
-		r, ok := t.read[i.Dot]
-		if !ok {
-			r.Endpoint, r.err = replica.DecodeEndpoint(i.Value)
+		if has(t.endpoints, i.Dot) { // as it was
+			continue
 		}
-		now.read[i.Dot] = r
-		name, known := names[i.Writer]
-		if !known {
-			name = mesh.NodeID(i.Writer).String() // its record is still to come
+		e, err := replica.DecodeEndpoint(i.Value)
+		if err != nil {
+			e = replica.Endpoint{} // which counts as nothing
 		}
-		switch {
-		case r.err != nil, name == "":
-		case i.Key == replica.HostKey:
-			n := now.nodes[name]
-			n.Name, n.Addrs = name, r.Addrs
-			now.nodes[name] = n
-		case i.Writer != self && r.Name != "":
-			e := endpointOf(r.Endpoint, name)
-			if _, twice := now.endpoints[e.Name]; twice {
-				e.Name.Name += "." + fmt.Sprint(i.Seq)
-			}
-			now.endpoints[e.Name] = e
+		t.endpoints[i.Dot] = sharedEndpoint{Endpoint: e, key: key}
+		if t.writers[i.Writer] == nil {
+			t.writers[i.Writer] = map[replica.Dot]bool{}
+		}
+		t.writers[i.Writer][i.Dot] = true
+		u.claim(i.Dot)
+	}
+	if t.keys[key] = now; len(now) == 0 {
+		delete(t.keys, key)
+	}
+}
+
+// claim gives an endpoint the name that it has by its node's.
+func (u turn) claim(dot replica.Dot) {
+	t := u.t
+	e := t.endpoints[dot]
+	u.unclaim(dot, e)
+	e.name = policy.Name{}
+	if node := t.nameOf(dot.Writer); node != "" && e.key != replica.HostKey && e.Name != "" && dot.Writer != t.self {
+		e.name = endpointOf(e.Endpoint, node).Name
+		u.touch(e.name)
+		at, _ := slices.BinarySearchFunc(t.claims[e.name], dot, compareDots)
+		t.claims[e.name] = slices.Insert(t.claims[e.name], at, dot)
+	}
+	t.endpoints[dot] = e
+}
+
+// unclaim takes an endpoint its name, and notes what its node has to be told of.
+func (u turn) unclaim(dot replica.Dot, e sharedEndpoint) {
+	if e.key == replica.HostKey {
+		u.nodes[dot.Writer] = true
+	}
+	if e.name == (policy.Name{}) {
+		return
+	}
+	u.touch(e.name)
+	left := slices.DeleteFunc(u.t.claims[e.name], func(o replica.Dot) bool { return o == dot })
+	if u.t.claims[e.name] = left; len(left) == 0 {
+		delete(u.t.claims, e.name)
+	}
+}
+
+func (u turn) touch(name policy.Name) {
+	if !has(u.names, name) {
+		u.names[name] = u.t.called(name)
+	}
+}
+
+func compareDots(a, b replica.Dot) int {
+	return cmp.Or(cmp.Compare(a.Writer, b.Writer), cmp.Compare(a.Seq, b.Seq))
+}
+
+// tell tells what has changed of endpoints and nodes: first what goes, as something else may have its name or address now.
+func (u turn) tell(c enforce.Changes) {
+	t := u.t
+	names := slices.SortedFunc(maps.Keys(u.names), policy.Name.Compare)
+	for _, name := range names {
+		for _, before := range u.names[name] {
+			c.DeleteEndpoint(before)
 		}
 	}
-	return now
+	for _, name := range names {
+		called := t.called(name)
+		for i, dot := range t.claims[name] {
+			e := endpointOf(t.endpoints[dot].Endpoint, t.nameOf(dot.Writer))
+			e.Name = called[i]
+			c.SetEndpoint(e)
+		}
+	}
+	now := map[uint64]policy.Node{}
+	for w := range u.nodes {
+		if n, ok := t.node(w); ok {
+			now[w] = n
+		}
+	}
+	for w := range u.nodes {
+		if before, ok := t.nodes[w]; ok && before.Name != now[w].Name {
+			c.DeleteNode(before.Name)
+		}
+	}
+	for _, w := range slices.Sorted(maps.Keys(u.nodes)) {
+		before, was := t.nodes[w]
+		if n, is := now[w]; !is {
+			delete(t.nodes, w)
+		} else if t.nodes[w] = n; !was || !reflect.DeepEqual(before, n) {
+			c.SetNode(n)
+		}
+	}
+}
+
+// node is what there is to tell of one: its name, by which policies find it, and addresses.
+func (t *hostShare) node(w uint64) (n policy.Node, ok bool) {
+	name, known := t.names[w]
+	if known && name != "" {
+		n.Labels, ok = map[string]string{"kubernetes.io/hostname": name}, true
+	}
+	if n.Name = t.nameOf(w); n.Name == "" {
+		return n, false
+	}
+	for _, dot := range t.keys[replica.HostKey] {
+		if dot.Writer == w {
+			n.Addrs, ok = t.endpoints[dot].Addrs, true
+		}
+	}
+	return n, ok
 }
 
 // understand reads a manifest that was applied by some version of weft. What it does not understand it takes strictly.
 func understand(i replica.Item) readManifest {
-	m := readManifest{dot: i.Dot}
+	m := readManifest{}
 	kind, rest, _ := strings.Cut(i.Key, "/")
 	namespace, name, _ := strings.Cut(rest, "/")
 	is := policy.Name{Namespace: namespace, Name: name}
@@ -131,46 +324,4 @@ func understand(i replica.Item) readManifest {
 		m.policy, m.namespace = nil, nil
 	}
 	return m
-}
-
-// tell tells the changes from t to now.
-func (t hostShare) tell(now hostShare, c enforce.Changes) {
-	for key, m := range t.manifests {
-		n := now.manifests[key]
-		if m.policy != nil && (n.policy == nil || n.policy.PolicyKey != m.policy.PolicyKey) {
-			c.DeletePolicy(m.policy.PolicyKey)
-		}
-		if m.namespace != nil && n.namespace == nil {
-			c.DeleteNamespace(m.namespace.Name)
-		}
-	}
-	for key, n := range now.manifests {
-		m := t.manifests[key]
-		if n.policy != nil && m.policy != n.policy {
-			c.SetPolicy(n.policy)
-		}
-		if n.namespace != nil && m.namespace != n.namespace {
-			c.SetNamespace(*n.namespace)
-		}
-	}
-	for name := range t.endpoints {
-		if _, ok := now.endpoints[name]; !ok {
-			c.DeleteEndpoint(name)
-		}
-	}
-	for name, e := range now.endpoints {
-		if before, ok := t.endpoints[name]; !ok || !same(before, e) {
-			c.SetEndpoint(e)
-		}
-	}
-	for _, name := range keyed(t.nodes) {
-		if _, ok := now.nodes[name]; !ok {
-			c.DeleteNode(name)
-		}
-	}
-	for _, name := range keyed(now.nodes) {
-		if before, ok := t.nodes[name]; !ok || !same(before, now.nodes[name]) {
-			c.SetNode(now.nodes[name])
-		}
-	}
 }

@@ -8,7 +8,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap/zaptest"
+
 	"github.com/weftnet/weft/cni"
+	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/policy/replica"
 )
@@ -19,7 +22,16 @@ func TestPoliciesAreToldWhole(t *testing.T) {
 		joiner := func(id mesh.NodeID) *policyHosts {
 			n := &Node{}
 			n.state.identity.ID = id
-			return &policyHosts{n: n, manifests: replica.New(uint64(id), 1, manifestLimits()), untold: true, whole: make(chan struct{})}
+			n.log = zaptest.NewLogger(t)
+			st, err := store.Open(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = st.Close() })
+			return &policyHosts{
+				n: n, store: st, sink: newShareSink(), manifests: replica.New(uint64(id), 1, manifestLimits()), untold: true, whole: make(chan struct{}),
+				onDisk: setLog{key: keyManifests}, wake: newSignal(), keeps: newSignal(),
+			}
 		}
 		a, b := manifestState{joiner(7)}, manifestState{joiner(8)}
 		none := replica.New(9, 1, manifestLimits())
@@ -31,7 +43,7 @@ func TestPoliciesAreToldWhole(t *testing.T) {
 			a.h.await(t.Context())
 			knows = true
 		}()
-		time.Sleep(time.Minute)
+		time.Sleep(time.Hour)
 		if _, err := a.Merge([]byte("odd")); err == nil {
 			t.Error("anything is merged")
 		}
@@ -47,6 +59,46 @@ func TestPoliciesAreToldWhole(t *testing.T) {
 			t.Error("it goes on to wait")
 		}
 	})
+}
+
+// TestOlderMesh has a node that joins go on where nobody knows of policies, and not where somebody does that it does not understand.
+func TestOlderMesh(t *testing.T) {
+	for _, odd := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			joined, told := make(chan struct{}), newShareSink()
+			h := &policyHosts{
+				n: &Node{log: zaptest.NewLogger(t)}, sink: told, manifests: replica.New(1, 1, manifestLimits()), untold: true, whole: make(chan struct{}),
+				joined: joined,
+			}
+			goesOn := false
+			go func() {
+				h.await(t.Context())
+				goesOn = true
+			}()
+			time.Sleep(time.Hour)
+			if odd {
+				if _, err := (manifestState{h}).Merge([]byte("odd")); err == nil {
+					t.Error("anything is merged")
+				}
+				if told.awaits != "another node to say which network policies there are, after one whose could not be taken in: it is malformed" {
+					t.Error(told.awaits)
+				}
+			}
+			if synctest.Wait(); goesOn {
+				t.Error("it goes on, and knows nobody")
+			}
+			close(joined)
+			time.Sleep(olderPatience - time.Second)
+			if synctest.Wait(); goesOn {
+				t.Error("it goes on at once")
+			}
+			time.Sleep(10 * olderPatience)
+			if synctest.Wait(); goesOn == odd {
+				t.Errorf("odd %v: it goes on: %v", odd, goesOn)
+			}
+			close(h.whole)
+		})
+	}
 }
 
 // TestPodWithoutUID refuses a pod that could be taken for another one.

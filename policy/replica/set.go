@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 )
@@ -55,6 +56,7 @@ type Set struct {
 	seen  map[uint64]spans // by writer; none is empty
 	items map[Dot]Item
 	keys  map[string][]Dot
+	mine  map[Dot]struct{} // items that self has written
 	bytes int    // of all keys and values
 	sum   uint64 // see Digest
 }
@@ -62,13 +64,13 @@ type Set struct {
 // New makes an empty set. self is the NodeID that writes by it; it gives its items numbers from floor on, or from the greatest that was seen of
 // it, if that is more.
 func New(self, floor uint64, l Limits) *Set {
-	return &Set{self: self, floor: min(max(floor, 1), maxNumber), limits: l, seen: map[uint64]spans{}, items: map[Dot]Item{}, keys: map[string][]Dot{}}
+	return &Set{self: self, floor: min(max(floor, 1), maxNumber), limits: l, seen: map[uint64]spans{}, items: map[Dot]Item{}, keys: map[string][]Dot{}, mine: map[Dot]struct{}{}}
 }
 
 // Clone returns a set that changes independently.
 func (s *Set) Clone() *Set {
 	c := *s
-	c.seen, c.items, c.keys = maps.Clone(s.seen), maps.Clone(s.items), make(map[string][]Dot, len(s.keys))
+	c.seen, c.items, c.mine, c.keys = maps.Clone(s.seen), maps.Clone(s.items), maps.Clone(s.mine), make(map[string][]Dot, len(s.keys))
 	for k, dots := range s.keys {
 		c.keys[k] = slices.Clone(dots)
 	}
@@ -84,6 +86,14 @@ func (s *Set) Get(key string) (Item, bool) {
 	return s.items[slices.MaxFunc(dots, func(a, b Dot) int {
 		return cmp.Or(cmp.Compare(s.items[a].Version, s.items[b].Version), compareDots(a, b))
 	})], true
+}
+
+// At returns all items of a key, also those that do not count, by writer and number.
+func (s *Set) At(key string) (all []Item) {
+	for _, dot := range slices.SortedFunc(slices.Values(s.keys[key]), compareDots) {
+		all = append(all, s.items[dot])
+	}
+	return all
 }
 
 // Keys returns all keys, ascending.
@@ -141,10 +151,8 @@ func (s *Set) Write(changes []Change) (delta []byte, changed []string, err error
 func (s *Set) Own(values map[string][]byte) (delta []byte, changed []string, err error) {
 	d := newChange(s)
 	kept := map[string]bool{}
-	for _, i := range s.Items() {
-		if i.Writer != s.self {
-			continue
-		}
+	for _, dot := range slices.SortedFunc(maps.Keys(s.mine), compareDots) {
+		i := s.items[dot]
 		if v, ok := values[i.Key]; ok && !kept[i.Key] && i.Seq >= s.floor && bytes.Equal(v, i.Value) {
 			kept[i.Key] = true
 		} else {
@@ -182,8 +190,8 @@ func (s *Set) Merge(b []byte, gone func(writer uint64) bool) (delta []byte, chan
 			d.seen[w] = news
 		}
 	}
-	for dot := range s.items {
-		if _, ok := items[dot]; !ok && seen[dot.Writer].has(dot.Seq) && (gone == nil || !gone(dot.Writer)) {
+	for dot := range s.within(seen) {
+		if _, ok := items[dot]; !ok && (gone == nil || !gone(dot.Writer)) {
 			d.drop(dot)
 		}
 	}
@@ -204,6 +212,36 @@ func (s *Set) Merge(b []byte, gone func(writer uint64) bool) (delta []byte, chan
 	}
 	delta, changed = d.commit()
 	return delta, changed, nil
+}
+
+// within are the items that are seen there. What it costs is in proportion to what was seen, if that is less than there are items.
+func (s *Set) within(seen map[uint64]spans) iter.Seq[Dot] {
+	return func(yield func(Dot) bool) {
+		numbers := uint64(0)
+		for _, of := range seen {
+			for _, r := range of {
+				numbers += min(r.hi-r.lo, maxNumber>>20) + 1
+			}
+		}
+		if numbers >= uint64(len(s.items)) {
+			for dot := range s.items {
+				if seen[dot.Writer].has(dot.Seq) && !yield(dot) {
+					return
+				}
+			}
+			return
+		}
+		for w, of := range seen {
+			for _, r := range of {
+				for n := r.lo; n <= r.hi; n++ {
+					dot := Dot{w, n}
+					if _, ok := s.items[dot]; ok && !yield(dot) {
+						return
+					}
+				}
+			}
+		}
+	}
 }
 
 // Prune forgets all that nodes for which gone returns true have written, as if they had never been, and returns the keys that are not as they
@@ -309,6 +347,7 @@ func (d *change) commit() (delta []byte, changed []string) {
 	for dot := range d.dropped {
 		i := s.items[dot]
 		delete(s.items, dot)
+		delete(s.mine, dot)
 		s.bytes -= i.size()
 		s.sum -= i.sum()
 		if dots := slices.DeleteFunc(s.keys[i.Key], func(o Dot) bool { return o == dot }); len(dots) > 0 {
@@ -320,6 +359,9 @@ func (d *change) commit() (delta []byte, changed []string) {
 	}
 	for dot, i := range d.added {
 		s.items[dot] = i
+		if dot.Writer == s.self {
+			s.mine[dot] = struct{}{}
+		}
 		s.bytes += i.size()
 		s.sum += i.sum()
 		s.keys[i.Key] = append(s.keys[i.Key], dot)
