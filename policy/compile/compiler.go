@@ -31,6 +31,7 @@ type Compiler struct {
 	order   []*pol // as they are asked
 	seq     uint64
 	locals  map[policy.Name]*local
+	claims  map[netip.Addr][]policy.Name // locals by their addresses, also those that others have come by
 
 	peers    peers
 	names    map[string]*portName // that rules for egress in use ask for
@@ -97,6 +98,7 @@ type node struct {
 // A local is an endpoint of this node that has addresses.
 type local struct {
 	tables [2]*table
+	addrs  []netip.Addr
 	idle   bool // others have come by its addresses: it is in no table
 }
 
@@ -109,6 +111,7 @@ func New(name string, limits Limits) *Compiler {
 		nodesAt:    map[netip.Addr][]*node{},
 		byKey:      map[policy.PolicyKey]*pol{},
 		locals:     map[policy.Name]*local{},
+		claims:     map[netip.Addr][]policy.Name{},
 		peers:      peers{byKey: map[string]*peer{}, index: newIndex(nil)},
 		names:      map[string]*portName{},
 		byName:     map[uint32]*portName{},

@@ -67,68 +67,115 @@ func merge(to, a, b []*pol) []*pol {
 	return to
 }
 
-// settleLocals finds out which policies select the local endpoints, and returns the tables that have come by that.
+// settleLocals finds out which policies select the local endpoints, and returns the tables that have come by that. Where neither policies nor labels of
+// namespaces have changed it looks at those alone that have changed, or of whose addresses one may have another holder.
 func (c *Compiler) settleLocals(changed []*pol) []*table {
-	var fresh []*table
 	for n := range c.dirty.locals {
 		e, ok := c.world.Endpoint(n)
-		l := c.locals[n]
-		switch {
-		case !ok || e.Node != c.node || len(e.Addrs) == 0:
-			if l != nil {
-				l.move(policy.Ingress, nil)
-				l.move(policy.Egress, nil)
-				delete(c.locals, n)
-			}
-		case l == nil:
-			c.locals[n] = &local{}
+		c.settleLocal(n, e, ok && e.Node == c.node && len(e.Addrs) > 0)
+	}
+	s := selection{c: c, changed: changed}
+	if len(changed) > 0 || c.dirty.less || c.dirty.spaces {
+		for n, l := range c.locals {
+			s.settle(n, l)
+		}
+		return s.fresh
+	}
+	for n := range c.dirty.locals {
+		if l := c.locals[n]; l != nil {
+			s.settle(n, l)
 		}
 	}
-	var known [2][]step
-	for n, l := range c.locals {
-		e, _ := c.world.Endpoint(n)
-		set := c.sets.of(e)
-		_, dirty := c.dirty.locals[n]
-		was := l.idle
-		l.idle = !slices.ContainsFunc(c.addrs(n), func(a netip.Addr) bool { return c.has(n, a) })
-		if l.idle {
-			l.move(policy.Ingress, nil)
-			l.move(policy.Egress, nil)
-			continue
+	for a := range c.dirty.addrs {
+		for _, n := range c.claims[a] {
+			if _, done := c.dirty.locals[n]; !done {
+				s.settle(n, c.locals[n])
+			}
 		}
-		whole := dirty || was || set.space.stale
-		if !whole && len(changed) == 0 && !c.dirty.less {
-			continue
+	}
+	return s.fresh
+}
+
+// settleLocal takes in that an endpoint is local, or is not.
+func (c *Compiler) settleLocal(n policy.Name, e policy.Endpoint, here bool) {
+	l := c.locals[n]
+	switch {
+	case l == nil && !here:
+		return
+	case l == nil:
+		l = &local{}
+		c.locals[n] = l
+	case !here:
+		l.move(policy.Ingress, nil)
+		l.move(policy.Egress, nil)
+		delete(c.locals, n)
+	}
+	for _, a := range l.addrs {
+		if c.claims[a] = slices.DeleteFunc(c.claims[a], func(x policy.Name) bool { return x == n }); len(c.claims[a]) == 0 {
+			delete(c.claims, a)
 		}
-		var mine []*pol
+	}
+	l.addrs = nil
+	if here {
+		l.addrs = e.Addrs
+		for _, a := range e.Addrs {
+			c.claims[a] = append(c.claims[a], n)
+		}
+	}
+}
+
+// A selection is one finding out which policies select local endpoints.
+type selection struct {
+	c       *Compiler
+	changed []*pol
+	known   [2][]step
+	fresh   []*table // that have come by it
+}
+
+// settle finds it out of one. It may be asked of the same one again.
+func (s *selection) settle(n policy.Name, l *local) {
+	c := s.c
+	e, _ := c.world.Endpoint(n)
+	set := c.sets.of(e)
+	_, dirty := c.dirty.locals[n]
+	was := l.idle
+	l.idle = !slices.ContainsFunc(l.addrs, func(a netip.Addr) bool { return c.has(n, a) })
+	if l.idle {
+		l.move(policy.Ingress, nil)
+		l.move(policy.Egress, nil)
+		return
+	}
+	whole := dirty || was || set.space.stale
+	if !whole && len(s.changed) == 0 && !c.dirty.less {
+		return
+	}
+	var mine []*pol
+	if !whole {
+		for _, p := range s.changed {
+			if set.fits(p.Namespace, p.Namespaces, p.Pods) {
+				mine = append(mine, p)
+			}
+		}
+	}
+	for d := range policy.Direction(2) {
 		if !whole {
-			for _, p := range changed {
-				if set.fits(p.Namespace, p.Namespaces, p.Pods) {
-					mine = append(mine, p)
-				}
+			more := slices.DeleteFunc(slices.Clone(mine), func(p *pol) bool { return !p.speaks[d] })
+			s.fresh = c.follow(n, l, d, more, &s.known[d], s.fresh)
+			continue
+		}
+		list := c.scratch.pols[:0]
+		for _, p := range c.order {
+			if p.speaks[d] && set.fits(p.Namespace, p.Namespaces, p.Pods) {
+				list = append(list, p)
 			}
 		}
-		for d := range policy.Direction(2) {
-			if !whole {
-				more := slices.DeleteFunc(slices.Clone(mine), func(p *pol) bool { return !p.speaks[d] })
-				fresh = c.follow(n, l, d, more, &known[d], fresh)
-				continue
-			}
-			list := c.scratch.pols[:0]
-			for _, p := range c.order {
-				if p.speaks[d] && set.fits(p.Namespace, p.Namespaces, p.Pods) {
-					list = append(list, p)
-				}
-			}
-			c.scratch.pols = list
-			t, made := c.tableFor(d, list, c.localPorts(n, d, list))
-			if made {
-				fresh = append(fresh, t)
-			}
-			l.move(d, t)
+		c.scratch.pols = list
+		t, made := c.tableFor(d, list, c.localPorts(n, d, list))
+		if made {
+			s.fresh = append(s.fresh, t)
 		}
+		l.move(d, t)
 	}
-	return fresh
 }
 
 // A step is how an endpoint has come from one table to another: by more policies, and without those that are gone.
