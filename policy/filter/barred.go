@@ -188,17 +188,20 @@ func (w *warden) settleOnce(c *conn, own map[netip.Addr]bool) error {
 			added = append(added, b)
 		}
 	}
+	service := func(b bar) bool { return b.breadth == barService }
+	wide := slices.ContainsFunc(kept, service) || slices.ContainsFunc(added, service)
+	intact := have.intact && (have.wide || !wide)
 	var b buffer
 	switch {
-	case len(kept)+len(added) == 0 && !have.present, have.intact && len(kept) > 0 && len(added)+len(lifted) == 0:
+	case len(kept)+len(added) == 0 && !have.present, intact && len(kept) > 0 && len(added)+len(lifted) == 0:
 		return nil
 	case len(kept)+len(added) == 0:
 		b.composeRemoval(CutTable, newContents())
-	case !have.intact:
+	case !intact:
 		if have.present {
 			b.composeRemoval(CutTable, newContents())
 		}
-		b.composeBarredTable(CutTable)
+		b.composeBarredTable(CutTable, wide)
 		b.composeBars(append(kept, added...), unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)
 	default:
 		b.composeBars(lifted, unix.NFT_MSG_DELSETELEM, 0)

@@ -14,8 +14,8 @@ import (
 )
 
 // CutTable is the nftables table of family inet that bars flows which policies do not allow any more. It is there only as long as there are such: without, packets
-// pay nothing for it. While it is, each packet that is forwarded, or comes in, meets one more chain, before those of [Table]: TCP one rule there, UDP and SCTP
-// four look-ups, and what has no ports two.
+// pay nothing for it. While it is, each packet that is forwarded, or comes in, meets one more chain, before those of [Table]: TCP one rule there, others
+// two look-ups; four, if they have ports and there have been too many flows.
 const CutTable = Table + "-cut"
 
 // barredPriority is before established connections are let through.
@@ -40,8 +40,8 @@ func barredSets() (all []setKind) {
 	return all
 }
 
-// barredChains are the rules of the table.
-func barredChains() (all []*chain) {
+// barredChains are the rules of the table. Services says that there are bars of such.
+func barredChains(services bool) (all []*chain) {
 	add := func(name string, hook int32) *chain {
 		c := &chain{name: name, hook: hook}
 		if hook != noHook {
@@ -63,7 +63,9 @@ func barredChains() (all []*chain) {
 		}
 		f.bar(c, barPair)
 		f.bar(ports, barFlow)
-		f.bar(ports, barService)
+		if services {
+			f.bar(ports, barService)
+		}
 	}
 	return all
 }
@@ -106,7 +108,7 @@ func refresh(set string) expression {
 }
 
 // composeBarredTable adds the table without elements to a transaction.
-func (b *buffer) composeBarredTable(table string) {
+func (b *buffer) composeBarredTable(table string, services bool) {
 	at := b.begin(nft(unix.NFT_MSG_NEWTABLE), unix.NLM_F_CREATE, unix.NFPROTO_INET, 0)
 	b.text(unix.NFTA_TABLE_NAME, table)
 	b.word(unix.NFTA_TABLE_FLAGS, 0)
@@ -114,7 +116,7 @@ func (b *buffer) composeBarredTable(table string) {
 	for i, k := range barredSets() {
 		k.compose(b, table, uint32(i+1))
 	}
-	all := barredChains()
+	all := barredChains(services)
 	for _, c := range all {
 		b.composeChain(table, c)
 	}
@@ -174,7 +176,8 @@ func (b *bar) decode(key []byte, f family, of breadth) bool {
 // What is barred, as the kernel has it.
 type barred struct {
 	present bool                  // there is a table
-	intact  bool                  // it is as it should be
+	intact  bool                  // it is as it should be, with rules for services or without
+	wide    bool                  // it has these
 	left    map[bar]time.Duration // how long each lasts
 }
 
@@ -185,7 +188,8 @@ func (c *conn) lookBarred() (*barred, error) {
 	if err != nil || table == nil {
 		return have, err
 	}
-	have.present, have.intact = true, slices.Equal(table.skeleton, describeBarred())
+	have.present, have.wide = true, slices.Equal(table.skeleton, describeBarred(true))
+	have.intact = have.wide || slices.Equal(table.skeleton, describeBarred(false))
 	for _, k := range barredSets() {
 		if there, ok := table.sets[k.name]; !ok || there.line() != k.line() {
 			continue
@@ -201,12 +205,12 @@ func (c *conn) lookBarred() (*barred, error) {
 }
 
 // describeBarred is how the kernel describes the table.
-func describeBarred() []string {
+func describeBarred(services bool) []string {
 	lines := []string{"table 0"}
 	for _, k := range barredSets() {
 		lines = append(lines, k.line())
 	}
-	for _, c := range barredChains() {
+	for _, c := range barredChains(services) {
 		lines = append(lines, c.lines()...)
 	}
 	slices.Sort(lines)

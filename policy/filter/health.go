@@ -67,7 +67,7 @@ func (f *Filter) cuts() error {
 	}
 	b = nil
 	const table = CutTable + "-probe"
-	b.composeBarredTable(table)
+	b.composeBarredTable(table, true)
 	b.composeRemoval(table, newContents())
 	if err := c.commit(b); err != nil {
 		return fmt.Errorf("making nftables table inet %s, by which they stay cut: %w", CutTable, err)
