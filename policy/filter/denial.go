@@ -23,7 +23,7 @@ type Denial struct {
 	policy.Connection
 	Time       time.Time        // when the Filter heard of it
 	Direction  policy.Direction // at which end: of whose rules
-	Suppressed uint64           // how many packets were not told of before it, but for those that the kernel does not report: it reports 100 a second
+	Suppressed uint64           // how many packets were not told of before it, but for those that the kernel does not report: it reports 100 a second, and 20 of a source
 }
 
 // denials hands on what was denied. The zero value is ready.

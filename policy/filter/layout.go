@@ -160,7 +160,7 @@ func (l layout) chains() (all []*chain) {
 		c := add("denied-"+d.name, noHook)
 		c.add(variable(), lookup(setCounts))
 		if !l.quiet {
-			c.add(limit(logRate, logBurst), tell(l.group, logBytes, logPrefix+d.name))
+			l.tell(c, d)
 		}
 		c.add(counter(), drop())
 		l.identity(add("to-"+d.name, noHook), d)

@@ -300,6 +300,8 @@ func nested(name string) []uint16 {
 		return []uint16{unix.NFTA_CMP_DATA}
 	case "bitwise":
 		return []uint16{unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR}
+	case "dynset":
+		return []uint16{unix.NFTA_DYNSET_EXPR}
 	}
 	return nil
 }
@@ -326,6 +328,9 @@ func describeAttributes(s *strings.Builder, b []byte, nests ...[]uint16) {
 }
 
 func (c *conn) readElements(table string, k setKind, have *contents) error {
+	if k.dynamic() {
+		return nil
+	}
 	b := request(unix.NFT_MSG_GETSETELEM, unix.NFTA_SET_ELEM_LIST_TABLE, table)
 	b.text(unix.NFTA_SET_ELEM_LIST_SET, k.name)
 	b.end(0)

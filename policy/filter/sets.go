@@ -87,6 +87,7 @@ func sets() (all []setKind) {
 		number(add(f.set(setOwn), kind, f.size, 0))
 		number(add(f.set(setHosts), kind, f.size, 0))
 		number(add(f.set(setBlocks), kind, f.size, unix.NFT_SET_INTERVAL))
+		all = append(all, f.toldSet())
 	}
 	number(add(setCells, concat(typeNumber, typeProto, typePort), 12, 0))
 	number(add(setLists, concat(typeNumber, typeProto), 8, 0))
