@@ -29,7 +29,7 @@ const (
 // Kernel is what judges connections, *filter.Filter or one made up by a test. Run may be called beside the other methods, which are called by one
 // goroutine, but for Counters.
 type Kernel interface {
-	// Present tells whether it has anything, from an earlier run perhaps.
+	// Present tells whether it judges connections, by what it has from an earlier run perhaps.
 	Present() (bool, error)
 	// Replace gives it the whole state. What it has of it stays as it is, and in no moment is anything open that is closed before and afterwards. It
 	// does not keep s.

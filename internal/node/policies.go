@@ -82,11 +82,11 @@ func removePolicies(dataDir string) (removed []string, err error) {
 		return removed, err
 	}
 	defer f.Close()
-	there, err := f.Present()
-	if err != nil {
+	there, err := f.Left()
+	if err != nil || !there {
 		return removed, err
 	}
-	if err := f.Remove(); err != nil || !there { // even without its table there may be another one, of what it has cut
+	if err := f.Remove(); err != nil {
 		return removed, err
 	}
 	return append(removed, "nftables table inet "+filter.Table), nil

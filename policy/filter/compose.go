@@ -179,6 +179,7 @@ func (b *buffer) composePhase(table, was, now string, d digest) {
 	change := func(l *lister, d digest) {
 		for i, f := range families() {
 			x := element{key: []byte{f.proto}}
+			x.comment = d.judged()
 			if i == 0 {
 				x.comment = d.String()
 			}
@@ -187,7 +188,7 @@ func (b *buffer) composePhase(table, was, now string, d digest) {
 		l.close()
 	}
 	if was != "" {
-		change(b.deleting(table, setOf(setCurrent+was)), digest{})
+		change(b.deleting(table, setOf(setCurrent+was)), d) // without the comments
 	}
 	change(b.adding(table, setOf(setCurrent+now)), d)
 }

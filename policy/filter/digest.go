@@ -17,13 +17,17 @@ const readable = 20_000
 // bulk says whether a set is one of those that may become very large.
 func bulk(set string) bool { return set == setCells || set == setLists || set == setWide }
 
-// A digest is of all elements of the bulk, whatever their order: the sum of theirs.
+// A digest is of all elements of the bulk, whatever their order: the sum of theirs; and one of those that say who is judged.
 type digest struct {
 	sum   uint64
 	count int
+	sides uint64
 }
 
 func (d digest) String() string { return fmt.Sprintf("%016x", d.sum) }
+
+// judged is the part that tells a table whose endpoints are all there.
+func (d digest) judged() string { return fmt.Sprintf("%016x", d.sides) }
 
 func (x element) digest(set string) uint64 {
 	h := fnv.New64a()
@@ -42,12 +46,25 @@ func (m *model) digest() (d digest) {
 			d.count++
 		})
 	}
+	for s, n := range m.sides {
+		d.sides += element{key: s.Addr.AsSlice(), data: n}.digest(sideSet(s))
+	}
 	return d
 }
 
 // after is the digest after a change.
 func (d digest) after(e *edit) digest {
 	for set, changes := range e.sets {
+		if setOf(set).dataType == typeVerdict {
+			for _, c := range changes {
+				if c.old != nil {
+					d.sides -= c.old.digest(set)
+				}
+				if c.now != nil {
+					d.sides += c.now.digest(set)
+				}
+			}
+		}
 		if !bulk(set) {
 			continue
 		}

@@ -24,7 +24,9 @@
 //   - A change is one transaction, and a packet is judged by the state before or by the state after, never by a mixture: the look-ups of one packet
 //     may fall into two generations of the kernel's sets, so the rules are there twice, each change makes the other copy the current one, and what
 //     finds at its end that its copy is not current any more is judged again.
-//   - On error the kernel keeps the state that it had.
+//   - On error the kernel keeps the state that it had, or judges by the new one.
+//   - A table that has to be made anew is removed only when another one, weft-policy-standby, judges in its place. What does not fit into one transaction is
+//     made in stages, of which the last has packets meet it.
 //   - An equal table is left alone, whoever has made it; numbers that an earlier run has given are taken over.
 //   - What is missing closes: every way through the rules that finds nothing ends in drop.
 //

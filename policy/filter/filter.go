@@ -49,6 +49,7 @@ type Filter struct {
 	graced   chan struct{} // closed when no packet is judged any more by what was before the last transaction; nil before the first one
 	distrust bool          // somebody has changed what is not read
 	quiet    bool          // the kernel cannot tell of denied packets
+	stood    bool          // there may be a standby, of an earlier run perhaps
 	tallies
 
 	generation uint32 // of nftables, when it was last looked at
@@ -63,7 +64,7 @@ func New(c Config) (*Filter, error) {
 	if c.Group == 0 {
 		c.Group = DefaultGroup
 	}
-	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}}
+	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}, stood: true}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
@@ -185,17 +186,17 @@ func (f *Filter) put(m *model, have *contents) error {
 	case m.empty() && have == nil:
 		f.take(m, nil)
 		f.phase, f.dirty = "", false
-		return nil
+		return f.stepDown()
 	case m.empty():
 		b.composeRemoval(Table, have)
 		have = nil
 	case alike:
 		e := m.difference(have, read)
 		same := slices.Equal(have.skeleton, l.describe())
-		if same && e.empty() && have.digest == d.String() {
+		if same && e.empty() && have.digest == d.String() && have.judged == d.judged() {
 			f.take(m, have)
 			f.phase, f.layout, f.digest, f.dirty = have.phase, l, d, false
-			return nil
+			return f.stepDown()
 		}
 		if !same {
 			b.composeNewRules(Table, have, l)
@@ -204,40 +205,19 @@ func (f *Filter) put(m *model, have *contents) error {
 		now = other(have.phase)
 		b.composePhase(Table, have.phase, now, d)
 	default:
-		staged := have == nil && d.count > readable
-		if have != nil {
-			b.composeRemoval(Table, have)
+		if err := f.renew(m, l, d, have); err != nil {
+			return err
 		}
-		b.composeSkeleton(Table, l, d.count)
-		if staged {
-			if err := f.conn.commit(b); err != nil {
-				return failed(err)
-			}
-			b = nil
-		}
-		err := m.contents(Table, func(part buffer) error {
-			if staged {
-				return f.conn.commit(part)
-			}
-			b = append(b, part...)
-			return nil
-		})
-		if err != nil {
-			b = nil
-			b.composeRemoval(Table, newContents())
-			return errors.Join(failed(err), f.conn.commit(b))
-		}
-		b.composeHooks(Table, l)
-		now = copies()[0]
-		b.composePhase(Table, "", now, d)
-		have = nil
+		now, have = copies()[0], nil
 	}
-	if err := f.send(b); err != nil {
-		return err
+	if len(b) > 0 {
+		if err := f.send(b); err != nil {
+			return err
+		}
 	}
 	f.take(m, have)
 	f.phase, f.layout, f.digest, f.dirty = now, l, d, false
-	return nil
+	return f.stepDown()
 }
 
 // take makes m the model. Have is what the kernel had before, nil if its counters begin anew.

@@ -18,12 +18,14 @@ type contents struct {
 	skeleton  []string           // sets, chains and rules, described
 	sets      map[string]setKind // as far as the kernel tells
 	chains    []string
+	hooks     int                           // how many of them packets meet first
 	values    map[string]map[string]element // by set and key
 	intervals map[string]map[string]element // likewise, of sets of intervals
 	comments  map[uint32]string             // of counters
 	counts    map[uint32]uint64             // packets
 	phase     string                        // copy that judges, "" if not exactly one
 	digest    string                        // of the bulk, as the phase bears it
+	judged    string                        // the same of who is judged
 	leaves    map[string][]string           // chains of tables, described
 	broken    map[string]bool               // sets with intervals that make no sense
 
@@ -47,7 +49,8 @@ type extent int
 
 const (
 	skeleton extent = iota // sets, chains and rules
-	small                  // and elements, but for the bulk
+	judging                // and who is judged, by which copy
+	small                  // and all elements, but for the bulk
 	whole                  // and the bulk
 )
 
@@ -88,7 +91,7 @@ func (c *conn) lookOnce(table string, what extent) (*contents, error) {
 	}
 	have.plant()
 	for _, k := range have.sets {
-		if what == whole || what == small && !bulk(k.name) {
+		if what == whole || what == small && !bulk(k.name) || what == judging && leads(k) {
 			if err := c.readElements(table, k, have); err != nil {
 				return nil, err
 			}
@@ -97,6 +100,39 @@ func (c *conn) lookOnce(table string, what extent) (*contents, error) {
 	have.settlePhase()
 	slices.Sort(have.skeleton)
 	return have, nil
+}
+
+// leads says whether elements of a set say who is judged, or by which copy.
+func leads(k setKind) bool {
+	return k.dataType == typeVerdict || strings.HasPrefix(k.name, setCurrent)
+}
+
+// hooked says whether packets meet the table.
+func (c *contents) hooked() bool { return c.hooks > 0 }
+
+// judges says whether it is a whole table that judges, whatever its layout. What was read must be at least judging.
+func (c *contents) judges(group uint16) bool {
+	var d digest
+	for _, k := range c.sets {
+		if k.dataType != typeVerdict {
+			continue
+		}
+		for _, x := range c.values[k.name] {
+			d.sides += x.digest(k.name)
+		}
+	}
+	return c.phase != "" && c.judged == d.judged() && len(c.broken) == 0 &&
+		slices.Equal(c.skeleton, c.layout(group).describe())
+}
+
+// layout is the one that a table of these rules has, if it has any.
+func (c *contents) layout(group uint16) layout {
+	has := func(what string) bool {
+		return slices.ContainsFunc(c.skeleton, func(line string) bool { return strings.Contains(line, what) })
+	}
+	uses := func(set string) bool { return has(fmt.Sprintf("| lookup 1:%x00 ", set)) }
+	v4 := families()[0]
+	return layout{ranges: uses(setLists), blocks: uses(v4.set(setBlocks)), selves: uses(v4.set(setSelves)), group: group, quiet: !has("| log ")}
 }
 
 // isLeaf says whether a chain of that name is one of a table.
@@ -223,6 +259,9 @@ func (c *conn) readChains(table string, have *contents) error {
 		})
 		if err == nil && of == table {
 			line := chainLine(name, hook, priority, policy)
+			if hook != noHook {
+				have.hooks++
+			}
 			if isLeaf(name) {
 				have.leaves[name] = append(have.leaves[name], line)
 				return nil

@@ -130,11 +130,11 @@ func (c *contents) settlePhase() {
 		phase := c.values[setCurrent+x]
 		n += len(phase)
 		if len(phase) == len(families()) {
-			c.phase, c.digest = x, phase[string([]byte{unix.NFPROTO_IPV4})].comment
+			c.phase, c.digest, c.judged = x, phase[string([]byte{unix.NFPROTO_IPV4})].comment, phase[string([]byte{unix.NFPROTO_IPV6})].comment
 		}
 	}
 	if n != len(families()) {
-		c.phase, c.digest = "", ""
+		c.phase, c.digest, c.judged = "", "", ""
 	}
 }
 

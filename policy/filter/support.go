@@ -10,18 +10,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Present tells whether there is a table, of an earlier run perhaps.
+// Present tells whether there is a table that judges, of an earlier run perhaps: with all rules of this version, met by packets, and with the endpoints
+// that its tables are for. One that was made half, or that somebody has changed, is none.
 func (f *Filter) Present() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err := f.conn.ask(request(unix.NFT_MSG_GETTABLE, unix.NFTA_TABLE_NAME, Table), false, func(header, []byte) error { return nil })
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return false, nil
-	case err != nil:
-		return false, fmt.Errorf("network policy: reading nftables: %w", err)
+	have, err := f.conn.look(Table, judging)
+	if err != nil {
+		return false, fmt.Errorf("network policy: %w", err)
 	}
-	return true, nil
+	return have != nil && have.judges(f.config.Group), nil
+}
+
+// Left tells whether there is anything that [Filter.Remove] removes, whole or not.
+func (f *Filter) Left() (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range []string{Table, standby, CutTable} {
+		there, err := f.exists(name)
+		if err != nil {
+			return false, fmt.Errorf("network policy: reading nftables: %w", err)
+		}
+		if there {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Support says what the kernel lacks to enforce anything, and what to do about it; nil if there is all of it. It changes nothing that stays. That
