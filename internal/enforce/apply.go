@@ -121,6 +121,9 @@ func (e *Enforcer) make(b *batch) {
 	if len(b.nodes) > 0 || b.hosts != nil {
 		e.dir.flushNodes()
 	}
+	if b.owners != nil {
+		e.dir.setOwners(b.owners)
+	}
 	for _, name := range b.inOrder() {
 		e.dir.tell(name, b.endpoints[name].Endpoint)
 	}

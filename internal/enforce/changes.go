@@ -31,6 +31,7 @@ type batch struct {
 	namespaces map[string]*policy.Namespace
 	nodes      map[string]*policy.Node
 	hosts      map[string][]netip.Addr // of all nodes, by name; nil: as before
+	owners     Owners                  // nil: as before
 	locals     []localChange           // in order
 	at         int                     // the next place
 }
@@ -92,9 +93,12 @@ func (b *batch) add(later *batch) {
 	if later.hosts != nil {
 		b.hosts = later.hosts
 	}
+	if later.owners != nil {
+		b.owners = later.owners
+	}
 	b.locals = append(b.locals, later.locals...)
 }
 
 func (b *batch) empty() bool {
-	return len(b.policies)+len(b.endpoints)+len(b.namespaces)+len(b.nodes)+len(b.locals) == 0 && b.hosts == nil
+	return len(b.policies)+len(b.endpoints)+len(b.namespaces)+len(b.nodes)+len(b.locals) == 0 && b.hosts == nil && b.owners == nil
 }

@@ -38,6 +38,8 @@ type directory struct {
 	hosts   map[string][]netip.Addr               // addresses that the mesh knows of nodes
 	visible map[string]policy.Node                // nodes, as they were told on
 	spaces  spaces
+	owners  Owners               // nil: every node may have every address
+	strange map[policy.Name]bool // endpoints of which some addresses are not known to be their nodes'
 }
 
 // local is what is attached here.
@@ -58,7 +60,7 @@ func newDirectory(node string, world *policy.World, to Changes) *directory {
 		node: node, world: world, to: to, told: map[policy.Name]policy.Endpoint{}, claims: map[netip.Addr]map[policy.Name]bool{},
 		locals: map[string]*local{}, named: map[policy.Name][]*local{}, taken: map[netip.Addr]string{}, entries: map[policy.Name]map[policy.Name]bool{},
 		earlier: map[policy.Name]map[string]remembered{}, nodes: map[string]policy.Node{}, hosts: map[string][]netip.Addr{},
-		visible: map[string]policy.Node{}, spaces: newSpaces(),
+		visible: map[string]policy.Node{}, spaces: newSpaces(), strange: map[policy.Name]bool{},
 	}
 }
 
@@ -81,6 +83,25 @@ func (d *directory) recollect(name policy.Name) {
 		d.keep(e)
 		d.entries[name] = map[policy.Name]bool{name: true}
 	}
+}
+
+// setOwners says whose addresses are. Those of what is in the world already are not looked at again: whoever has taken one over has told so.
+func (d *directory) setOwners(o Owners) {
+	d.owners = o
+	for _, name := range slices.SortedFunc(maps.Keys(d.strange), policy.Name.Compare) {
+		d.refresh(name)
+	}
+}
+
+// believed are the addresses that an endpoint of another node may have: none that is known to be another's.
+func (d *directory) believed(e policy.Endpoint) []netip.Addr {
+	left := slices.DeleteFunc(slices.Clone(e.Addrs), func(a netip.Addr) bool { return d.owners != nil && !d.owners(e.Node, a) })
+	if len(left) < len(e.Addrs) {
+		d.strange[e.Name] = true
+	} else {
+		delete(d.strange, e.Name)
+	}
+	return slices.DeleteFunc(left, func(a netip.Addr) bool { return d.taken[a] != "" })
 }
 
 func (d *directory) keep(e policy.Endpoint) {
@@ -274,8 +295,12 @@ func (d *directory) refresh(name policy.Name) {
 		now[e.Name] = e
 	}
 	if ok && first == nil && placed {
-		told.Addrs = slices.DeleteFunc(slices.Clone(told.Addrs), func(a netip.Addr) bool { return told.Node == d.node || d.taken[a] != "" })
+		if told.Addrs = d.believed(told); told.Node == d.node {
+			told.Addrs = []netip.Addr{}
+		}
 		now[name] = told
+	} else {
+		delete(d.strange, name)
 	}
 	for n := range d.entries[name] {
 		if _, stays := now[n]; !stays { // first, as another may have its address now

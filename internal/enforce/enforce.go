@@ -164,6 +164,18 @@ func (e *Enforcer) SetHosts(hosts map[string][]netip.Addr) {
 	e.submit(b)
 }
 
+// Owners tells whether a workload of a node may have an address, as far as is known. It is called by one goroutine, and does not block.
+type Owners func(node string, a netip.Addr) bool
+
+// SetOwners says whose the addresses are. What a source tells of another node's endpoint counts only as far as its node may have the address: whoever can tell of
+// endpoints of one node cannot give the addresses of another one's their labels. An address that is told before it is known to be its node's is held back until then.
+// Whoever has taken over an address has it by telling so.
+func (e *Enforcer) SetOwners(o Owners) {
+	b := newBatch()
+	b.owners = o
+	e.submit(b)
+}
+
 // Synced says that the source has told all that there was.
 func (e *Enforcer) Synced() {
 	e.mu.Lock()

@@ -62,6 +62,7 @@ type Node struct {
 	targeted   signal        // the hosts to join by did
 	policies   *enforce.Enforcer
 	hosts      map[string][]netip.Addr // as the policies have them; under syncing
+	owners     *addrOwners             // likewise
 	quit       context.CancelCauseFunc
 	targeting  sync.Mutex // one connect or disconnect at a time
 

@@ -106,6 +106,7 @@ func (n *Node) syncPeers(e *engines) int {
 		n.setWarning("records", "")
 	}
 	n.tellHosts(e, nodes)
+	n.tellOwners(e, nodes, holdings)
 	e.kernel.wake.raise()
 	e.shared.raise()
 	alive := 0
