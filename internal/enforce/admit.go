@@ -55,16 +55,32 @@ func (e *Enforcer) Admit(ctx context.Context, l Local) error {
 	return e.admit(ctx, &waiter{local: l, done: make(chan error, 1)})
 }
 
-// Readmit says whether a workload of an earlier run may be connected again, as Admit does but at once. Before anything is put in force it may be if
-// the kernel has what the earlier run gave it for that workload.
-func (e *Enforcer) Readmit(ctx context.Context, l Local) error {
-	return e.admit(ctx, &waiter{local: l, done: make(chan error, 1), now: true})
+// Readmit says of workloads that are attached, in this run or, as Begin has said, an earlier one, why they may not be connected again: nil for each that may, as
+// Admit would, but at once and of all of them together. Before anything is put in force one may be if the kernel has what the earlier run gave it for that
+// workload.
+func (e *Enforcer) Readmit(ctx context.Context, all []Local) []error {
+	b, waiters := newBatch(), make([]*waiter, len(all))
+	for i, l := range all {
+		waiters[i] = &waiter{local: l, done: make(chan error, 1), now: true}
+		b.locals = append(b.locals, localChange{waits: waiters[i]})
+	}
+	e.submit(b)
+	errs := make([]error, len(all))
+	for i, w := range waiters {
+		errs[i] = e.await(ctx, w)
+	}
+	return errs
 }
 
 func (e *Enforcer) admit(ctx context.Context, w *waiter) error {
 	b := newBatch()
-	b.locals = append(b.locals, localChange{bind: &w.local, waits: w, old: w.now})
+	b.locals = append(b.locals, localChange{bind: &w.local, waits: w})
 	e.submit(b)
+	return e.await(ctx, w)
+}
+
+// await waits for the answer.
+func (e *Enforcer) await(ctx context.Context, w *waiter) error {
 	select {
 	case err := <-w.done:
 		return err
@@ -72,7 +88,7 @@ func (e *Enforcer) admit(ctx context.Context, w *waiter) error {
 	case <-e.ended:
 		return &WaitError{w.local.Name, errEnded.Error()}
 	}
-	b = newBatch()
+	b := newBatch()
 	b.locals = append(b.locals, localChange{gone: w})
 	e.submit(b)
 	e.mu.Lock()
@@ -110,6 +126,8 @@ func (e *Enforcer) changeLocal(c localChange) {
 			e.waiting = append(e.waiting, c.waits)
 		}
 		e.dir.bind(*c.bind, c.old)
+	case c.waits != nil:
+		e.waiting = append(e.waiting, c.waits)
 	case c.gone != nil:
 		e.waiting = slices.DeleteFunc(e.waiting, func(w *waiter) bool { return w == c.gone })
 		if c.gone.fresh {

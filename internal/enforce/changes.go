@@ -44,8 +44,8 @@ type toldEndpoint struct {
 
 // localChange is one of what this node has attached.
 type localChange struct {
-	bind    *Local  // nil: the one of that key is detached
-	waits   *waiter // for bind to be in force; nil: nobody does
+	bind    *Local  // nil: the one of that key is detached, unless somebody waits
+	waits   *waiter // for bind, or what has its key, to be in force; nil: nobody does
 	dismiss string
 	there   bool    // bind is there, or is detached by now
 	old     bool    // bind was attached before the Enforcer was made

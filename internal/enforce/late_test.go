@@ -51,7 +51,7 @@ func TestRestoreEmptied(t *testing.T) {
 				t.Errorf("watched %d times", s.kernel.runs)
 			}
 		})
-		if err := s.Readmit(t.Context(), a); err != nil {
+		if err := s.Readmit(t.Context(), []Local{a})[0]; err != nil {
 			t.Errorf("connected again: %v", err)
 		}
 	})

@@ -49,7 +49,7 @@ func TestRestart(t *testing.T) {
 		if calls := s.kernel.take(); !slices.Equal(calls, []string{"replace"}) || !sameState(s.kernel.has, before) {
 			t.Errorf("what should be there is not told, once: %q", calls)
 		}
-		if err := s.Readmit(t.Context(), a); err != nil {
+		if err := s.Readmit(t.Context(), []Local{a})[0]; err != nil {
 			t.Errorf("connected again: %v", err)
 		}
 		s.kernel.set(func() { s.kernel.has = nil })
@@ -61,7 +61,7 @@ func TestRestart(t *testing.T) {
 		s.kernel.set(func() { s.kernel.has, s.kernel.fail = nil, errors.New("no memory") })
 		time.Sleep(restoreLook)
 		synctest.Wait()
-		if err := s.Readmit(t.Context(), a); err == nil || s.Status().Failure != "no memory" {
+		if err := s.Readmit(t.Context(), []Local{a})[0]; err == nil || s.Status().Failure != "no memory" {
 			t.Errorf("connected again while nothing is in force: %v, %+v", err, s.Status())
 		}
 		s.kernel.set(func() { s.kernel.fail = nil })

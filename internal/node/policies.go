@@ -92,12 +92,12 @@ func removePolicies(dataDir string) (removed []string, err error) {
 	return append(removed, "nftables table inet "+filter.Table), nil
 }
 
-// beginPolicies tells what this node has attached. What another boot has attached is not any more.
+// beginPolicies tells what this node has attached, connected as it still is also where the node is retired. What another boot has attached is not any more.
 func (n *Node) beginPolicies(e *engines) {
 	var locals []enforce.Local
 	for _, w := range e.workloads.list() {
 		lease, leased := e.alloc.Lookup(w.ID)
-		if l, ok := e.workloads.local(w, lease); ok && leased && w.Boot == e.workloads.boot && n.whyRetired() == nil {
+		if l, ok := e.workloads.local(w, lease); ok && leased && w.Boot == e.workloads.boot {
 			locals = append(locals, l)
 		}
 	}
@@ -205,15 +205,49 @@ func (ws *workloads) permit(ctx context.Context, want workload, lease ipam.Lease
 	return err
 }
 
-// repermit says why what is known may not be connected again now, if there is a reason.
-func (ws *workloads) repermit(w workload, lease ipam.Lease) error {
-	l, ok := ws.local(w, lease)
-	if !ok || ws.policies == nil {
-		return nil
+// permits says of workloads by their IDs why they may not be connected again now.
+type permits map[string]permitted
+
+// permitted is an answer about a workload with these addresses.
+type permitted struct {
+	lease ipam.Lease
+	err   error // nil: it may
+}
+
+// repermit asks whether workloads may be connected again now: all of them at once, and while the gate is open, as the answer may take a while.
+func (ws *workloads) repermit(missing []string) permits {
+	var ids []string
+	var locals []enforce.Local
+	given := permits{}
+	for _, id := range missing {
+		w, known := ws.get(id)
+		lease, leased := ws.alloc.Lookup(id)
+		if !known || !leased {
+			continue
+		}
+		given[id] = permitted{lease: lease}
+		if l, ok := ws.local(w, lease); ok {
+			ids, locals = append(ids, id), append(locals, l)
+		}
+	}
+	if len(locals) == 0 {
+		return given
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), policyPatience)
 	defer cancel()
-	return ws.policies.Readmit(ctx, l)
+	for i, err := range ws.policies.Readmit(ctx, locals) {
+		given[ids[i]] = permitted{given[ids[i]].lease, err}
+	}
+	return given
+}
+
+// allow says why a workload may not be connected again; asked is false if that was not asked, of the workload as it is now.
+func (ws *workloads) allow(given permits, id string, lease ipam.Lease) (asked bool, err error) {
+	if ws.policies == nil {
+		return true, nil
+	}
+	p, ok := given[id]
+	return ok && p.lease == lease, p.err
 }
 
 // forPolicies tells whether an attach was refused as policies are not in force.

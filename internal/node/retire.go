@@ -74,6 +74,12 @@ func (ws *workloads) withdraw(why error) error {
 	return err
 }
 
+func (ws *workloads) isRetired() bool {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.retired
+}
+
 // refuse makes attach refuse what is not attached yet, for the reason given; nil ends that. When it returns, every attach
 // that was not refused has ended.
 func (ws *workloads) refuse(why error) {

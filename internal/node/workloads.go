@@ -99,8 +99,19 @@ type workloads struct {
 // reconcile brings the host into the desired state: whoever changed it, and
 // however the last process ended. Workloads whose namespace is gone are
 // forgotten, those that lost their interface get it again. undone is what could not be tidied up, on which nothing else
-// depends.
+// depends. What the policies say of interfaces that are to be made anew is asked in between, while others attach and detach.
 func (ws *workloads) reconcile() (undone, err error) {
+	unasked, undone, err := ws.pass(nil)
+	if err == nil && len(unasked) > 0 {
+		if unasked, undone, err = ws.pass(ws.repermit(unasked)); len(unasked) > 0 {
+			ws.mending.raise()
+		}
+	}
+	return undone, err
+}
+
+// pass is one attempt to do so, with what policies say of workloads that were found to lack their interfaces before. unasked are those of which that is not known.
+func (ws *workloads) pass(given permits) (unasked []string, undone, err error) {
 	ws.gate.Lock()
 	defer ws.gate.Unlock()
 	undone = ws.forgetLastBoot()
@@ -113,9 +124,12 @@ func (ws *workloads) reconcile() (undone, err error) {
 	fault.Point("reconcile-released")
 	res, err := ws.apply()
 	if err != nil {
-		return undone, err
+		return nil, undone, err
 	}
 	fault.Point("reconcile-applied")
+	if ws.isRetired() {
+		ws.unpermit(ws.ids()...)
+	}
 	var gone []workload
 	for _, id := range res.Missing {
 		w, ok := ws.get(id)
@@ -134,7 +148,11 @@ func (ws *workloads) reconcile() (undone, err error) {
 			gone = append(gone, w)
 			continue
 		}
-		aerr := ws.repermit(w, lease)
+		asked, aerr := ws.allow(given, id, lease)
+		if !asked {
+			unasked = append(unasked, id)
+			continue
+		}
 		if aerr == nil {
 			_, aerr = ws.host.Attach(onHost(w, lease))
 		}
@@ -145,7 +163,7 @@ func (ws *workloads) reconcile() (undone, err error) {
 		}
 		ws.log.Info("workload attached again: its interface was gone", zap.String("workload", id))
 	}
-	return errors.Join(undone, failures("forgetting workloads whose namespaces are gone", ws.forgetAll(gone))), nil
+	return unasked, errors.Join(undone, failures("forgetting workloads whose namespaces are gone", ws.forgetAll(gone))), nil
 }
 
 // apply hands the whole desired state to the host. What that changes on it is
