@@ -34,7 +34,7 @@ type Kernel interface {
 	// Replace gives it the whole state. What it has of it stays as it is, and in no moment is anything open that is closed before and afterwards. It
 	// does not keep s.
 	Replace(s *compile.State) error
-	// Update changes what it has. After an error it may have a part of that, and Replace has to follow.
+	// Update changes what it has. After an error it may have a part of that, and Replace has to follow. It does not change d.
 	Update(d compile.Delta) error
 	// Remove takes away all that it has.
 	Remove() error

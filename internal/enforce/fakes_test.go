@@ -187,6 +187,7 @@ func (k *fakeKernel) set(f func()) {
 
 // site is an Enforcer on a host that outlives it.
 type site struct {
+	whole  *counting
 	t      *testing.T
 	kernel *fakeKernel
 	home   string
@@ -209,7 +210,7 @@ func newSite(t *testing.T) *site {
 
 func (s *site) start() {
 	s.Enforcer = New(Config{
-		Node: "n1", Kernel: s.kernel, Compiler: compile.New("n1", compile.Limits{}), File: s.home + "/" + FileName, Boot: s.boot, Log: zap.NewNop(), Namespaces: s.spaced,
+		Node: "n1", Kernel: s.kernel, Compiler: s.compiler(), File: s.home + "/" + FileName, Boot: s.boot, Log: zap.NewNop(), Namespaces: s.spaced,
 		Note: func(text, cause string) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -283,4 +284,21 @@ func attached(key, name, id string, addrs ...string) Local {
 	e := pod(name, id, "", "", addrs...)
 	e.Labels = nil
 	return Local{Key: key, Endpoint: e}
+}
+
+// compiler makes the one of a run, whose states are counted.
+func (s *site) compiler() Compiler {
+	s.whole = &counting{Compiler: compile.New("n1", compile.Limits{})}
+	return s.whole
+}
+
+// counting counts how often the whole state is asked for.
+type counting struct {
+	*compile.Compiler
+	states int
+}
+
+func (c *counting) State() *compile.State {
+	c.states++
+	return c.Compiler.State()
 }

@@ -31,6 +31,8 @@ const (
 	maxFile = 64 << 20
 	// saveAfter is how long after a change the state is kept, and saveGap the shortest time between two times.
 	saveAfter, saveGap = time.Second, 5 * time.Second
+	// saveLook is how often it is looked, at the end, whether what is being written is.
+	saveLook = 10 * time.Millisecond
 )
 
 // Files are the paths of all files that an Enforcer may leave in dir.
@@ -46,28 +48,71 @@ type saved struct {
 	behind bool              // the kernel may have something newer
 }
 
-// saver keeps the state on disk: what is to be kept is chosen by the goroutine of Enforcer.Run, and written by that of run.
+// saver keeps the state on disk. The goroutine of Enforcer.Run says what changes in it and when it is to be kept, and never waits: that of run has a copy, which it brings up to
+// date and writes.
 type saver struct {
 	path, boot string
 	log        *zap.Logger
 	due        time.Time // when the state is to be kept next; zero: it is kept
 	last       time.Time
-	todo       chan work
-	failing    bool // of run
+	state      *compile.State // of run
+	failing    bool           // of run
 
-	mu     sync.Mutex
-	newest uint64 // counts what the kernel was told
-	marked bool   // that the file is older is on disk
+	mu      sync.Mutex
+	newest  uint64 // counts what the kernel was told
+	marked  bool   // that the file is older is on disk
+	todo    []work // in order
+	writing bool   // some of it is to be written, or is being
+	closed  bool
+	news    chan struct{} // capacity 1: there is something to do
 }
 
-// work is something to be kept.
+// work is a change of the state, or, if keep is set, says that it is to be kept as it is then.
 type work struct {
-	*saved        // nil: nothing is
+	compile.Delta
+	keep   bool
+	bare   bool // there is nothing to be kept
+	locals []policy.Endpoint
 	at     uint64 // of saver.newest
 }
 
 func newSaver(path, boot string, log *zap.Logger) *saver {
-	return &saver{path: path, boot: boot, log: log, todo: make(chan work, 1)}
+	return &saver{path: path, boot: boot, log: log, state: compile.NewState(), news: make(chan struct{}, 1)}
+}
+
+// follow takes a change of the state, which nobody changes.
+func (s *saver) follow(d compile.Delta) {
+	if s.path != "" && !d.Empty() {
+		s.put(work{Delta: d})
+	}
+}
+
+// put adds something to do. It refuses to if that is to be written and the disk is slow.
+func (s *saver) put(w work) (taken bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.keep && s.writing {
+		return false
+	}
+	s.writing = s.writing || w.keep
+	s.todo = append(s.todo, w)
+	s.raise()
+	return true
+}
+
+func (s *saver) raise() {
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what there is to do, and whether that is all that there will ever be.
+func (s *saver) take() (todo []work, last bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	todo, s.todo = s.todo, nil
+	return todo, s.closed
 }
 
 // changed says that there is something new to be kept.
@@ -120,19 +165,16 @@ func (e *Enforcer) save(end bool) {
 	if s.due.IsZero() || !end && now.Before(s.due) || e.failure != nil {
 		return
 	}
-	keep := work{at: s.told()}
-	if len(e.sides) > 0 {
-		keep.saved = &saved{state: e.compiler.State(), locals: e.dir.known()}
+	keep := work{keep: true, bare: len(e.sides) == 0, at: s.told()}
+	if !keep.bare {
+		keep.locals = e.dir.known()
 	}
-	if !end {
-		select {
-		case s.todo <- keep:
-		default: // the disk is slow
+	for !s.put(keep) {
+		if !end {
 			s.due = now.Add(saveAfter)
 			return
 		}
-	} else {
-		s.todo <- keep
+		time.Sleep(saveLook)
 	}
 	s.due, s.last = time.Time{}, now
 }
@@ -148,20 +190,46 @@ func (d *directory) known() (known []policy.Endpoint) {
 }
 
 // close ends run, once all is written.
-func (s *saver) close() { close(s.todo) }
+func (s *saver) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.raise()
+}
 
 // run writes what there is to write, until close.
 func (s *saver) run() {
-	for keep := range s.todo {
-		err := s.write(keep.saved)
-		if err == nil {
-			s.kept(keep.at)
+	for last := false; !last; {
+		<-s.news
+		var todo []work
+		todo, last = s.take()
+		for _, w := range todo {
+			if w.keep {
+				s.keep(w)
+			} else {
+				s.state.Apply(w.Delta)
+			}
 		}
-		if err != nil && !s.failing {
-			s.log.Warn("the network policies in force could not be kept; a restart while their source is away could not put them back", zap.Error(err))
-		}
-		s.failing = err != nil
 	}
+}
+
+// keep writes the state as it is now.
+func (s *saver) keep(w work) {
+	var what *saved
+	if !w.bare {
+		what = &saved{state: s.state, locals: w.locals}
+	}
+	err := s.write(what)
+	if err == nil {
+		s.kept(w.at)
+	}
+	if err != nil && !s.failing {
+		s.log.Warn("the network policies in force could not be kept; a restart while their source is away could not put them back", zap.Error(err))
+	}
+	s.failing = err != nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing = false
 }
 
 func (s *saver) write(keep *saved) error {

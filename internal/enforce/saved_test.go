@@ -119,6 +119,44 @@ func TestBootEnds(t *testing.T) {
 	})
 }
 
+// TestKeptBeside keeps each state through a minute of changes without ever asking for the whole of it: commits do not wait for that.
+func TestKeptBeside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := ready(t, func(c Changes) {
+			c.SetPolicy(isolating("db", "", ""))
+			c.SetEndpoint(pod("a", "u-a", "n1", "db"))
+		})
+		if err := s.within(time.Second, attached("ka", "a", "u-a", "10.32.0.5")); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		before := s.whole.states
+		for i := range 240 {
+			s.Change(func(c Changes) {
+				c.SetPolicy(isolating(fmt.Sprint("p", i), "", ""))
+				if i%3 == 0 {
+					c.DeletePolicy(isolating(fmt.Sprint("p", i-3), "", "").PolicyKey)
+				}
+			})
+			time.Sleep(250 * time.Millisecond)
+			synctest.Wait()
+			if _, err := os.Stat(s.saver.path + older); err == nil {
+				continue
+			}
+			if got, err := s.saver.load(); err != nil || !sameState(got.state, s.kernel.has) {
+				t.Fatalf("after %d changes something else is kept: %v", i, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		if got, err := s.saver.load(); err != nil || got.behind || !sameState(got.state, s.kernel.has) {
+			t.Errorf("%v %+v", err, got)
+		}
+		if s.whole.states != before || before == 0 {
+			t.Errorf("the whole state was asked for %d times more, and %d times at first", s.whole.states-before, before)
+		}
+	})
+}
+
 // TestDamaged starts with nothing if what was kept cannot be read, and keeps it anew.
 func TestDamaged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
