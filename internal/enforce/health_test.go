@@ -36,7 +36,7 @@ func TestLostKernel(t *testing.T) {
 		if got := s.Status().Failure; got != want {
 			t.Errorf("status: %q", got)
 		}
-		if err := s.Readmit(t.Context(), a); err == nil || err.Error() != "the network policies of default/a are not in force yet: waiting for the packet filter, which fails: "+want+"; try again" {
+		if err := s.Readmit(t.Context(), []Local{a})[0]; err == nil || err.Error() != "the network policies of default/a are not in force yet: waiting for the packet filter, which fails: "+want+"; try again" {
 			t.Errorf("what is there already is connected again: %v", err)
 		}
 		if err := s.within(time.Second, b); err == nil {
@@ -103,13 +103,13 @@ func TestLostEarlier(t *testing.T) {
 		s.kernel.set(func() { s.kernel.has, s.kernel.fail = compile.NewState(), errors.New("no memory") })
 		s.kernel.health <- filter.Health{Judging: errors.New("emptied")}
 		synctest.Wait()
-		if err := s.Readmit(t.Context(), a); err == nil || s.Status().Failure != "no memory" {
+		if err := s.Readmit(t.Context(), []Local{a})[0]; err == nil || s.Status().Failure != "no memory" {
 			t.Errorf("connected again: %v, status %q", err, s.Status().Failure)
 		}
 		s.kernel.set(func() { s.kernel.fail = nil })
 		time.Sleep(restoreLook)
 		synctest.Wait()
-		if err := s.Readmit(t.Context(), a); err != nil || !s.kernel.judged("10.32.0.5") || s.Status().Failure != "" {
+		if err := s.Readmit(t.Context(), []Local{a})[0]; err != nil || !s.kernel.judged("10.32.0.5") || s.Status().Failure != "" {
 			t.Errorf("not connected when it is there: %v, status %q", err, s.Status().Failure)
 		}
 	})
