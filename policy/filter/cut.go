@@ -36,8 +36,10 @@ func (f *Filter) cut(ctx context.Context) error {
 		look   = time.NewTicker(barredLook)
 		at     time.Time // when it fires, zero if it does not
 		rested time.Time // when the next walk may be
+		eased  time.Time // when what is barred may be looked at for a change alone
 		second bool      // the next walk is the second one after a change
 		wait   time.Duration
+		said   string // which failure
 	)
 	defer walk.Stop()
 	defer look.Stop()
@@ -59,8 +61,9 @@ func (f *Filter) cut(ctx context.Context) error {
 		case <-f.changed:
 			second = false
 			due(cutAfter)
-			if !w.idle() { // what is allowed again does not wait for a walk
+			if began := time.Now(); !w.idle() && began.After(eased) { // what is allowed again does not wait for a walk
 				err = f.survey(w)
+				eased = time.Now().Add(cutShare * time.Since(began))
 			}
 		case <-look.C:
 			if !w.idle() {
@@ -74,7 +77,7 @@ func (f *Filter) cut(ctx context.Context) error {
 			if err != nil {
 				break
 			}
-			wait = 0
+			wait, said = 0, ""
 			f.health.cutting(nil)
 			if second = !second; second {
 				due(cutAgain)
@@ -84,9 +87,14 @@ func (f *Filter) cut(ctx context.Context) error {
 			continue
 		}
 		wait = min(max(2*wait, cutRetry), cutLatest)
-		f.log.Warn("network policy: cutting connections fails; the next attempt is soon", zap.Error(err), zap.Duration("in", wait))
+		if text := err.Error(); text != said {
+			said = text
+			f.log.Warn("network policy: cutting connections fails; the next attempts follow in a few seconds", zap.Error(err))
+		}
 		f.health.cutting(err)
 		second = false
+		rested = time.Now().Add(wait)
+		eased = rested
 		due(wait)
 	}
 }
