@@ -187,7 +187,7 @@ func (f *Filter) doomed(c *conn, w *warden, own map[netip.Addr]bool) (requests [
 		})
 		// What an interrupted dump leaves out is for the second walk.
 		if err != nil && !errors.Is(err, errInterrupted) {
-			return nil, fmt.Errorf("reading connections: %w; use a kernel with CONFIG_NF_CT_NETLINK", err)
+			return nil, unread("reading connections", err)
 		}
 	}
 	return requests, nil

@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -63,7 +64,7 @@ func (f *Filter) cuts() error {
 	var b buffer
 	b.end(b.begin(conntrack(ctStats), 0, unix.AF_UNSPEC, 0))
 	if err := c.ask(b, false, func(header, []byte) error { return nil }); err != nil {
-		return fmt.Errorf("reading how many connections there are: %w; use a kernel with CONFIG_NF_CT_NETLINK", err)
+		return unread("reading how many connections there are", err)
 	}
 	b = nil
 	const table = CutTable + "-probe"
@@ -73,4 +74,16 @@ func (f *Filter) cuts() error {
 		return fmt.Errorf("making nftables table inet %s, by which they stay cut: %w", CutTable, err)
 	}
 	return nil
+}
+
+// unread says why connection tracking could not be read, and what to do.
+func unread(doing string, err error) error {
+	hint := "the next attempt follows"
+	switch {
+	case lacks(err):
+		hint = "use a kernel with CONFIG_NF_CT_NETLINK"
+	case errors.Is(err, unix.EPERM):
+		hint = "CAP_NET_ADMIN is needed"
+	}
+	return fmt.Errorf("%s: %w; %s", doing, err, hint)
 }

@@ -91,3 +91,16 @@ func TestTellsOfUncut(t *testing.T) {
 	}
 	must(t, f.Support())
 }
+
+func TestUnread(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]string{
+		unix.EINVAL: "reading connections: invalid argument; use a kernel with CONFIG_NF_CT_NETLINK",
+		unix.EBUSY:  "reading connections: device or resource busy; the next attempt follows",
+		unix.EPERM:  "reading connections: operation not permitted; CAP_NET_ADMIN is needed",
+	} {
+		if got := unread("reading connections", err).Error(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
