@@ -9,7 +9,7 @@ import (
 
 // The kernel takes time with the square of a set's size to list it: ten seconds for 300,000 elements. So the sets that may become that large are not
 // read when they have more than readable elements: the element of the phase bears a digest of what is in them, and a table of another digest
-// is replaced as a whole, which takes a second.
+// is replaced as a whole, which takes a second. What was taken over by its digest is compared afterwards.
 
 // readable is how many elements the bulk may have to be read.
 const readable = 20_000

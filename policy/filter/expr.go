@@ -82,6 +82,15 @@ func sourceType() expression {
 	})
 }
 
+// wayBack is the device by which the host reaches the packet's source through the one that it came by, 0 if it does not.
+func wayBack() expression {
+	return express("fib", func(b *buffer) {
+		b.word(unix.NFTA_FIB_DREG, register(0).name())
+		b.word(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_OIF)
+		b.word(unix.NFTA_FIB_FLAGS, unix.NFTA_FIB_F_SADDR|unix.NFTA_FIB_F_IIF)
+	})
+}
+
 // metaSet writes what is in the first register.
 func metaSet(key uint32) expression {
 	return express("meta", func(b *buffer) {

@@ -48,6 +48,7 @@ type Filter struct {
 	dirty    bool          // the kernel has something else than the model
 	graced   chan struct{} // closed when no packet is judged any more by what was before the last transaction; nil before the first one
 	distrust bool          // somebody has changed what is not read
+	sent     uint64        // transactions
 	quiet    bool          // the kernel cannot tell of denied packets
 	stood    bool          // there may be a standby, of an earlier run perhaps
 	tallies
@@ -55,6 +56,7 @@ type Filter struct {
 	generation uint32 // of nftables, when it was last looked at
 	denials    denials
 	tampered   atomic.Bool   // somebody has changed elements of the bulk
+	inherited  chan struct{} // the bulk was taken over unread
 	changed    chan struct{} // a state is in force: connections may have to be cut
 	health     condition
 }
@@ -64,7 +66,7 @@ func New(c Config) (*Filter, error) {
 	if c.Group == 0 {
 		c.Group = DefaultGroup
 	}
-	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}, stood: true}
+	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}, inherited: make(chan struct{}, 1), stood: true}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
@@ -191,6 +193,9 @@ func (f *Filter) put(m *model, have *contents) error {
 		b.composeRemoval(Table, have)
 		have = nil
 	case alike:
+		if !read {
+			f.adopted()
+		}
 		e := m.difference(have, read)
 		same := slices.Equal(have.skeleton, l.describe())
 		if same && e.empty() && have.digest == d.String() && have.judged == d.judged() {
@@ -265,6 +270,7 @@ func (f *Filter) commit(e *edit) error {
 // send carries out a transaction. A packet that is being judged must not see two of them; the wait for that is before the next one.
 func (f *Filter) send(b buffer) error {
 	f.wait()
+	f.sent++
 	before, known := f.current()
 	err := f.conn.commit(b)
 	graced := make(chan struct{})

@@ -17,6 +17,7 @@ import (
 type contents struct {
 	skeleton  []string           // sets, chains and rules, described
 	sets      map[string]setKind // as far as the kernel tells
+	sizes     map[string]uint32  // of sets, as far as the kernel tells
 	chains    []string
 	hooks     int                           // how many of them packets meet first
 	values    map[string]map[string]element // by set and key
@@ -34,7 +35,7 @@ type contents struct {
 
 func newContents() *contents {
 	return &contents{
-		sets: map[string]setKind{}, values: map[string]map[string]element{}, intervals: map[string]map[string]element{},
+		sets: map[string]setKind{}, sizes: map[string]uint32{}, values: map[string]map[string]element{}, intervals: map[string]map[string]element{},
 		comments: map[uint32]string{}, counts: map[uint32]uint64{}, broken: map[string]bool{}, leaves: map[string][]string{},
 	}
 }
@@ -193,6 +194,7 @@ func (c *conn) readSets(table string, have *contents) error {
 	return c.ask(request(unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, table), true, func(_ header, body []byte) error {
 		var k setKind
 		var of string
+		var size uint32
 		err := fields(body, func(kind uint16, v []byte) {
 			switch kind {
 			case unix.NFTA_SET_TABLE:
@@ -211,6 +213,8 @@ func (c *conn) readSets(table string, have *contents) error {
 				k.dataLen = word(v)
 			case nftaSetExpr:
 				k.counted = true
+			case nftaSetCount:
+				size = word(v)
 			case unix.NFTA_SET_TIMEOUT:
 				if len(v) == 8 {
 					k.timeout = binary.BigEndian.Uint64(v)
@@ -218,7 +222,7 @@ func (c *conn) readSets(table string, have *contents) error {
 			}
 		})
 		if err == nil && of == table {
-			have.sets[k.name] = k
+			have.sets[k.name], have.sizes[k.name] = k, size
 			have.skeleton = append(have.skeleton, k.line())
 		}
 		return err

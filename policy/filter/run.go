@@ -35,6 +35,7 @@ func (f *Filter) Run(ctx context.Context) error {
 		{"watching nftables", f.guard},
 		{"cutting connections", f.cut},
 		{"hearing of denied packets", f.hear},
+		{"comparing what an earlier run has left", f.compare},
 	} {
 		all.Go(func() {
 			for ctx.Err() == nil {
@@ -122,10 +123,7 @@ func (f *Filter) guard(ctx context.Context) error {
 			}
 			f.health.judging(err)
 			if len(lines) > 0 {
-				f.log.Warn("network policy: nftables were changed by somebody", zap.Strings("repaired", lines))
-				if f.config.Repaired != nil {
-					f.config.Repaired(lines)
-				}
+				f.tellRepaired(lines)
 				pause(ctx, repairPause)
 			}
 		}
@@ -200,7 +198,8 @@ func (f *Filter) repair(everything bool) (lines []string, err error) {
 		return nil, f.sync()
 	}
 	tampered := f.tampered.Swap(false)
-	if f.untouched() {
+	everything = everything || tampered
+	if f.untouched() && !everything { // a look without everything may have noted the generation since then
 		return nil, nil
 	}
 	what := skeleton

@@ -154,6 +154,7 @@ func (k setKind) orders() []byte {
 
 const (
 	nftaSetExpr       = 17 // NFTA_SET_EXPR, Linux 5.7
+	nftaSetCount      = 20 // NFTA_SET_COUNT, Linux 6.16
 	nftaElementKeyEnd = 10 // NFTA_SET_ELEM_KEY_END
 )
 

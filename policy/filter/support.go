@@ -52,6 +52,10 @@ func (f *Filter) Support() error {
 			b.composeLeaf(table, element{key: []byte(leafName(d.name, 1)), data: 1})
 		}
 		b.composeHooks(table, l)
+		spoofed := &chain{name: "spoofed", hook: unix.NF_INET_PRE_ROUTING, priority: -300}
+		spoofed.add(wayBack(), compare(unix.NFT_CMP_EQ, number(0)), drop())
+		b.composeChain(table, spoofed)
+		b.composeRulesOf(table, spoofed)
 		at := b.begin(nft(unix.NFT_MSG_DELTABLE), 0, unix.NFPROTO_INET, 0)
 		b.text(unix.NFTA_TABLE_NAME, table)
 		b.end(at)
@@ -119,6 +123,7 @@ func (f *Filter) missing() (names []string) {
 	}
 	try("ct (CONFIG_NFT_CT, CONFIG_NF_CONNTRACK)", ctState(0))
 	try("reject (CONFIG_NFT_REJECT_INET)", reset())
+	try("fib (CONFIG_NFT_FIB_INET, CONFIG_NFT_FIB_IPV4, CONFIG_NFT_FIB_IPV6), without which workloads could send with addresses of others", sourceType())
 	try("maps (CONFIG_NF_TABLES)", variable(), swapped(), mapped(setRanges), assign())
 	return names
 }

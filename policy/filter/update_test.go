@@ -147,6 +147,9 @@ func TestErrorTexts(t *testing.T) {
 		t.Error(err)
 	}
 	must(t, f.Support())
+	if names := f.missing(); len(names) > 0 {
+		t.Errorf("rules are taken, and yet there lacks %q", names)
+	}
 }
 
 // What an endpoint sends to itself, through a Service, is allowed whatever its tables say, but where it is to be judged.
