@@ -76,8 +76,8 @@ func (c *cli) label() *cobra.Command {
 		Short: "Change the labels by which network policies select a workload of this host",
 		Long: `Label sets labels of a workload that is attached on this host (KEY=VALUE), or
 removes them (KEY-), and prints those that it has then. WORKLOAD is its ID as
-weft ps shows it, its name for network policies, NAMESPACE/NAME, the path of its
-network namespace, or an address. The change is kept over restarts, and policies
+weft ps shows it, its name for network policies, NAMESPACE/NAME, either with @HOST
+behind it, the path of its network namespace, or an address. The change is kept over restarts, and policies
 on this host heed it when the command returns; other hosts hear of it at once.
 
 Under Kubernetes workloads have the labels of their pods.`,

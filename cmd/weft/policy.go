@@ -11,12 +11,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weftnet/weft/internal/api"
 )
+
+// policyWait is how long commands wait by default until policies are in force.
+const policyWait = 10 * time.Second
 
 // errDenied ends weft policy why with exit code 1, all having been said.
 var errDenied = errors.New("denied")
@@ -49,8 +53,9 @@ NetworkPolicy (networking.k8s.io/v1), ClusterNetworkPolicy
 any number of documents, or as JSON. Whatever is not understood, an unknown field
 too, is refused, and with it all of the file: nothing is done by half.
 
-It returns when they are on this host's disk. The other hosts hear of them within
-a second, those that are away when they are back. Two who change the same object on
+It returns when they are on this host's disk, and in force on this host, for which
+it waits as long as --wait says: after that there is a warning. The other hosts hear
+of them within a second, those that are away when they are back. Two who change the same object on
 two sides of a partition: the one who wrote last, as far as the mesh can tell, wins.`,
 		Example: "  weft policy apply -f policies.yaml\n  weft policy list -o yaml | ssh other-mesh weft policy apply -f -",
 		Args:    cobra.NoArgs,
@@ -71,6 +76,7 @@ two sides of a partition: the one who wrote last, as far as the mesh can tell, w
 	f.StringVarP(&file, "filename", "f", "", "file of manifests; - is standard input")
 	f.StringVarP(&r.Namespace, "namespace", "n", "", `namespace of policies that name none (default "default")`)
 	f.BoolVar(&r.DryRun, "dry-run", false, "only say what would be done")
+	f.DurationVar(&r.Wait, "wait", policyWait, "for how long to wait, at most, until it is in force on this host; 0: not at all")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -181,6 +187,7 @@ Namespace takes away its labels, not what is in it.`,
 	f.StringVarP(&r.Namespace, "namespace", "n", "", `namespace of the policies (default "default")`)
 	f.BoolVar(&r.Absent, "ignore-not-found", false, "what is not there is no error")
 	f.BoolVar(&r.DryRun, "dry-run", false, "only say what would be done")
+	f.DurationVar(&r.Wait, "wait", policyWait, "for how long to wait, at most, until it is in force on this host; 0: not at all")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -34,7 +34,14 @@ func policyState(p api.PolicyStatus) string {
 	case p.Failure != "":
 		return fmt.Sprintf("%d, not in force as they should be", p.Policies)
 	}
-	return fmt.Sprintf("%d in force, about %d workload(s) of this node", p.Policies, p.Workloads)
+	about := fmt.Sprintf("%d workloads", p.Workloads)
+	switch p.Workloads {
+	case 0:
+		about = "no workload"
+	case 1:
+		about = "1 workload"
+	}
+	return fmt.Sprintf("%d in force, about %s of this node", p.Policies, about)
 }
 
 func showStatus(w io.Writer, s api.Status) error {

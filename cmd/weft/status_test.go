@@ -11,7 +11,9 @@ import (
 
 func TestPolicyStatus(t *testing.T) {
 	for want, p := range map[string]*api.PolicyStatus{
-		"policies:   3 in force, about 2 workload(s) of this node":    {Policies: 3, Workloads: 2},
+		"policies:   3 in force, about 2 workloads of this node":      {Policies: 3, Workloads: 2},
+		"policies:   3 in force, about 1 workload of this node":       {Policies: 3, Workloads: 1},
+		"policies:   3 in force, about no workload of this node":      {Policies: 3},
 		"policies:   3, not in force as they should be":               {Policies: 3, Failure: "no memory"},
 		"policies:   waiting for the API server to tell the policies": {WaitsFor: "the API server to tell the policies"},
 		"": nil,

@@ -50,6 +50,8 @@ type PolicyApplyRequest struct {
 	Manifests string `json:"manifests"`           // YAML, of any number of documents, or JSON
 	Namespace string `json:"namespace,omitempty"` // of policies that name none; empty: default
 	DryRun    bool   `json:"dry_run,omitempty"`   // say what would be done
+	// Wait is for how long to wait, at most, until what was done is in force on the host that is asked, in nanoseconds; 0: not at all. After that there is a warning.
+	Wait time.Duration `json:"wait,omitempty"`
 }
 
 // PolicyDeleteRequest asks to delete objects: those that are named, and those that manifests name.
@@ -58,8 +60,9 @@ type PolicyDeleteRequest struct {
 	Manifests string         `json:"manifests,omitempty"`
 	Namespace string         `json:"namespace,omitempty"`
 	// Absent tells that what is not there is no error.
-	Absent bool `json:"absent,omitempty"`
-	DryRun bool `json:"dry_run,omitempty"`
+	Absent bool          `json:"absent,omitempty"`
+	DryRun bool          `json:"dry_run,omitempty"`
+	Wait   time.Duration `json:"wait,omitempty"` // as in PolicyApplyRequest
 }
 
 // PolicyChanges is what was done, in the order of the request.

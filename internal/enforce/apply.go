@@ -59,6 +59,12 @@ func (e *Enforcer) step() (again time.Duration) {
 	e.lag(delta)
 	e.tally()
 	e.answer()
+	if e.failure == nil {
+		for _, done := range e.settling {
+			close(done)
+		}
+		e.settling = nil
+	}
 	e.save(false)
 	return e.soonest(0)
 }
@@ -70,7 +76,7 @@ func (b *batch) awaited() bool {
 			return true
 		}
 	}
-	return false
+	return len(b.settles) > 0
 }
 
 // soonest is the shorter one of wait and the time until something else is due; 0: nothing is.
@@ -131,6 +137,7 @@ func (e *Enforcer) make(b *batch) {
 	for _, c := range b.locals {
 		e.changeLocal(c)
 	}
+	e.settling = append(e.settling, b.settles...)
 }
 
 // noteProblems makes events of what is new about a policy that could not be understood as a whole.
@@ -299,6 +306,7 @@ func (e *Enforcer) recall() {
 	for _, l := range s.locals {
 		e.dir.remember(l)
 	}
+	e.dir.spaces.earlier = s.spaces
 }
 
 // restore sees to it that the kernel has something as long as nothing newer is known. It is given what an earlier run has kept on disk, so that it is

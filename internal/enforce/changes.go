@@ -33,6 +33,7 @@ type batch struct {
 	hosts      map[string][]netip.Addr // of all nodes, by name; nil: as before
 	owners     Owners                  // nil: as before
 	locals     []localChange           // in order
+	settles    []chan<- struct{}       // closed when all of it is in force
 	at         int                     // the next place
 }
 
@@ -97,8 +98,9 @@ func (b *batch) add(later *batch) {
 		b.owners = later.owners
 	}
 	b.locals = append(b.locals, later.locals...)
+	b.settles = append(b.settles, later.settles...)
 }
 
 func (b *batch) empty() bool {
-	return len(b.policies)+len(b.endpoints)+len(b.namespaces)+len(b.nodes)+len(b.locals) == 0 && b.hosts == nil && b.owners == nil
+	return len(b.policies)+len(b.endpoints)+len(b.namespaces)+len(b.nodes)+len(b.locals)+len(b.settles) == 0 && b.hosts == nil && b.owners == nil
 }

@@ -4,6 +4,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -111,6 +112,7 @@ type Enforcer struct {
 	dir       *directory
 	sides     map[compile.Side]compile.TableID // in force, or to be
 	waiting   []*waiter
+	settling  []chan<- struct{}   // closed when all that was told so far is in force
 	committed bool                // the kernel's state is of this run, or was tried to be
 	whole     bool                // Replace has to follow
 	bare      bool                // the kernel has nothing
@@ -174,6 +176,28 @@ func (e *Enforcer) SetOwners(o Owners) {
 	b := newBatch()
 	b.owners = o
 	e.submit(b)
+}
+
+// Settled waits until all that was told so far is in force on this node, or ctx ends; then it says why it is not.
+func (e *Enforcer) Settled(ctx context.Context) error {
+	done := make(chan struct{})
+	b := newBatch()
+	b.settles = append(b.settles, done)
+	e.submit(b)
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	case <-e.ended:
+		return errEnded
+	}
+	switch s := e.Status(); {
+	case s.Awaits != "":
+		return errors.New("waiting for " + s.Awaits)
+	case s.Failure != "":
+		return errors.New(s.Failure)
+	}
+	return errors.New("the packet filter takes its time")
 }
 
 // Synced says that the source has told all that there was.

@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -33,6 +35,8 @@ type file struct {
 	Selves   []fileAddr  `cbor:"9,keyasint"`
 
 	Verdicts []fileVerdict `cbor:"10,keyasint"`
+
+	Spaces []fileSpace `cbor:"11,keyasint,omitempty"`
 }
 
 type fileKey struct {
@@ -95,6 +99,13 @@ type fileLocal struct {
 	Ports     []filePort
 }
 
+// fileSpace is a namespace with its labels.
+type fileSpace struct {
+	_      struct{} `cbor:",toarray"`
+	Name   string
+	Labels map[string]string
+}
+
 type filePort struct {
 	_        struct{} `cbor:",toarray"`
 	Name     string
@@ -152,6 +163,9 @@ func takeDown(boot string, s saved) *file {
 		}
 		f.Locals = append(f.Locals, fl)
 	}
+	for _, name := range slices.Sorted(maps.Keys(s.spaces)) {
+		f.Spaces = append(f.Spaces, fileSpace{Name: name, Labels: s.spaces[name]})
+	}
 	return f
 }
 
@@ -198,6 +212,12 @@ func decode(b []byte) (boot string, s saved, err error) {
 		r.verdicts = append(r.verdicts, r.verdict(v))
 	}
 	s = saved{state: r.state(&f), locals: r.locals(f.Locals)}
+	for _, n := range f.Spaces {
+		if s.spaces == nil {
+			s.spaces = map[string]map[string]string{}
+		}
+		s.spaces[n.Name] = n.Labels
+	}
 	if r.bad {
 		return "", saved{}, fmt.Errorf("it makes no sense: %w", errFile)
 	}

@@ -3,6 +3,7 @@
 package enforce
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"net/netip"
@@ -194,6 +195,102 @@ func TestNamespaceOfEarlier(t *testing.T) {
 		settledSite()
 		if !s.kernel.judged("10.32.0.5") {
 			t.Error("open")
+		}
+	})
+}
+
+// TestGoneNamespaceOverRestart judges what is attached by the labels of its namespace that is gone, also after a restart, and no longer than it is attached.
+func TestGoneNamespaceOverRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		s.spaced = true
+		l := attached("k", "a", "u-a", "10.32.0.5")
+		tell := func(space bool) {
+			s.Change(func(c Changes) {
+				p := isolating("fence", "", "")
+				p.Kind, p.Tier, p.Namespace, p.Namespaces = policy.Admin, policy.Admin, "", &policy.Selector{{Key: "team", Operator: policy.In, Values: []string{"a"}}}
+				p.Isolates, p.Rules = [2]bool{}, [2][]policy.Rule{policy.Ingress: {{Action: policy.Deny, AnyPeer: true, AnyPort: true}}}
+				c.SetPolicy(p)
+				if space {
+					c.SetNamespace(policy.Namespace{Name: "default", Labels: map[string]string{"team": "a", policy.NameLabel: "default"}})
+					c.SetEndpoint(pod("a", "u-a", "n1", "db"))
+				}
+			})
+			s.Synced()
+		}
+		s.start()
+		s.Begin(nil)
+		tell(true)
+		if err := s.within(time.Second, l); err != nil {
+			t.Fatal(err)
+		}
+		s.Change(func(c Changes) {
+			c.DeleteEndpoint(named("a"))
+			c.DeleteNamespace("default")
+		})
+		time.Sleep(time.Minute)
+		for range 2 {
+			if settledSite(); !s.kernel.judged("10.32.0.5") {
+				t.Error("open")
+			}
+			s.end()
+			s.start()
+			s.Begin([]Local{l})
+			tell(false)
+			time.Sleep(time.Minute)
+		}
+		s.Dismiss("k")
+		settledSite()
+		if labels := s.world.NamespaceLabels("default"); labels["team"] != "" || len(s.dir.spaces.gone) > 0 {
+			t.Errorf("%v is left", labels)
+		}
+	})
+}
+
+// TestSettled says when all is in force that was told, and why it is not.
+func TestSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		s.start()
+		settled := func(within time.Duration) error {
+			ctx, cancel := context.WithTimeout(t.Context(), within)
+			defer cancel()
+			return s.Settled(ctx)
+		}
+		s.Awaits("another node")
+		if err := settled(time.Second); err == nil || err.Error() != "waiting for another node" {
+			t.Error(err)
+		}
+		s.Begin([]Local{attached("k", "a", "u", "10.32.0.5")})
+		s.Change(func(c Changes) { c.SetEndpoint(pod("a", "u", "n1", "db")) })
+		s.Synced()
+		if err := settled(time.Second); err != nil {
+			t.Error(err)
+		}
+		s.kernel.set(func() { s.kernel.slow = 3 * time.Second })
+		begun := time.Now()
+		s.Change(func(c Changes) { c.SetPolicy(isolating("db", "app", "db")) })
+		if err := settled(time.Second); err == nil || err.Error() != "the packet filter takes its time" {
+			t.Error(err)
+		}
+		if err := settled(time.Minute); err != nil || time.Since(begun) < 3*time.Second || !s.kernel.judged("10.32.0.5") {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		s.kernel.set(func() { s.kernel.slow, s.kernel.fail = 0, errors.New("no memory") })
+		s.Change(func(c Changes) {
+			c.DeletePolicy(isolating("db", "app", "db").PolicyKey)
+			c.SetPolicy(isolating("all", "", ""))
+		})
+		if err := settled(time.Second); err == nil || err.Error() != "no memory" {
+			t.Error(err)
+		}
+		done := make(chan error)
+		go func() { done <- settled(time.Hour) }()
+		time.Sleep(lastRetry)
+		s.kernel.set(func() { s.kernel.fail = nil })
+		begun = time.Now()
+		if err := <-done; err != nil || time.Since(begun) > 2*lastRetry {
+			t.Errorf("%v after %v", err, time.Since(begun))
 		}
 	})
 }

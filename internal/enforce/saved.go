@@ -44,8 +44,9 @@ func Files(dir string) []string {
 // saved is what is kept: the state in force, and what was attached here with what was known of it. Nobody changes it.
 type saved struct {
 	state  *compile.State
-	locals []policy.Endpoint // without addresses
-	behind bool              // the kernel may have something newer
+	locals []policy.Endpoint            // without addresses
+	spaces map[string]map[string]string // labels of their namespaces, where a source tells these
+	behind bool                         // the kernel may have something newer
 }
 
 // saver keeps the state on disk. The goroutine of Enforcer.Run says what changes in it and when it is to be kept, and never waits: that of run has a copy, which it brings up to
@@ -70,10 +71,10 @@ type saver struct {
 // work is a change of the state, or, if keep is set, says that it is to be kept as it is then.
 type work struct {
 	compile.Delta
-	keep   bool
-	bare   bool // there is nothing to be kept
-	locals []policy.Endpoint
-	at     uint64 // of saver.newest
+	keep  bool
+	bare  bool   // there is nothing to be kept
+	saved        // but for the state
+	at    uint64 // of saver.newest
 }
 
 func newSaver(path, boot string, log *zap.Logger) *saver {
@@ -167,7 +168,7 @@ func (e *Enforcer) save(end bool) {
 	}
 	keep := work{keep: true, bare: len(e.sides) == 0, at: s.told()}
 	if !keep.bare {
-		keep.locals = e.dir.known()
+		keep.locals, keep.spaces = e.dir.known(), e.dir.spacesInUse()
 	}
 	for !s.put(keep) {
 		if !end {
@@ -217,7 +218,7 @@ func (s *saver) run() {
 func (s *saver) keep(w work) {
 	var what *saved
 	if !w.bare {
-		what = &saved{state: s.state, locals: w.locals}
+		what = &saved{state: s.state, locals: w.locals, spaces: w.spaces}
 	}
 	err := s.write(what)
 	if err == nil {

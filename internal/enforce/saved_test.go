@@ -223,7 +223,7 @@ func example() saved {
 	s.Sides[compile.Side{Addr: b}] = 5
 	s.Identities[a], s.Identities[b], s.Selves[a] = 7, compile.OwnNode, 9
 	s.Blocks[netip.MustParsePrefix("192.0.2.0/24")] = 8
-	return saved{state: s, locals: []policy.Endpoint{{Name: named("a"), ID: "u", Labels: map[string]string{"app": "db"}, Ports: []policy.NamedPort{{Name: "web", Protocol: policy.TCP, Port: 80}}}}}
+	return saved{state: s, locals: []policy.Endpoint{{Name: named("a"), ID: "u", Labels: map[string]string{"app": "db"}, Ports: []policy.NamedPort{{Name: "web", Protocol: policy.TCP, Port: 80}}}}, spaces: map[string]map[string]string{"default": {"team": "a"}, "shop": nil}}
 }
 
 // TestFormat reads what was written.
@@ -234,7 +234,7 @@ func TestFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	boot, is, err := decode(b)
-	if err != nil || boot != "boot" || !sameState(is.state, was.state) || !reflect.DeepEqual(is.locals, was.locals) {
+	if err != nil || boot != "boot" || !sameState(is.state, was.state) || !reflect.DeepEqual(is.locals, was.locals) || !reflect.DeepEqual(is.spaces, was.spaces) {
 		t.Errorf("%q %+v %v", boot, is, err)
 	}
 	for i := range b {

@@ -19,6 +19,7 @@ type spaces struct {
 	gone    map[string]bool                 // not told any more, while there are endpoints: these keep the labels
 	held    map[string]map[policy.Name]bool // endpoints that wait for their namespace
 	within  map[string]int                  // how many endpoints the world has
+	earlier map[string]map[string]string    // labels that an earlier run has kept, until what there is was told
 }
 
 func newSpaces() spaces {
@@ -86,10 +87,14 @@ func (d *directory) settleSpaces() {
 		return
 	}
 	for _, b := range d.locals {
-		if b.old && !s.told[b.Namespace] {
+		if b.old && !s.told[b.Namespace] && !s.gone[b.Namespace] {
 			s.gone[b.Namespace] = true
+			if labels, ok := s.earlier[b.Namespace]; ok {
+				d.to.SetNamespace(policy.Namespace{Name: b.Namespace, Labels: labels})
+			}
 		}
 	}
+	s.earlier = nil
 	var held []policy.Name
 	for e := range d.world.Endpoints() {
 		if !s.placed(e.Namespace) {
@@ -106,4 +111,16 @@ func (d *directory) settleSpaces() {
 		d.recollect(name)
 		d.refresh(name)
 	}
+}
+
+// spacesInUse are the labels of namespaces of what is attached here: one that is gone keeps them, over restarts too.
+func (d *directory) spacesInUse() map[string]map[string]string {
+	if !d.spaces.all {
+		return nil
+	}
+	labels := map[string]map[string]string{}
+	for _, b := range d.locals {
+		labels[b.Namespace] = d.world.NamespaceLabels(b.Namespace)
+	}
+	return labels
 }

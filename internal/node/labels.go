@@ -172,7 +172,8 @@ func (ws *workloads) called(what string) (found []workload) {
 	for _, w := range ws.list() {
 		lease, _ := ws.alloc.Lookup(w.ID)
 		e := w.endpoint(lease)
-		names := []string{w.ID, e.Name, e.Namespace + "/" + e.Name}
+		full := fullName(e.Namespace, e.Name, ws.node)
+		names := []string{w.ID, e.Name, e.Namespace + "/" + e.Name, full.Name, full.String()}
 		if w.CNI != nil {
 			names = append(names, w.CNI.ContainerID)
 		} else {
@@ -195,7 +196,10 @@ func (n *Node) Label(ctx context.Context, r api.LabelRequest) (api.Workload, err
 		return api.Workload{}, errors.New("under Kubernetes the labels of a workload are those of its pod; change them there, as by kubectl label pod")
 	}
 	found := e.workloads.called(r.Workload)
+	_, elsewhere, there := strings.Cut(r.Workload, "@")
 	switch {
+	case len(found) == 0 && elsewhere != n.cfg.Name && there:
+		return api.Workload{}, fmt.Errorf("%.300s is a workload of the host %.100s; change its labels there", r.Workload, elsewhere)
 	case len(found) == 0:
 		return api.Workload{}, fmt.Errorf("no workload of this host is called %.300q; see: weft ps", r.Workload)
 	case len(found) > 1:

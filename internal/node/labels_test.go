@@ -67,7 +67,7 @@ func TestLabelsOfWorkloads(t *testing.T) {
 			return err
 		}
 		lease := m.service().Workloads()[0].Addresses
-		for _, name := range []string{"store", "shop/store", "/run/netns/db", "net:[n1db]/eth0"} {
+		for _, name := range []string{"store", "shop/store", "store@n1", "shop/store@n1", "/run/netns/db", "net:[n1db]/eth0"} {
 			if err := label(name, map[string]string{"app": "db", "by": strings.ReplaceAll(strings.Trim(name, "/:[]"), "[", "")[:2]}); err != nil {
 				t.Error(err)
 			}
@@ -76,8 +76,10 @@ func TestLabelsOfWorkloads(t *testing.T) {
 			t.Error(err)
 		}
 		for what, want := range map[string]string{
-			"nobody": `no workload of this host is called "nobody"; see: weft ps`,
-			"store":  `the workload net:[n1db]/eth0 has no label none to remove; see: weft policy show net:[n1db]/eth0`,
+			"store@n2": `store@n2 is a workload of the host n2; change its labels there`,
+			"other@n1": `no workload of this host is called "other@n1"; see: weft ps`,
+			"nobody":   `no workload of this host is called "nobody"; see: weft ps`,
+			"store":    `the workload net:[n1db]/eth0 has no label none to remove; see: weft policy show net:[n1db]/eth0`,
 		} {
 			if err := label(what, nil, "none"); err == nil || err.Error() != want {
 				t.Error(err)

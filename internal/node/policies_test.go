@@ -142,6 +142,25 @@ func TestPolicyFails(t *testing.T) {
 	})
 }
 
+// TestApplyWaits has a command return when what it has applied is in force, or say that it is not.
+func TestApplyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m := one(t)
+		db := c.labelled(m, "db", "db")
+		m.filter.set(func() { m.filter.slow = 3 * time.Second })
+		res, err := m.service().PolicyApply(t.Context(), api.PolicyApplyRequest{Manifests: denyAll, Wait: 10 * time.Second})
+		if err != nil || len(res.Warnings) > 0 || m.filter.allows(elsewhere(), db.Addresses[0], 80) {
+			t.Errorf("%+v, %v", res, err)
+		}
+		res, err = m.service().PolicyDelete(t.Context(), api.PolicyDeleteRequest{Manifests: denyAll, Wait: time.Second})
+		want := []string{"it is done, and not in force on this host yet: the packet filter takes its time; see: weft status"}
+		if err != nil || !slices.Equal(res.Warnings, want) {
+			t.Errorf("%q, %v", res.Warnings, err)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 // TestRelabelFails has a workload judged by the labels that it is known by after it could not be attached with others.
 func TestRelabelFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -34,7 +35,7 @@ func (n *Node) policyWriter(instead string) (*policyHosts, error) {
 }
 
 // PolicyApply implements [api.Service].
-func (n *Node) PolicyApply(_ context.Context, r api.PolicyApplyRequest) (api.PolicyChanges, error) {
+func (n *Node) PolicyApply(ctx context.Context, r api.PolicyApplyRequest) (api.PolicyChanges, error) {
 	h, err := n.policyWriter("use kubectl apply -f FILE")
 	if err != nil {
 		return api.PolicyChanges{}, err
@@ -55,11 +56,11 @@ func (n *Node) PolicyApply(_ context.Context, r api.PolicyApplyRequest) (api.Pol
 	for _, s := range objects.Sources {
 		wanted = append(wanted, wantedObject{api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name}, s.JSON})
 	}
-	return h.apply(wanted, true, r.DryRun)
+	return h.applyAndWait(ctx, wanted, true, r.DryRun, r.Wait)
 }
 
 // PolicyDelete implements [api.Service].
-func (n *Node) PolicyDelete(_ context.Context, r api.PolicyDeleteRequest) (api.PolicyChanges, error) {
+func (n *Node) PolicyDelete(ctx context.Context, r api.PolicyDeleteRequest) (api.PolicyChanges, error) {
 	h, err := n.policyWriter("use kubectl delete")
 	if err != nil {
 		return api.PolicyChanges{}, err
@@ -80,7 +81,7 @@ func (n *Node) PolicyDelete(_ context.Context, r api.PolicyDeleteRequest) (api.P
 			wanted = append(wanted, wantedObject{api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name}, nil})
 		}
 	}
-	return h.apply(wanted, r.Absent, r.DryRun)
+	return h.applyAndWait(ctx, wanted, r.Absent, r.DryRun, r.Wait)
 }
 
 // wantedObject is an object and its manifest; nil: it is to go.
@@ -88,6 +89,23 @@ type wantedObject struct {
 	api.PolicyObject
 	manifest []byte
 }
+
+// applyAndWait does all that is wanted, or nothing, and waits until it is in force on this host.
+func (h *policyHosts) applyAndWait(ctx context.Context, wanted []wantedObject, absent, dryRun bool, wait time.Duration) (api.PolicyChanges, error) {
+	res, err := h.apply(wanted, absent, dryRun)
+	if err != nil || dryRun || wait <= 0 {
+		return res, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(wait, maxWait))
+	defer cancel()
+	if err := h.n.policies.Settled(ctx); err != nil {
+		res.Warnings = append(res.Warnings, fmt.Sprintf("it is done, and not in force on this host yet: %v; see: weft status", err))
+	}
+	return res, nil
+}
+
+// maxWait bounds for how long somebody may wait for policies to be in force.
+const maxWait = 10 * time.Minute
 
 // apply does all that is wanted, or nothing. absent tells that what is to go need not be there.
 func (h *policyHosts) apply(wanted []wantedObject, absent, dryRun bool) (api.PolicyChanges, error) {
