@@ -57,8 +57,8 @@ type Set struct {
 	items map[Dot]Item
 	keys  map[string][]Dot
 	mine  map[Dot]struct{} // items that self has written
-	bytes int    // of all keys and values
-	sum   uint64 // see Digest
+	bytes int              // of all keys and values
+	sum   uint64           // see Digest
 }
 
 // New makes an empty set. self is the NodeID that writes by it; it gives its items numbers from floor on, or from the greatest that was seen of
