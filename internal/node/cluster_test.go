@@ -288,9 +288,12 @@ func TestRestartResumes(t *testing.T) {
 		if want := []string{kept.ID, lost.ID}; !slices.Equal(ids, want) {
 			t.Errorf("after the restart there are %v, want %v", ids, want)
 		}
-		if _, ok := n2.host.up[lost.ID]; !ok {
-			t.Error("a workload whose interface was gone was not attached again")
-		}
+		c.eventually(10*time.Second, "a workload whose interface was gone is attached again", func() bool {
+			n2.host.mu.Lock()
+			defer n2.host.mu.Unlock()
+			_, ok := n2.host.up[lost.ID]
+			return ok
+		})
 		n1.net.Dark(false)
 		c.connected(10 * time.Second)
 
