@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,10 +71,10 @@ func TestOlderMesh(t *testing.T) {
 				n: &Node{log: zaptest.NewLogger(t)}, sink: told, manifests: replica.New(1, 1, manifestLimits()), untold: true, whole: make(chan struct{}),
 				joined: joined,
 			}
-			goesOn := false
+			var goesOn atomic.Bool
 			go func() {
 				h.await(t.Context())
-				goesOn = true
+				goesOn.Store(true)
 			}()
 			time.Sleep(time.Hour)
 			if odd {
@@ -84,17 +85,17 @@ func TestOlderMesh(t *testing.T) {
 					t.Error(told.awaits)
 				}
 			}
-			if synctest.Wait(); goesOn {
+			if synctest.Wait(); goesOn.Load() {
 				t.Error("it goes on, and knows nobody")
 			}
 			close(joined)
 			time.Sleep(olderPatience - time.Second)
-			if synctest.Wait(); goesOn {
+			if synctest.Wait(); goesOn.Load() {
 				t.Error("it goes on at once")
 			}
 			time.Sleep(10 * olderPatience)
-			if synctest.Wait(); goesOn == odd {
-				t.Errorf("odd %v: it goes on: %v", odd, goesOn)
+			if synctest.Wait(); goesOn.Load() == odd {
+				t.Errorf("odd %v: it goes on: %v", odd, goesOn.Load())
 			}
 			close(h.whole)
 		})
