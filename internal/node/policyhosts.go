@@ -13,6 +13,7 @@ import (
 
 	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/store"
+	"github.com/weftnet/weft/ipam"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/replica"
@@ -34,9 +35,11 @@ const (
 	// seqShift makes a floor for a node's numbers of its clock's seconds: as long as it writes less than 2^20 things a second, none is
 	// used twice even if its disk is put back to an earlier time.
 	seqShift = 20
-	// hostsGap is the least time between two looks at what is shared, manifestsGap between two writes of what was heard of manifests, and endpointsGap of the
-	// others' endpoints.
+	// hostsGap is the least time between two looks at what is shared, or hostsShare times what the last one took, up to hostsGapMost: a look goes through all
+	// workloads of this node. manifestsGap is the least between two writes of what was heard of manifests, endpointsGap of the others' endpoints.
 	hostsGap     = 20 * time.Millisecond
+	hostsShare   = 20
+	hostsGapMost = 200 * time.Millisecond
 	manifestsGap = 100 * time.Millisecond
 	endpointsGap = 10 * time.Second
 	// olderPatience is for how long one that has joined waits for others to tell it the policies. By then it has compared states with many, and nobody has any:
@@ -69,8 +72,9 @@ type policyHosts struct {
 	keeps  signal          // manifests have changed that are not on disk
 	joined <-chan struct{} // closed when states were exchanged with another node
 
-	looking sync.Mutex // held by whoever looks, and tells the sink
-	told    hostShare  // under looking
+	looking sync.Mutex                 // held by whoever looks, and tells the sink
+	told    hostShare                  // under looking
+	encoded map[string]encodedEndpoint // what own returned last, by key; under looking
 
 	changing sync.Mutex // held by whoever changes manifests, from the disk to the mesh
 	onDisk   setLog     // of manifests; under changing
@@ -267,7 +271,9 @@ func (h *policyHosts) run(ctx context.Context) {
 	})
 	waiting.Go(func() { h.keepOn(ctx) })
 	for done := (<-chan struct{})(synced); ; {
+		began := time.Now()
 		h.look()
+		gap := max(hostsGap, min(hostsShare*time.Since(began), hostsGapMost))
 		select {
 		case <-ctx.Done():
 			return
@@ -283,7 +289,7 @@ func (h *policyHosts) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(hostsGap):
+		case <-time.After(gap):
 		}
 	}
 }
@@ -368,33 +374,54 @@ func (h *policyHosts) takeNews() shareNews {
 	return n
 }
 
-// own is what this node tells of itself.
+// own is what this node tells of itself. It works out anew what has changed. The caller has looking.
 func (h *policyHosts) own() (map[string][]byte, error) {
 	values := map[string][]byte{}
 	if h.n.whyRetired() != nil || h.n.isLeaving() {
 		return values, nil
 	}
-	put := func(key string, e replica.Endpoint) error {
-		b, err := e.Encode()
-		if err != nil {
-			return fmt.Errorf("%s: %w", key, err)
+	before := h.encoded
+	h.encoded = make(map[string]encodedEndpoint, len(before))
+	put := func(key string, from endpointOrigin, e func() replica.Endpoint) error {
+		have, ok := before[key]
+		if !ok || have.endpointOrigin != from {
+			b, err := e().Encode()
+			if err != nil {
+				return fmt.Errorf("%s: %w", key, err)
+			}
+			have = encodedEndpoint{from, b}
 		}
-		values[key] = b
+		h.encoded[key], values[key] = have, have.value
 		return nil
 	}
 	if lease, ok := h.e.alloc.Lookup(hostOwner); ok {
-		if err := put(replica.HostKey, replica.Endpoint{Addrs: addresses(lease)}); err != nil {
+		if err := put(replica.HostKey, endpointOrigin{lease: lease}, func() replica.Endpoint { return replica.Endpoint{Addrs: addresses(lease)} }); err != nil {
 			return nil, err
 		}
 	}
-	for _, w := range h.e.workloads.list() {
+	for _, w := range h.e.workloads.unsorted() {
 		if lease, ok := h.e.alloc.Lookup(w.ID); ok {
-			if err := put(replica.EndpointKey(w.ID), w.endpoint(lease)); err != nil {
+			from := endpointOrigin{lease, w.Policy, w.CNI, w.Netns}
+			if err := put(replica.EndpointKey(w.ID), from, func() replica.Endpoint { return w.endpoint(lease) }); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return values, nil
+}
+
+// endpointOrigin is what is told of a workload is made of. What it points to is never modified.
+type endpointOrigin struct {
+	lease  ipam.Lease
+	policy *policyIdentity
+	cni    *cniOrigin
+	netns  string
+}
+
+// encodedEndpoint is what was told of a workload.
+type encodedEndpoint struct {
+	endpointOrigin
+	value []byte
 }
 
 // nodesByID returns what nodes that may have workloads are called: each by another name. This one has its own.

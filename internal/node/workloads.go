@@ -322,6 +322,13 @@ func (ws *workloads) list() []workload {
 	})
 }
 
+// unsorted returns all, in any order.
+func (ws *workloads) unsorted() []workload {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return slices.Collect(maps.Values(ws.all))
+}
+
 // describe is what the user sees of w.
 func (ws *workloads) describe(w workload) api.Workload {
 	lease, _ := ws.alloc.Lookup(w.ID)

@@ -150,20 +150,32 @@ func (s *Set) Write(changes []Change) (delta []byte, changed []string, err error
 // missing, is put right by it.
 func (s *Set) Own(values map[string][]byte) (delta []byte, changed []string, err error) {
 	d := newChange(s)
-	kept := map[string]bool{}
-	for _, dot := range slices.SortedFunc(maps.Keys(s.mine), compareDots) {
+	kept := make(map[string]Dot, len(values))
+	for dot := range s.mine {
 		i := s.items[dot]
-		if v, ok := values[i.Key]; ok && !kept[i.Key] && i.Seq >= s.floor && bytes.Equal(v, i.Value) {
-			kept[i.Key] = true
-		} else {
-			d.drop(i.Dot)
+		if v, ok := values[i.Key]; !ok || i.Seq < s.floor || !bytes.Equal(v, i.Value) {
+			d.drop(dot)
+			continue
+		}
+		if other, twice := kept[i.Key]; twice { // the first stays
+			if compareDots(other, dot) < 0 {
+				d.drop(dot)
+				continue
+			}
+			d.drop(other)
+		}
+		kept[i.Key] = dot
+	}
+	var more []string
+	for k := range values {
+		if _, ok := kept[k]; !ok {
+			more = append(more, k)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(values)) {
-		if !kept[k] {
-			if err := d.write(Item{Version: 1, Key: k, Value: values[k]}); err != nil {
-				return nil, nil, err
-			}
+	slices.Sort(more)
+	for _, k := range more {
+		if err := d.write(Item{Version: 1, Key: k, Value: values[k]}); err != nil {
+			return nil, nil, err
 		}
 	}
 	if err := d.within(s.limits); err != nil {
