@@ -31,7 +31,7 @@ SEEDS     ?= 5000
 ARGS      ?=
 BENCHTIME ?= 1s
 # ROUNDS is how often each contender of `make bench` has its turn, COMPARE narrows what is compared, without writing the document:
-# make bench ROUNDS=1 COMPARE='-measure udp -contenders weft,nebula'
+# make bench ROUNDS=1 COMPARE='-measure udp -contenders weft,nebula'; make benchpolicy COMPARE='-policies 1000 -rounds 1' does likewise
 ROUNDS    ?= 3
 COMPARE   ?=
 # NEBULA is the release to compare with (1.12, the first with offloads, needs a newer Go than Weft); empty: bin/nebula and
@@ -42,7 +42,7 @@ PODS      ?= 1000
 TIMEOUT   ?= 20m
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test lint fmt fuzz soak model mutants scale bench benchcni image manifests clean help $(addprefix $(BIN)/,$(COMMANDS))
+.PHONY: build demo test lint fmt fuzz soak model mutants scale bench benchcni benchpolicy image manifests clean help $(addprefix $(BIN)/,$(COMMANDS))
 
 build: $(addprefix $(BIN)/,$(COMMANDS)) ## Build the static binaries into bin/ (default)
 
@@ -128,6 +128,10 @@ benchcni: build ## Compare the CNI plugin with the reference plugins, pod by pod
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench cni -weft $(BIN)/weft -weft-cni $(BIN)/weft-cni -reference $(BIN)/cni -pods $(PODS) $(if $(filter 1000,$(PODS)),-o docs/benchmarks-cni.md)
 
+benchpolicy: build ## Measure what 10,000 network policies take and cost, on two hosts with 100 workloads each, and write docs/benchmarks-policy.md (root; four minutes)
+	$(BUILD) -o $(BIN)/bench ./integration/bench
+	$(BIN)/bench policy -weft $(BIN)/weft $(if $(COMPARE),$(COMPARE),-o docs/benchmarks-policy.md)
+
 # E2E narrows `make e2e`: make e2e E2E='-run TestUp', E2E='-run TestAPIServerAway -away 5m', E2E='-run TestUpstream -focus DNS'
 E2E       ?=
 
@@ -159,4 +163,4 @@ clean: ## Remove what was built
 	rm -rf $(BIN)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

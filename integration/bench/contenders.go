@@ -42,6 +42,7 @@ type contender struct {
 	pids     func() []int // of the forwarding processes, both hosts'
 	kinds    []kind       // in which it takes part
 	third    *third       // of the measurement fair
+	answers  bool         // whoever gets datagrams answers the first one
 	samples  samples
 }
 

@@ -34,7 +34,7 @@ func (b *bench) fair(c *contender) error {
 	if err := b.beside(c, way, fairAlone, fairAloneP50); err != nil {
 		return err
 	}
-	s, err := newSink(c.to, c.addr)
+	s, err := newSink(c.to, c.addr, c.answers)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,7 @@
 // does disturbs all alike. It removes all that it made, also when it is interrupted. It needs root and the built binaries of
 // weft and wireguard-go, and goes without Nebula where there is no binary; `make bench` runs it. Called as `bench flood` it is
 // the sender of its own UDP measurements. Called as `bench cni` it compares Weft's CNI plugin with the reference plugins, which
-// `make benchcni` runs.
+// `make benchcni` runs; as `bench policy` it compares meshes with and without network policies, which `make benchpolicy` runs.
 package main
 
 import (
@@ -46,6 +46,8 @@ func main() {
 			os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
 		case cniCommand:
 			os.Exit(cniMain(os.Args[2:], os.Stdout, os.Stderr))
+		case policyCommand:
+			os.Exit(policyMain(os.Args[2:], os.Stdout, os.Stderr))
 		}
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))

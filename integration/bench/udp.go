@@ -47,8 +47,8 @@ type sink struct {
 	err   error // when done
 }
 
-// newSink starts counting in the namespace at the address, on any port.
-func newSink(in *lab.Namespace, addr netip.Addr) (*sink, error) {
+// newSink starts counting in the namespace at the address, on any port. It answers the first datagram if it is told to.
+func newSink(in *lab.Namespace, addr netip.Addr, answers bool) (*sink, error) {
 	var fd int
 	err := in.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -78,10 +78,32 @@ func newSink(in *lab.Namespace, addr netip.Addr) (*sink, error) {
 	s.done.Go(func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		s.err = s.receive(fd)
+		if answers {
+			s.err = s.answer(fd)
+		}
+		if s.err == nil {
+			s.err = s.receive(fd)
+		}
 		_ = unix.Close(fd)
 	})
 	return s, nil
+}
+
+// answer waits for the first datagram and sends one back.
+func (s *sink) answer(fd int) error {
+	buf := make([]byte, maxPayload)
+	for !s.stop.Load() {
+		_, from, err := unix.Recvfrom(fd, buf, 0)
+		switch {
+		case err == nil:
+			s.count.Add(1)
+			return unix.Sendto(fd, buf[:1], 0, from)
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *sink) receive(fd int) error {
@@ -134,7 +156,7 @@ func startFlood(from *lab.Namespace, to netip.AddrPort, size int, rate float64, 
 
 // udp sends datagrams of size bytes at the rate, or as fast as it goes if that is 0, and counts what arrives.
 func udp(ctx context.Context, c *contender, size int, rate float64, length time.Duration) (d datagrams, err error) {
-	s, err := newSink(c.to, c.addr)
+	s, err := newSink(c.to, c.addr, c.answers)
 	if err != nil {
 		return d, err
 	}
