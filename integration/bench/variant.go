@@ -33,8 +33,12 @@ const (
 // wayMetrics are the columns, with their digits behind the point.
 func wayMetrics() []metric {
 	return []metric{
-		{key: wayStream, title: wayStream, digits: 2}, {key: wayCPU, title: wayCPU}, {key: wayCalls, title: wayCalls},
-		{key: wayCallCPU, title: wayCallCPU}, {key: wayPackets, title: wayPackets}, {key: wayOneWay, title: wayOneWay},
+		{key: wayStream, title: wayStream, digits: 2},
+		{key: wayCPU, title: wayCPU},
+		{key: wayCalls, title: wayCalls},
+		{key: wayCallCPU, title: wayCallCPU},
+		{key: wayPackets, title: wayPackets},
+		{key: wayOneWay, title: wayOneWay},
 	}
 }
 
