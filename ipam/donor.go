@@ -43,7 +43,7 @@ func (a *Allocator) HandleMessage(from ring.Owner, msg []byte) {
 			a.onConfirm(x, from, m)
 		case kindAck:
 			for _, o := range x.acknowledge(m.grants, m.slots, int(m.length)) {
-				a.pace.note(a.cfg.Now().Sub(o.begun))
+				a.pace.note(o.begun, a.cfg.Now())
 			}
 			a.handOver(x, v)
 		case kindNews:
@@ -254,7 +254,7 @@ func (a *Allocator) confirm(due []*outgoing, now time.Time, v view) {
 	for _, o := range due {
 		slots = slots.Union(o.grants.Known())
 		have = have.Intersect(a.ledger.recorded(o))
-		tries = min(tries, o.tries)
+		tries = max(tries, o.tries)
 		if o.tries == 0 {
 			o.begun = now
 		}

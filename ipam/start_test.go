@@ -21,15 +21,26 @@ func TestPace(t *testing.T) {
 			t.Errorf("without an answer so far it waits %v the time %d, want %v", got, n, want)
 		}
 	}
-	p.note(2 * time.Second)
-	if got := p.wait(0); got != 4*time.Second {
-		t.Errorf("where an answer took 2s it waits %v, want 4s", got)
+	start := time.Now()
+	p.note(time.Time{}, start)
+	if got := p.wait(0); got != patience {
+		t.Errorf("after an answer to an earlier run it waits %v, want %v", got, patience)
+	}
+	p.note(start, start.Add(400*time.Millisecond))
+	if got := p.wait(0); got != 800*time.Millisecond {
+		t.Errorf("where an answer took 400ms it waits %v, want 800ms", got)
+	}
+	for range 50 {
+		p.note(start, start.Add(time.Hour))
+	}
+	if got := p.wait(1); got > 2*time.Second {
+		t.Errorf("after those who were away for an hour it waits %v, more than 2s", got)
 	}
 	if got := p.wait(6); got != abstain {
 		t.Errorf("it waits %v, more than %v", got, abstain)
 	}
 	for range 50 {
-		p.note(10 * time.Millisecond)
+		p.note(start, start.Add(10*time.Millisecond))
 	}
 	if got := p.wait(0); got != patience {
 		t.Errorf("where answers take 10ms it waits %v, want %v", got, patience)
