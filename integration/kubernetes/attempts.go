@@ -3,12 +3,17 @@
 package kubernetes
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Namespace is where something can be done: a pod, or a host.
@@ -33,7 +38,12 @@ func NewAttempts(name string, from Namespace, to *Pod) (*Attempts, error) {
 		if a.ln, err = net.Listen("tcp", ":0"); err != nil {
 			return err
 		}
-		a.pc, err = net.ListenPacket("udp", ":0")
+		// Room for all that comes while the test itself gets no processor: what arrives is counted.
+		room := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			ctl := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) })
+			return errors.Join(ctl, err)
+		}}
+		a.pc, err = room.ListenPacket(context.Background(), "udp", ":0")
 		return err
 	})
 	if err != nil {

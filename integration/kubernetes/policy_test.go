@@ -7,6 +7,7 @@ package kubernetes
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,13 +145,24 @@ func testPolicyRestart(t *testing.T, c *Cluster) {
 			c.WaitRollout(3 * time.Minute)
 		}},
 		{"kill -9 of all daemons", func() {
+			var killed []int
 			for _, n := range c.Nodes {
-				for _, pid := range n.Processes("weft kube launch") {
+				for _, pid := range daemons(n) {
 					_ = unix.Kill(pid, unix.SIGKILL) // it may be gone
+					killed = append(killed, pid)
 				}
 			}
-			time.Sleep(2 * time.Second)
+			// The DaemonSet hears of it later only.
+			c.Wait(time.Minute, "all daemons run again", func() error {
+				for _, n := range c.Nodes {
+					if !slices.ContainsFunc(daemons(n), func(pid int) bool { return !slices.Contains(killed, pid) }) {
+						return fmt.Errorf("%s has none", n.Name())
+					}
+				}
+				return nil
+			})
 			c.WaitRollout(3 * time.Minute)
+			time.Sleep(2 * time.Second)
 		}},
 	} {
 		count(forbidden)
