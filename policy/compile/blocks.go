@@ -11,6 +11,7 @@ import (
 type block struct {
 	prefix netip.Prefix
 	peers  []uint32 // sorted
+	deep   int      // how many peers, where they are only counted
 	beyond bool     // peers is not known
 	class  *class
 	listed bool // its class is not that of the prefix around it
@@ -118,12 +119,9 @@ func cut(of []*peer, memberships int) []*block {
 
 // recut makes the blocks anew, as peers of them have come or gone, and notes the addresses whose identity may be another one now.
 func (c *Compiler) recut() {
-	all := c.cutting
-	if all == nil {
-		all = cut(c.peers.inUse(), c.limits.Memberships)
-	}
+	all := cut(c.peers.inUse(), c.limits.Memberships)
 	before := c.blocks.all
-	c.blocks, c.cutting = newBlocks(all), nil
+	c.blocks = newBlocks(all)
 	var moved []netip.Prefix
 	for _, b := range all {
 		old := before[b.prefix]

@@ -37,7 +37,6 @@ func (c *Compiler) Commit() Delta {
 	c.settleCells(wanted)
 	c.report()
 
-	c.cutting = nil
 	c.peers.done()
 	c.classes.free = append(c.classes.free, c.classes.freed...)
 	c.classes.freed = c.classes.freed[:0]

@@ -34,6 +34,7 @@ type Compiler struct {
 	claims  map[netip.Addr][]policy.Name // locals by their addresses, also those that others have come by
 
 	peers    peers
+	counted  counted
 	names    map[string]*portName // that rules for egress in use ask for
 	byName   map[uint32]*portName
 	lastName uint32
@@ -54,7 +55,7 @@ type Compiler struct {
 	weight    int // rules of all tables, denied or not
 	cells     int // that there are
 	short     [ofCells + 1]shortage
-	cutting   []*block // what the blocks in use are cut into, if that was worked out in this commit
+	recount   bool // who lacks blocks is to be worked out again
 	marks     uint64
 
 	verdicts struct{ open, itself, ownNode, beyond *policy.Verdict } // without a rule
@@ -113,6 +114,7 @@ func New(name string, limits Limits) *Compiler {
 		locals:     map[policy.Name]*local{},
 		claims:     map[netip.Addr][]policy.Name{},
 		peers:      peers{byKey: map[string]*peer{}, index: newIndex(nil)},
+		counted:    counted{seed: maphash.MakeSeed(), byHash: map[uint64]uint32{}},
 		names:      map[string]*portName{},
 		byName:     map[uint32]*portName{},
 		blocks:     blocks{all: map[netip.Prefix]*block{}},

@@ -98,6 +98,13 @@ func bounded(t failing, c *Compiler, l Limits) {
 		t.Fatalf("counted %d cells, %d rules, %d identities, %d memberships: it says %d, %d, %d, %d",
 			cells, rules, sorted, memberships, c.cells, c.rules, c.classes.sorted, c.classes.memberships)
 	}
+	blocks := 0
+	for _, p := range c.peers.inUse() {
+		blocks += parts(p.block)
+	}
+	if blocks > c.blocksRoom() {
+		t.Fatalf("%d blocks: more than %d", blocks, c.blocksRoom())
+	}
 	if cells > l.Cells || rules > l.Rules || sorted > l.Identities || memberships > l.Memberships {
 		t.Fatalf("%d cells, %d rules, %d identities, %d memberships: more than %+v", cells, rules, sorted, memberships, l)
 	}

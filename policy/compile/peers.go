@@ -38,16 +38,10 @@ type peers struct {
 	touched []*peer // since the last commit: they have come or may have gone
 	index   index   // of those about endpoints
 	key     []byte
-	blocks  int // parts of all
 }
 
-// parts is how many blocks it takes to say which addresses it is about.
-func (p *peer) parts() int {
-	if p.block == nil {
-		return 0
-	}
-	return 1 + len(p.block.Except)
-}
+// parts is how many blocks it takes to say which addresses a normal one is about.
+func parts(b *policy.Block) int { return 1 + len(b.Except) }
 
 // inUse are those about addresses, without those that are about to go.
 func (s *peers) inUse() (of []*peer) {
@@ -94,9 +88,7 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 		k = sum[:]
 	}
 	if old := s.byKey[string(k)]; old != nil {
-		if old.refs++; old.refs == 1 {
-			s.blocks += old.parts()
-		}
+		old.refs++
 		return old.id, true
 	}
 	n.key, n.refs = string(k), 1
@@ -109,7 +101,6 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 	}
 	s.byKey[n.key] = n
 	s.touched = append(s.touched, n)
-	s.blocks += n.parts()
 	return n.id, true
 }
 
@@ -117,9 +108,22 @@ func (s *peers) acquire(home string, p policy.Peer) (uint32, bool) {
 func (s *peers) release(id uint32) {
 	p := s.byID[id]
 	if p.refs--; p.refs == 0 {
-		s.blocks -= p.parts()
 		s.touched = append(s.touched, p)
 	}
+}
+
+// once sorts IDs, and gives the references back to those that are there twice.
+func (s *peers) once(ids []uint32) []uint32 {
+	slices.Sort(ids)
+	kept := ids[:0]
+	for _, id := range ids {
+		if n := len(kept); n > 0 && kept[n-1] == id {
+			s.release(id)
+		} else {
+			kept = append(kept, id)
+		}
+	}
+	return kept
 }
 
 // settle returns what has come into use, and what has gone out of it, since the last time.

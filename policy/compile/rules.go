@@ -45,7 +45,11 @@ type pol struct {
 	seq      uint64
 	uses     [2]int // tables
 	rules    [2][]rule
-	blocks   [2]int      // that peers in the rules are cut out of, and parts left out
+	counted  [2]bool
+	blocks   [2]int      // that peers in the rules are cut out of, and parts left out; if counted
+	about    [2][]uint32 // IDs of counted blocks, none if they are too many
+	live     [2]int      // tables that are not denied, in a tally
+	out      bool        // denied in a tally
 	names    [2][]string // of ports in rules that are in force
 	inForces [2]int      // rules that are
 	speaks   [2]bool
@@ -87,7 +91,6 @@ func (c *Compiler) use(p *pol, d policy.Direction) {
 	if p.uses[d]++; p.uses[d] > 1 {
 		return
 	}
-	p.blocks[d] = 0
 	for i, r := range p.Rules[d] {
 		if !p.inForce(r) {
 			continue
@@ -96,15 +99,10 @@ func (c *Compiler) use(p *pol, d policy.Direction) {
 		if !n.anyPeer {
 			for _, x := range r.Peers {
 				if id, ok := c.peers.acquire(p.Namespace, x); ok {
-					if slices.Contains(n.peers, id) {
-						c.peers.release(id)
-					} else {
-						n.peers = append(n.peers, id)
-						p.blocks[d] += c.peers.byID[id].parts()
-					}
+					n.peers = append(n.peers, id)
 				}
 			}
-			slices.Sort(n.peers)
+			n.peers = c.peers.once(n.peers)
 		}
 		if !n.anyPort {
 			n.spans, n.names = portsOf(r.Ports)

@@ -117,6 +117,7 @@ func compareTables(a, b *table) int {
 // admit decides which tables there is room for, as far as their policies alone say that, and builds those that were not built.
 func (c *Compiler) admit(dying []*table) {
 	lacking := c.admitRules()
+	c.admitBlocks(lacking)
 	for _, t := range c.tables {
 		if lacking[t] == 0 {
 			c.hold(t)
@@ -125,7 +126,6 @@ func (c *Compiler) admit(dying []*table) {
 	for _, t := range slices.Concat(dying, slices.Collect(maps.Keys(lacking))) {
 		c.let(t)
 	}
-	c.admitBlocks(lacking)
 	for _, t := range c.tables {
 		switch why := lacking[t]; {
 		case why != 0:
@@ -155,93 +155,6 @@ func (c *Compiler) admitRules() map[*table]lack {
 	s.room = c.limits.Rules
 	c.short[ofRules] = s
 	return lacking
-}
-
-// admitBlocks adds the tables to lacking of policies about more blocks than may be told apart, so that these are not.
-func (c *Compiler) admitBlocks(lacking map[*table]lack) {
-	c.short[ofBlocks], c.cutting = shortage{}, nil
-	if !slices.ContainsFunc(c.peers.touched, func(p *peer) bool { return p.block != nil }) {
-		return
-	}
-	for round := 0; ; round++ {
-		less, known := c.blocksBeyond()
-		if less == 0 {
-			return
-		}
-		claims, seen := []claim[*pol](nil), map[*pol]bool{}
-		sums := map[string]int{}
-		for _, t := range c.tables {
-			for _, p := range t.pols {
-				if n := p.blocks[0]*min(p.uses[0], 1) + p.blocks[1]*min(p.uses[1], 1); t.held && n > 0 && !seen[p] {
-					seen[p] = true
-					claims = append(claims, claim[*pol]{p, p.Namespace, n})
-					sums[p.Namespace] += n
-				}
-			}
-		}
-		if len(claims) == 0 {
-			return // what there is too much of is not theirs
-		}
-		if !known {
-			less = (slices.Max(slices.Collect(maps.Values(sums))) + 1) / 2
-		}
-		dearest, s := excess(claims, less<<min(round, 20), comparePols) // more each time, as many may share one block
-		if s.room, s.overlap = c.blocksRoom(), !known; c.short[ofBlocks].most == 0 {
-			c.short[ofBlocks] = s
-		}
-		denied := map[*pol]bool{}
-		for _, p := range dearest {
-			denied[p] = true
-		}
-		for _, t := range c.tables {
-			if t.held && slices.ContainsFunc(t.pols, func(p *pol) bool { return denied[p] && p.blocks[t.direction] > 0 }) {
-				lacking[t] = ofBlocks
-				c.let(t)
-			}
-		}
-	}
-}
-
-// blocksRoom is how many blocks policies may be about: the other half is left to addresses of endpoints, which come first.
-func (c *Compiler) blocksRoom() int { return c.limits.Identities - c.limits.Identities/2 }
-
-// blocksBeyond says by how much the blocks in use are too many, and whether it is known by how much; 0: they are not. What they cut the addresses into is kept for
-// recut.
-func (c *Compiler) blocksBeyond() (less int, known bool) {
-	c.cutting = nil
-	if n := c.peers.blocks - c.blocksRoom(); n > 0 {
-		return n, true
-	}
-	half := c.limits.Memberships - c.limits.Memberships/2
-	all := cut(c.peers.inUse(), half)
-	deep := 0
-	for _, b := range all {
-		if b.beyond {
-			return 1, false
-		}
-		deep = max(deep, len(b.peers))
-	}
-	// Endpoints of one kind that are in one block have an identity.
-	if sets := len(c.sets.byMap); deep*sets > half {
-		type kind struct {
-			set *labelSet
-			in  *block
-		}
-		at, seen, sum := newBlocks(all), map[kind]bool{}, 0
-		for e := range c.world.EachEndpoint() {
-			for _, a := range e.Addrs {
-				if k := (kind{c.sets.of(e), at.at(a)}); k.in != nil && !seen[k] {
-					seen[k] = true
-					sum += len(k.in.peers)
-				}
-			}
-		}
-		if sum > half {
-			return 1, false
-		}
-	}
-	c.cutting = all
-	return 0, true
 }
 
 // hold makes the rules of a table's policies, and let lets go of them.

@@ -22,6 +22,7 @@ type table struct {
 	from      map[*table]int // where its endpoints were before, while it is new
 	taken     bool           // another one goes on in its place
 	weight    int            // rules of its policies
+	blocks    bool           // some of its policies are about blocks
 	held      bool           // its policies' rules are made for it, too
 
 	// Made of these, if built.

@@ -23,6 +23,7 @@ func (c *Compiler) settlePolicies() []*pol {
 		}
 		if old != nil {
 			old.gone, gone = true, true
+			c.counted.release(old)
 			delete(c.byKey, k)
 		}
 		if now != nil {
@@ -287,6 +288,7 @@ func (c *Compiler) settleTables(fresh []*table) {
 	for _, t := range dying {
 		c.unfile(t)
 		c.weight -= t.weight
+		c.recount = c.recount || t.blocks
 		for _, cells := range t.cells {
 			c.cells -= len(cells)
 		}
@@ -310,8 +312,11 @@ func (c *Compiler) settleTables(fresh []*table) {
 		c.tables = append(c.tables, t)
 		for _, p := range t.pols {
 			t.weight += p.inForces[t.direction]
+			c.count(p, t.direction)
+			t.blocks = t.blocks || p.blocks[t.direction] > 0
 		}
 		c.weight += t.weight
+		c.recount = c.recount || t.blocks
 	}
 	for _, t := range dying {
 		if !t.taken {
