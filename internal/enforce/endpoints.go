@@ -85,10 +85,22 @@ func (d *directory) recollect(name policy.Name) {
 	}
 }
 
-// setOwners says whose addresses are. Those of what is in the world already are not looked at again: whoever has taken one over has told so.
+// setOwners says whose addresses are. For the first time all that was told before is looked at; later what is in the world is not looked at again: whoever has
+// taken an address over has told so.
 func (d *directory) setOwners(o Owners) {
+	first := d.owners == nil
 	d.owners = o
-	for _, name := range slices.SortedFunc(maps.Keys(d.strange), policy.Name.Compare) {
+	again := slices.Collect(maps.Keys(d.strange))
+	if first {
+		for e := range d.world.EachEndpoint() {
+			if e.Node != d.node && slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return !o(e.Node, a) }) {
+				again = append(again, e.Name)
+			}
+		}
+	}
+	slices.SortFunc(again, policy.Name.Compare)
+	for _, name := range again {
+		d.recollect(name)
 		d.refresh(name)
 	}
 }

@@ -159,6 +159,15 @@ func (e *Enforcer) Change(f func(c Changes)) {
 	e.submit(b)
 }
 
+// ChangeOwned is Change and SetOwners as one: what f tells of other nodes' endpoints is judged by these owners, who know the nodes by the names that f tells.
+// Nil owners are those of before.
+func (e *Enforcer) ChangeOwned(o Owners, f func(c Changes)) {
+	b := newBatch()
+	b.owners = o
+	f(b)
+	e.submit(b)
+}
+
 // SetHosts says which addresses nodes have besides those that a source tells of them, by name: all nodes at once.
 func (e *Enforcer) SetHosts(hosts map[string][]netip.Addr) {
 	b := newBatch()
@@ -170,7 +179,8 @@ func (e *Enforcer) SetHosts(hosts map[string][]netip.Addr) {
 type Owners func(node string, a netip.Addr) bool
 
 // SetOwners says whose the addresses are. What a source tells of another node's endpoint counts only as far as its node may have the address: whoever can tell of
-// endpoints of one node cannot give the addresses of another one's their labels. An address that is told before it is known to be its node's is held back until then.
+// endpoints of one node cannot give the addresses of another one's their labels. An address that is told before it is known to be its node's is held back until then;
+// what was told before anything was known of owners is looked at again.
 // Whoever has taken over an address has it by telling so.
 func (e *Enforcer) SetOwners(o Owners) {
 	b := newBatch()

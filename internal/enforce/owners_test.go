@@ -65,3 +65,53 @@ func TestStrangeAddresses(t *testing.T) {
 		t.Errorf("left: %+v", d)
 	}
 }
+
+// TestOwnersAreKnownLate has endpoints told before anything is known of whose addresses are: once that is known, no node has another one's.
+func TestOwnersAreKnownLate(t *testing.T) {
+	w := policy.NewWorld()
+	d := newDirectory("n1", w, w)
+	tell := func(e policy.Endpoint) { d.tell(e.Name, &e) }
+	tell(pod("db", "u-db", "n2", "db", "10.33.0.1"))
+	tell(pod("evil", "u-e", "n3", "web", "10.33.0.1", "10.34.0.1"))
+	tell(pod("here", "u-h", "n1", "web"))
+	d.setOwners(func(node string, a netip.Addr) bool {
+		return map[string]string{"10.33.0.1": "n2", "10.34.0.1": "n3"}[a.String()] == node
+	})
+	for addr, want := range map[string]string{"10.33.0.1": "db", "10.34.0.1": "evil"} {
+		if e, _ := w.EndpointAt(netip.MustParseAddr(addr)); e.Name.Name != want {
+			t.Errorf("%s is %q, not %q", addr, e.Name.Name, want)
+		}
+	}
+	if len(d.strange) != 1 || !d.strange[named("evil")] {
+		t.Errorf("strange: %v", d.strange)
+	}
+}
+
+// TestOwnersAndNamesAtOnce has a node get another name, told with the owners who know it by that: its endpoints have their addresses all the time, though the owners before
+// do not know the name, and those after it not the one before.
+func TestOwnersAndNamesAtOnce(t *testing.T) {
+	of := func(name string) Owners { return func(node string, _ netip.Addr) bool { return node == name } }
+	e := &Enforcer{wake: make(chan struct{}, 1), pending: newBatch()}
+	x := pod("web", "u-w", "n2", "web", "10.33.0.9")
+	e.ChangeOwned(of("n2"), func(c Changes) { c.SetEndpoint(x) })
+	e.ChangeOwned(nil, func(c Changes) { c.DeleteEndpoint(named("other")) })
+	w := policy.NewWorld()
+	e.world, e.dir = w, newDirectory("n1", w, w)
+	e.make(e.pending)
+	has := func(step, node string) {
+		t.Helper()
+		if got, _ := w.EndpointAt(x.Addrs[0]); got.Name != x.Name || got.Node != node {
+			t.Errorf("%s: %+v", step, got)
+		}
+	}
+	has("at first", "n2")
+	e.pending = newBatch()
+	e.ChangeOwned(of("n2.ID"), func(c Changes) {
+		renamed := x
+		renamed.Node = "n2.ID"
+		c.DeleteEndpoint(x.Name)
+		c.SetEndpoint(renamed)
+	})
+	e.make(e.pending)
+	has("with another name", "n2.ID")
+}

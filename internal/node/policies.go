@@ -101,6 +101,9 @@ func (n *Node) beginPolicies(e *engines) {
 			locals = append(locals, l)
 		}
 	}
+	n.syncing.Lock()
+	n.tellOwners(e, e.mesh.Nodes(), e.alloc.Owned()) // before anything is in force
+	n.syncing.Unlock()
 	n.policies.Begin(locals)
 }
 

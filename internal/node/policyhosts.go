@@ -57,7 +57,7 @@ func endpointLimits() replica.Limits {
 
 // policySource is who puts in force what hosts share; *enforce.Enforcer is one.
 type policySource interface {
-	Change(f func(c enforce.Changes))
+	ChangeOwned(o enforce.Owners, f func(c enforce.Changes))
 	Synced()
 	Awaits(what string)
 }
@@ -74,6 +74,7 @@ type policyHosts struct {
 
 	looking sync.Mutex                 // held by whoever looks, and tells the sink
 	told    hostShare                  // under looking
+	owners  *addrOwners                // as told; under looking
 	encoded map[string]encodedEndpoint // what own returned last, by key; under looking
 
 	changing sync.Mutex // held by whoever changes manifests, from the disk to the mesh
@@ -325,6 +326,10 @@ func (h *policyHosts) look() {
 	h.looking.Lock()
 	defer h.looking.Unlock()
 	nodes, retired := h.e.mesh.Nodes(), retirees(h.e.alloc.Retirements())
+	owners := enforce.Owners(nil)
+	if now := newOwners(h.e.universe, h.e.alloc.Owned(), nodes); now.changed(h.owners) {
+		h.owners, owners = now, now.owns
+	}
 	values, err := h.own()
 	var delta []byte
 	h.mu.Lock()
@@ -354,7 +359,7 @@ func (h *policyHosts) look() {
 	h.n.setWarning("endpoints", text)
 
 	names := nodesByID(nodes, retired, h.n.state.identity.ID)
-	h.sink.Change(func(c enforce.Changes) { h.told.update(news, names, c) })
+	h.sink.ChangeOwned(owners, func(c enforce.Changes) { h.told.update(news, names, c) })
 	h.n.setWarning("policies", h.told.warning())
 }
 

@@ -58,10 +58,18 @@ func (o *addrOwners) owns(node string, a netip.Addr) bool {
 	return node != "" && (node == h.name || node == h.full)
 }
 
-// tellOwners tells whose the addresses are, if that has changed. The caller has n.syncing.
+// changed tells whether it is another one than o, which may be nil.
+func (o *addrOwners) changed(from *addrOwners) bool {
+	return from == nil || !slices.Equal(o.held, from.held)
+}
+
+// tellOwners tells whose the addresses are, if that has changed. Where hosts share their workloads these are told with the names of nodes, see policyHosts: told
+// apart, a node that has just got another name would have none of its own addresses for a moment. The caller has n.syncing.
 func (n *Node) tellOwners(e *engines, nodes []mesh.Node, holdings []ipam.Holding) {
-	now := newOwners(e.universe, holdings, nodes)
-	if n.owners == nil || !slices.Equal(now.held, n.owners.held) {
+	if e.shared != nil {
+		return
+	}
+	if now := newOwners(e.universe, holdings, nodes); now.changed(n.owners) {
 		n.owners = now
 		n.policies.SetOwners(now.owns)
 	}

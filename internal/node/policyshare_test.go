@@ -31,17 +31,24 @@ func newShareSink() *shareSink {
 	return &shareSink{map[policy.PolicyKey]*policy.Policy{}, map[policy.Name]policy.Endpoint{}, map[string]policy.Namespace{}, map[string]policy.Node{}, 0, ""}
 }
 
-func (s *shareSink) SetPolicy(p *policy.Policy)      { s.policies[p.PolicyKey] = p; s.changes++ }
+func (s *shareSink) SetPolicy(p *policy.Policy) { s.policies[p.PolicyKey] = p; s.changes++ }
+
 func (s *shareSink) DeletePolicy(k policy.PolicyKey) { delete(s.policies, k); s.changes++ }
-func (s *shareSink) SetEndpoint(e policy.Endpoint)   { s.endpoints[e.Name] = e; s.changes++ }
-func (s *shareSink) DeleteEndpoint(n policy.Name)    { delete(s.endpoints, n); s.changes++ }
+
+func (s *shareSink) SetEndpoint(e policy.Endpoint) { s.endpoints[e.Name] = e; s.changes++ }
+
+func (s *shareSink) DeleteEndpoint(n policy.Name) { delete(s.endpoints, n); s.changes++ }
+
 func (s *shareSink) SetNamespace(n policy.Namespace) { s.namespaces[n.Name] = n; s.changes++ }
-func (s *shareSink) DeleteNamespace(name string)     { delete(s.namespaces, name); s.changes++ }
-func (s *shareSink) SetNode(n policy.Node)           { s.nodes[n.Name] = n; s.changes++ }
-func (s *shareSink) DeleteNode(name string)          { delete(s.nodes, name); s.changes++ }
-func (s *shareSink) Change(f func(enforce.Changes))  { f(s) }
-func (s *shareSink) Synced()                         {}
-func (s *shareSink) Awaits(what string)              { s.awaits = what }
+
+func (s *shareSink) DeleteNamespace(name string) { delete(s.namespaces, name); s.changes++ }
+
+func (s *shareSink) SetNode(n policy.Node) { s.nodes[n.Name] = n; s.changes++ }
+
+func (s *shareSink) DeleteNode(name string)                                { delete(s.nodes, name); s.changes++ }
+func (s *shareSink) ChangeOwned(_ enforce.Owners, f func(enforce.Changes)) { f(s) }
+func (s *shareSink) Synced()                                               {}
+func (s *shareSink) Awaits(what string)                                    { s.awaits = what }
 
 // newsOf are some keys of two sets.
 func newsOf(manifests, endpoints *replica.Set, manifestKeys, endpointKeys []string) shareNews {
