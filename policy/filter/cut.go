@@ -123,15 +123,9 @@ func (f *Filter) told() bool {
 	return f.model != nil
 }
 
-// walk deletes the connections that are not allowed, and bars those of them that could go on without their entry.
+// walk deletes the connections that are not allowed, and bars those of them that could go on without their entry. What it cannot do keeps it from nothing else.
 func (f *Filter) walk(ctx context.Context, w *warden) error {
-	if err := f.survey(w); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	idle := f.model == nil || f.model.empty()
-	f.mu.Unlock()
-	if idle || ctx.Err() != nil {
+	if !f.told() {
 		return nil
 	}
 	own, err := hostAddrs(f.config.NetNS)
@@ -143,26 +137,64 @@ func (f *Filter) walk(ctx context.Context, w *warden) error {
 		return err
 	}
 	defer c.close()
+	barred := w.settle(c, own) // what is allowed does not wait for the rest
+	f.mu.Lock()
+	idle := f.model == nil || f.model.empty()
+	f.mu.Unlock()
+	if idle || ctx.Err() != nil {
+		return barred
+	}
 	doomed, err := f.doomed(c, w, own)
 	if err != nil {
-		return err
+		return both(barred, err)
 	}
-	// First the bars, so that no packet comes in between. Entries are deleted even if these fail: they are tried again.
-	err = w.settle(c, own)
+	// First the bars, so that no packet comes in between.
+	barred = w.settle(c, own)
 	w.report()
-	cut := 0
-	for _, b := range doomed {
-		switch err := c.ask(b, false, func(header, []byte) error { return nil }); {
-		case err == nil:
-			cut++
-		case !errors.Is(err, unix.ENOENT):
-			return fmt.Errorf("deleting a connection: %w", err)
-		}
-	}
+	cut, err := c.sever(doomed)
 	if cut > 0 {
 		f.log.Info("network policy: connections that are not allowed any more were cut", zap.Int("connections", cut))
 	}
-	return err
+	return both(barred, err)
+}
+
+// both puts two errors, of which either may be nil, into one line.
+func both(a, b error) error {
+	if a == nil || b == nil {
+		return errors.Join(a, b)
+	}
+	return fmt.Errorf("%w; %w", a, b)
+}
+
+// sever makes requests that delete connections, all of them, and says how many are gone by them. That one is gone already is no error.
+func (c *conn) sever(doomed []buffer) (cut int, err error) {
+	left := 0
+	for _, b := range doomed {
+		switch failed := c.ask(b, false, func(header, []byte) error { return nil }); {
+		case failed == nil:
+			cut++
+		case !errors.Is(failed, unix.ENOENT):
+			left++
+			if err == nil {
+				err = failed
+			}
+		}
+	}
+	return cut, undeleted(left, err)
+}
+
+// undeleted says that connections are left, of which the first could not be deleted for that reason, and what to do; nil if none is.
+func undeleted(left int, err error) error {
+	hint := "the next attempt follows"
+	switch {
+	case left == 0:
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		hint = "a flowtable hands their packets on, past all policies: nft list flowtables shows it; take workloads' interfaces out of it"
+	case errors.Is(err, unix.EPERM):
+		hint = "CAP_NET_ADMIN is needed"
+	}
+	return fmt.Errorf("connections that are not allowed any more go on: %d could not be deleted: %w; %s", left, err, hint)
 }
 
 // doomed returns the requests that delete the connections which are not allowed, of which the warden takes up those that are to be barred.

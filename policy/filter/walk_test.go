@@ -72,6 +72,56 @@ func (s *space) tracked(t testing.TB) (n int) {
 	return n
 }
 
+// A connection that cannot be deleted is told of, and the others are deleted all the same.
+func TestOneThatStaysKeepsNoOther(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	f := newFilter(t, s)
+	must(t, f.Replace(forbidding()))
+	s.track(t, policy.Connection{Src: podAddr(0, false), Dst: podAddr(1, false), Protocol: policy.TCP, Port: 80}, []uint16{1000, 1001, 1002})
+	c, err := dial(s.fd, unix.NETLINK_NETFILTER, 0)
+	must(t, err)
+	defer c.close()
+	doomed, err := f.doomed(c, newWarden(f), nil)
+	must(t, err)
+	if len(doomed) != 3 {
+		t.Fatalf("%d connections are to be deleted, want 3", len(doomed))
+	}
+	var senseless buffer // for the kernel, too
+	at := senseless.begin(conntrack(ctDelete), 0, unix.AF_INET, 0)
+	senseless.close(senseless.nest(ctaOriginal))
+	senseless.end(at)
+	doomed[0] = senseless
+	cut, err := c.sever(doomed)
+	const want = "connections that are not allowed any more go on: 1 could not be deleted: invalid argument; the next attempt follows"
+	if cut != 2 || err == nil || err.Error() != want {
+		t.Errorf("%d were cut, %v, want 2, %s", cut, err, want)
+	}
+	if n := s.tracked(t); n != 1 {
+		t.Errorf("%d connections are left, want 1", n)
+	}
+	if cut, err = c.sever(doomed[1:]); cut != 0 || err != nil { // they are gone
+		t.Errorf("%d were cut, %v, want none and no error", cut, err)
+	}
+}
+
+func TestUndeleted(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]string{
+		unix.EBUSY: "connections that are not allowed any more go on: 2 could not be deleted: device or resource busy; a flowtable hands their packets on, past all policies: " +
+			"nft list flowtables shows it; take workloads' interfaces out of it",
+		unix.EPERM:  "connections that are not allowed any more go on: 2 could not be deleted: operation not permitted; CAP_NET_ADMIN is needed",
+		unix.ENOMEM: "connections that are not allowed any more go on: 2 could not be deleted: cannot allocate memory; the next attempt follows",
+	} {
+		if got := undeleted(2, err); got == nil || got.Error() != want {
+			t.Errorf("%v, want %q", got, want)
+		}
+	}
+	if err := undeleted(0, nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // BenchmarkWalk looks through 100,000 connections of pods with rules, of which none is forbidden; then it cuts 10,000 of them, half of them TCP.
 func BenchmarkWalk(b *testing.B) {
 	const entries, forbidden = 100_000, 10_000
