@@ -79,13 +79,13 @@ type policyHosts struct {
 
 	changing sync.Mutex // held by whoever changes manifests, from the disk to the mesh
 	onDisk   setLog     // of manifests; under changing
-	unkept   [][]byte   // changes of manifests that are not on disk; under changing
+	unkept   unwritten  // changes of manifests that are not on disk; under changing
 	others   setLog     // of endpoints; of run's goroutine
 
 	mu        sync.Mutex
 	manifests *replica.Set         // changed while mu and changing are held, so that either is enough to read it
 	endpoints *replica.Set         // under mu
-	unsaved   [][]byte             // changes of endpoints that are not on disk; under mu
+	unsaved   unwritten            // changes of endpoints that are not on disk; under mu
 	stale     bool                 // the endpoints on disk are more than there are; under mu
 	pruned    map[mesh.NodeID]bool // whose endpoints are not taken in; under mu
 	news      [2]map[string]bool   // keys of manifests, and of endpoints, that have changed since the last look; under mu
@@ -212,7 +212,7 @@ func (s manifestState) Merge(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	if news != nil {
-		h.unkept = append(h.unkept, news)
+		h.unkept.add(news)
 		h.note(0, changed)
 		h.keeps.raise()
 		h.wake.raise()
@@ -243,7 +243,7 @@ func (s endpointState) Merge(b []byte) ([]byte, error) {
 	defer s.h.mu.Unlock()
 	news, changed, err := s.h.endpoints.Merge(b, func(w uint64) bool { return gone[mesh.NodeID(w)] })
 	if news != nil {
-		s.h.unsaved = append(s.h.unsaved, news)
+		s.h.unsaved.add(news)
 		s.h.note(1, changed)
 		s.h.wake.raise()
 	}
@@ -344,7 +344,7 @@ func (h *policyHosts) look() {
 		var changed []string
 		delta, changed, err = h.endpoints.Own(values)
 		if h.note(1, changed); delta != nil {
-			h.unsaved = append(h.unsaved, delta)
+			h.unsaved.add(delta)
 		}
 	}
 	news := h.takeNews()

@@ -25,7 +25,10 @@ func (h *policyHosts) change(f func(set *replica.Set) (delta []byte, changed []s
 	if err != nil || delta == nil {
 		return err
 	}
-	if err := h.write(append(slices.Clip(h.unkept), delta), next, nil); err != nil {
+	unkept := h.unkept
+	unkept.changes = slices.Clip(unkept.changes)
+	unkept.add(delta)
+	if err := h.write(unkept, next, nil); err != nil {
 		return err
 	}
 	h.mu.Lock()
@@ -40,17 +43,19 @@ func (h *policyHosts) change(f func(set *replica.Set) (delta []byte, changed []s
 func (h *policyHosts) keep(f func(tx *store.Tx) error) error {
 	h.changing.Lock()
 	defer h.changing.Unlock()
-	if len(h.unkept) == 0 && f == nil {
+	if h.unkept.empty() && f == nil {
 		return nil
 	}
 	return h.write(h.unkept, h.manifests, f)
 }
 
 // write puts changes of manifests on disk, after which they are what set says. The caller has changing.
-func (h *policyHosts) write(changes [][]byte, set *replica.Set, f func(tx *store.Tx) error) error {
+func (h *policyHosts) write(u unwritten, set *replica.Set, f func(tx *store.Tx) error) error {
+	before := h.onDisk
+	before.stale = before.stale || u.beyond
 	var now setLog
 	err := h.store.Update(func(tx *store.Tx) (err error) {
-		if now, err = h.onDisk.write(tx, changes, set.Encode); err == nil && f != nil {
+		if now, err = before.write(tx, u.changes, set.Encode); err == nil && f != nil {
 			err = f(tx)
 		}
 		return err
@@ -58,7 +63,7 @@ func (h *policyHosts) write(changes [][]byte, set *replica.Set, f func(tx *store
 	if err != nil {
 		return fmt.Errorf("keeping network policies: %w", err)
 	}
-	h.onDisk, h.unkept = now, nil
+	h.onDisk, h.unkept = now, unwritten{}
 	return nil
 }
 
@@ -100,17 +105,17 @@ func (h *policyHosts) keepOn(ctx context.Context) {
 // save keeps what is known of other nodes' workloads.
 func (h *policyHosts) save() {
 	h.mu.Lock()
-	changes, stale := h.unsaved, h.stale
-	h.unsaved, h.stale = nil, false
+	unsaved, stale := h.unsaved, h.stale
+	h.unsaved, h.stale = unwritten{}, false
 	h.mu.Unlock()
-	if len(changes) == 0 && !stale {
+	if unsaved.empty() && !stale {
 		return
 	}
 	before := h.others
-	before.stale = stale
+	before.stale = stale || unsaved.beyond
 	var now setLog
 	err := h.store.Update(func(tx *store.Tx) (err error) {
-		now, err = before.write(tx, changes, func() []byte {
+		now, err = before.write(tx, unsaved.changes, func() []byte {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			return h.endpoints.Encode()

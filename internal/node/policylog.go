@@ -14,6 +14,8 @@ const (
 	// it may take changes as large as itself.
 	logChanges = 1024
 	logBytes   = 256 << 10
+	// unwrittenBytes are kept of changes that are to be written: as much as the sets themselves may be, see manifestLimits.
+	unwrittenBytes = 6 << 20
 )
 
 // setLog is how a [replica.Set] is on disk, in the store's Meta bucket: as a whole, and what has changed since, a key each. So what is written is in proportion to what
@@ -71,3 +73,23 @@ func (l setLog) write(tx *store.Tx, changes [][]byte, whole func() []byte) (setL
 	b := whole()
 	return setLog{key: l.key, whole: len(b)}, tx.Put(store.Meta, l.key, b) //nolint:wrapcheck // as above
 }
+
+// unwritten are changes that are to be written, as long as they are no more than the whole may be: a disk that refuses them fills no memory.
+type unwritten struct {
+	changes [][]byte
+	bytes   int
+	beyond  bool // there were more than are kept here: the whole is to be written
+}
+
+func (u *unwritten) add(b []byte) {
+	switch {
+	case u.beyond:
+	case len(u.changes) == logChanges || u.bytes+len(b) > unwrittenBytes:
+		*u = unwritten{beyond: true}
+	default:
+		u.changes = append(u.changes, b)
+		u.bytes += len(b)
+	}
+}
+
+func (u *unwritten) empty() bool { return len(u.changes) == 0 && !u.beyond }
