@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -111,6 +112,47 @@ func TestBarsInTheKernel(t *testing.T) {
 	}
 	if len(loaded.left) != want {
 		t.Errorf("%d bars are loaded as %+v", want, loaded.left)
+	}
+}
+
+// What the node hands on for a client, as IPVS does, is barred like what it forwards, in both directions, and keeps its bar.
+func TestBarsMeetWhatIsHandedOn(t *testing.T) {
+	t.Parallel()
+	for _, v6 := range []bool{false, true} {
+		w := newWorld(t)
+		client, pod := clientAddr(v6), podAddr(0, v6)
+		x, _ := barOf(policy.Connection{Src: client, Dst: pod, Protocol: policy.UDP, Port: 53}, 4000)
+		c, err := dial(w.node.fd, unix.NETLINK_NETFILTER, 0)
+		must(t, err)
+		t.Cleanup(c.close)
+		var b buffer
+		b.composeBarredTable(CutTable, false)
+		b.composeBars([]bar{x}, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)
+		must(t, c.commit(b))
+		send := func(from netip.Addr, sport uint16, to netip.Addr, dport uint16) error {
+			fd, err := w.node.transparent(from, sport)
+			must(t, err)
+			defer func() { _ = unix.Close(fd) }()
+			return unix.Sendto(fd, []byte("!"), 0, sockaddr(to, dport))
+		}
+		time.Sleep(1500 * time.Millisecond) // what is left of the bar's time can be told from all of it
+		if err := send(pod, 53, client, 4000); !errors.Is(err, unix.EPERM) {
+			t.Errorf("v6 %v: against the bar's direction: %v, want %v", v6, err, unix.EPERM)
+		}
+		have, err := c.lookBarred()
+		must(t, err)
+		before := have.left[x]
+		if err := send(client, 4000, pod, 53); !errors.Is(err, unix.EPERM) {
+			t.Errorf("v6 %v: in the bar's direction: %v, want %v", v6, err, unix.EPERM)
+		}
+		have, err = c.lookBarred()
+		must(t, err)
+		if after := have.left[x]; after <= before {
+			t.Errorf("v6 %v: the bar lasts %v more, and before what was sent %v", v6, after, before)
+		}
+		if err := send(client, 4001, pod, 53); err != nil {
+			t.Errorf("v6 %v: another flow: %v", v6, err)
+		}
 	}
 }
 

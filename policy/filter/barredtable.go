@@ -14,7 +14,7 @@ import (
 )
 
 // CutTable is the nftables table of family inet that bars flows which policies do not allow any more. It is there only as long as there are such: without, packets
-// pay nothing for it. While it is, each packet that is forwarded, or comes in, meets one more chain, before those of [Table]: TCP one rule there, others
+// pay nothing for it. While it is, each packet that is forwarded, comes in, or goes out, meets one more chain, before those of [Table]: TCP one rule there, others
 // two look-ups; four, if they have ports and there have been too many flows.
 const CutTable = Table + "-cut"
 
@@ -50,7 +50,8 @@ func barredChains(services bool) (all []*chain) {
 		all = append(all, c)
 		return c
 	}
-	for _, c := range []*chain{add("forward", unix.NF_INET_FORWARD), add("input", unix.NF_INET_LOCAL_IN)} {
+	// What IPVS hands on, or a proxy with its clients' addresses, has only when it goes out the addresses that are barred.
+	for _, c := range []*chain{add("forward", unix.NF_INET_FORWARD), add("input", unix.NF_INET_LOCAL_IN), add("output", unix.NF_INET_LOCAL_OUT)} {
 		c.add(tcp(), accept())
 		for _, f := range families() {
 			c.add(f.is(), goTo("cut"+f.digit))
