@@ -14,7 +14,7 @@ import (
 
 // A table with a bulk that is not read is taken over by its digest, which says what its maker has put into it, not what others have made of it since then, as
 // while no daemon ran. So the bulk is compared afterwards, beside everything else: the kernel is asked for each element by its key, and for how many
-// there are.
+// there are. Linux before 6.16 does not say how many: there, what others have added is not found.
 
 const (
 	// askAtOnce is for how many elements the kernel is asked at once: the answers have to fit into the socket's buffer.
@@ -108,19 +108,30 @@ func (f *Filter) collate(ctx context.Context) (same bool, err error) {
 			return true, nil
 		}
 		have := newContents()
-		if err := c.readSets(Table, have); err != nil && !errors.Is(err, errInterrupted) {
+		switch err := c.readSets(Table, have); {
+		case errors.Is(err, errInterrupted):
+			pause(ctx, compareAgain)
+			continue
+		case err != nil:
 			return false, err
 		}
-		right := !slices.ContainsFunc(sets(), func(k setKind) bool { return bulk(k.name) && have.sizes[k.name] != want[k.name] })
-		if right {
+		if sized(have.sizes, want) {
 			return true, nil
 		}
 		if f.still(now) {
-			return false, nil // that the kernel does not tell it, before Linux 6.16, is as good a reason
+			return false, nil
 		}
 		pause(ctx, compareAgain)
 	}
 	return true, nil
+}
+
+// sized says whether the sets of the bulk have as many elements as they should, as far as the kernel has told.
+func sized(have, want map[string]uint32) bool {
+	return !slices.ContainsFunc(sets(), func(k setKind) bool {
+		n, told := have[k.name]
+		return bulk(k.name) && told && n != want[k.name]
+	})
 }
 
 // A moment is between two transactions of the Filter: the kernel has what the model has.

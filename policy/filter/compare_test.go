@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -99,6 +100,47 @@ func TestComparesWhatItTakesOver(t *testing.T) {
 				t.Errorf("a forbidden connection is %s", got)
 			}
 		})
+	}
+}
+
+// A kernel that does not tell how many elements there are gives no reason to make a table anew.
+func TestSized(t *testing.T) {
+	t.Parallel()
+	want := map[string]uint32{setCells: 7, setWide: 1}
+	for _, tt := range []struct {
+		name string
+		have map[string]uint32
+		want bool
+	}{
+		{"as it should be", map[string]uint32{setCells: 7, setWide: 1, setLists: 0, setRanges: 9}, true},
+		{"not told", nil, true},
+		{"too many", map[string]uint32{setCells: 8, setWide: 1, setLists: 0}, false},
+		{"too few", map[string]uint32{setCells: 7, setWide: 0, setLists: 0}, false},
+		{"in a set that should be empty", map[string]uint32{setCells: 7, setWide: 1, setLists: 1}, false},
+	} {
+		if got := sized(tt.have, want); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// What this run has made it does not compare, whatever becomes of its rules; what another one has made it does.
+func TestComparesNothingOfItsOwn(t *testing.T) {
+	t.Parallel()
+	ns := newSpace(t)
+	f, s := newFilter(t, ns), crowded(0, openPort)
+	must(t, f.Replace(s))
+	g := newFilter(t, ns)
+	must(t, g.Replace(s))
+	if n := len(g.inherited); n != 1 {
+		t.Error("it does not compare what another run has made")
+	}
+	must(t, f.Update(compile.Delta{SetBlocks: map[netip.Prefix]compile.Identity{netip.MustParsePrefix("192.0.2.0/24"): 7}}))
+	if !f.layout.blocks {
+		t.Fatal("the rules are the same as before")
+	}
+	if n := len(f.inherited); n != 0 {
+		t.Error("it compares what it has made")
 	}
 }
 

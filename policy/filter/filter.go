@@ -193,7 +193,7 @@ func (f *Filter) put(m *model, have *contents) error {
 		b.composeRemoval(Table, have)
 		have = nil
 	case alike:
-		if !read {
+		if !read && (f.model == nil || f.phase == "") { // what this run has made, others do not change unheard
 			f.adopted()
 		}
 		e := m.difference(have, read)

@@ -17,7 +17,7 @@ import (
 type contents struct {
 	skeleton  []string           // sets, chains and rules, described
 	sets      map[string]setKind // as far as the kernel tells
-	sizes     map[string]uint32  // of sets, as far as the kernel tells
+	sizes     map[string]uint32  // of sets; Linux before 6.16 tells none
 	chains    []string
 	hooks     int                           // how many of them packets meet first
 	values    map[string]map[string]element // by set and key
@@ -194,7 +194,7 @@ func (c *conn) readSets(table string, have *contents) error {
 	return c.ask(request(unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, table), true, func(_ header, body []byte) error {
 		var k setKind
 		var of string
-		var size uint32
+		var size *uint32
 		err := fields(body, func(kind uint16, v []byte) {
 			switch kind {
 			case unix.NFTA_SET_TABLE:
@@ -214,7 +214,8 @@ func (c *conn) readSets(table string, have *contents) error {
 			case nftaSetExpr:
 				k.counted = true
 			case nftaSetCount:
-				size = word(v)
+				n := word(v)
+				size = &n
 			case unix.NFTA_SET_TIMEOUT:
 				if len(v) == 8 {
 					k.timeout = binary.BigEndian.Uint64(v)
@@ -222,8 +223,11 @@ func (c *conn) readSets(table string, have *contents) error {
 			}
 		})
 		if err == nil && of == table {
-			have.sets[k.name], have.sizes[k.name] = k, size
+			have.sets[k.name] = k
 			have.skeleton = append(have.skeleton, k.line())
+			if size != nil {
+				have.sizes[k.name] = *size
+			}
 		}
 		return err
 	})
