@@ -267,8 +267,16 @@ func (f *Filter) commit(e *edit) error {
 	return nil
 }
 
-// send carries out a transaction. A packet that is being judged must not see two of them; the wait for that is before the next one.
+// send carries out a transaction on the table, which stays as it was if that fails.
 func (f *Filter) send(b buffer) error {
+	if err := f.transact(b); err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
+// transact carries out a transaction. A packet that is being judged must not see two of them; the wait for that is before the next one.
+func (f *Filter) transact(b buffer) error {
 	f.wait()
 	f.sent++
 	before, known := f.current()
@@ -280,7 +288,7 @@ func (f *Filter) send(b buffer) error {
 		grace()
 	}()
 	if err != nil {
-		return failed(err)
+		return err
 	}
 	// If it is the only transaction since nftables were last looked at, nobody else has changed anything. Otherwise the next look is not spared.
 	if after, ok := f.current(); known && ok && before == f.generation && after == before+1 {
@@ -305,8 +313,11 @@ func (f *Filter) news() {
 	}
 }
 
-// failed says what has failed, and what to do.
-func failed(err error) error {
+// failed says that the table could not be changed, which is as it was, and what to do.
+func failed(err error) error { return unmade(Table, "which stays as it was", err) }
+
+// unmade says which table could not be made or changed, what there is now, and what to do.
+func unmade(table, now string, err error) error {
 	hint := "is it changed by somebody else all the time? the next attempt follows"
 	switch {
 	case errors.Is(err, unix.EPERM):
@@ -316,7 +327,7 @@ func failed(err error) error {
 	case lacks(err):
 		hint = "the kernel may lack what network policies need: weft status tells"
 	}
-	return fmt.Errorf("network policy: programming nftables table inet %s, which stays as it was: %w; %s", Table, err, hint)
+	return fmt.Errorf("network policy: programming nftables table inet %s, %s: %w; %s", table, now, err, hint)
 }
 
 // passing says whether an error is of a race with somebody else.

@@ -15,12 +15,23 @@ const standby = Table + "-standby"
 // renew makes the table anew. If there is one that packets meet, another table judges by the model meanwhile: nothing is open for a moment, and what is forbidden
 // by either is dropped. On error one of the two judges: the table as it was, or the standby.
 func (f *Filter) renew(m *model, l layout, d digest, have *contents) error {
+	staged := d.count > readable
+	now := "which stays as it was"
 	if have != nil && have.hooked() {
 		if err := f.standIn(m, l, d); err != nil {
-			return err
+			return unmade(standby, "so that inet "+Table+" stays as it was", err)
 		}
+		if staged {
+			now = "in whose place inet " + standby + " judges"
+		}
+	} else if staged {
+		now = "which does not judge yet"
 	}
-	return f.make(Table, m, l, d, have)
+	if err := f.make(Table, m, l, d, have); err != nil {
+		f.dirty = true // the guard puts it right, and has the standby go
+		return unmade(Table, now, err)
+	}
+	return nil
 }
 
 // standIn has the standby judge. One that an earlier run has left, and that judges, stays: what it knows may be old, but it is closed.
@@ -28,7 +39,7 @@ func (f *Filter) standIn(m *model, l layout, d digest) error {
 	f.stood = true
 	left, err := f.conn.look(standby, judging)
 	if err != nil {
-		return failed(err)
+		return err
 	}
 	if left != nil && left.judges(f.config.Group) {
 		return nil
@@ -73,7 +84,7 @@ func (f *Filter) make(name string, m *model, l layout, d digest, have *contents)
 		b.composeRemoval(name, have)
 		if staged {
 			if err := flush(); err != nil {
-				return failed(err)
+				return err
 			}
 		}
 	}
@@ -88,9 +99,7 @@ func (f *Filter) make(name string, m *model, l layout, d digest, have *contents)
 	if err == nil {
 		b.composeHooks(name, l)
 		b.composePhase(name, "", copies()[0], d)
-		err = f.send(b)
-	} else {
-		err = failed(err)
+		err = f.transact(b)
 	}
 	if err == nil || !staged {
 		return err
@@ -98,7 +107,7 @@ func (f *Filter) make(name string, m *model, l layout, d digest, have *contents)
 	b = nil
 	b.composeRemoval(name, newContents())
 	if gone := flush(); gone != nil && !errors.Is(gone, unix.ENOENT) {
-		err = errors.Join(err, failed(gone))
+		err = fmt.Errorf("%w; removing it: %w", err, gone)
 	}
 	return err
 }

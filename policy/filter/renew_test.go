@@ -111,6 +111,48 @@ func TestNothingIsLeftOfStages(t *testing.T) {
 	}
 }
 
+// If a large table that judges fails in the last stage when it is made anew, that is said of it, and the next look makes it again: nobody else has removed it.
+func TestFailsBehindTheStandby(t *testing.T) {
+	t.Parallel()
+	ns := newSpace(t)
+	f, other := newFilter(t, ns), newFilter(t, ns)
+	must(t, f.Replace(crowded(0)))
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() { // has a chain there that is in the way, whenever it can
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			var b buffer
+			b.composeChain(Table, &chain{name: "forward", hook: unix.NF_INET_LOCAL_OUT, priority: 7})
+			_ = other.conn.commit(b) // while there is the table it cannot
+		}
+	}()
+	f.distrust = true
+	err := f.Replace(crowded(0, openPort))
+	close(stop)
+	<-done
+	const want = "network policy: programming nftables table inet weft-policy, in whose place inet weft-policy-standby judges: adding chain [weft-policy forward]: "
+	if err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Fatalf("%v, want %s", err, want)
+	}
+	if there, err := f.exists(standby); !there || err != nil {
+		t.Errorf("the standby is there: %v %v", there, err)
+	}
+	if lines, err := f.repair(false); len(lines) > 0 || err != nil {
+		t.Errorf("put right: %q %v", lines, err)
+	}
+	if whole, _ := f.present(t); !whole {
+		t.Error("there is no table that judges")
+	}
+	if there, err := f.exists(standby); there || err != nil {
+		t.Errorf("the standby is there: %v %v", there, err)
+	}
+}
+
 // A flood is datagrams that are sent to a pod which must not get one.
 type flood struct {
 	target, source int
