@@ -79,6 +79,9 @@ func (f *Filter) cut(ctx context.Context) error {
 			}
 			wait, said = 0, ""
 			f.health.cutting(nil)
+			if f.health.lacking() { // or it did, when that was tried
+				f.tryCutting()
+			}
 			if second = !second; second {
 				due(cutAgain)
 			}

@@ -3,6 +3,7 @@
 package filter
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync"
@@ -19,9 +20,11 @@ type Health struct {
 
 // condition is the health as it was told last. It is made by New.
 type condition struct {
-	mu   sync.Mutex
-	is   Health
-	news chan Health // capacity 1
+	mu     sync.Mutex
+	is     Health
+	lack   error       // what the probe of cutting has found last
+	walked error       // how the last attempt to cut has ended
+	news   chan Health // capacity 1
 }
 
 // Health returns how Run fares, whenever that changes, and again whenever it has failed again to judge. What nobody has read when there is something newer
@@ -30,7 +33,26 @@ func (f *Filter) Health() <-chan Health { return f.health.news }
 
 // judging and cutting take down how an attempt has ended.
 func (c *condition) judging(err error) { c.tell(func(h *Health) { h.Judging = err }, err != nil) }
-func (c *condition) cutting(err error) { c.tell(func(h *Health) { h.Cutting = err }, false) }
+
+func (c *condition) cutting(err error) {
+	c.tell(func(h *Health) { c.walked, h.Cutting = err, cmp.Or(err, c.lack) }, false)
+}
+
+// probed takes down what the kernel lacks to cut connections, nil if nothing: that it had nothing to do takes nothing back. It says whether that is new.
+func (c *condition) probed(err error) (news bool) {
+	c.tell(func(h *Health) {
+		news = fmt.Sprint(err) != fmt.Sprint(c.lack)
+		c.lack, h.Cutting = err, cmp.Or(c.walked, err)
+	}, false)
+	return news
+}
+
+// lacking says whether the last probe has found that the kernel lacks something.
+func (c *condition) lacking() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lack != nil
+}
 
 func (c *condition) tell(change func(h *Health), always bool) {
 	c.mu.Lock()
@@ -46,11 +68,11 @@ func (c *condition) tell(change func(h *Health), always bool) {
 	c.news <- c.is
 }
 
-// tryCutting tells if connections cannot be cut here. Run tells if they can.
+// tryCutting tells whether connections can be cut here.
 func (f *Filter) tryCutting() {
-	if err := f.cuts(); err != nil {
+	err := f.cuts()
+	if news := f.health.probed(err); news && err != nil {
 		f.log.Warn("network policy: connections that are not allowed any more cannot be cut on this host", zap.Error(err))
-		f.health.cutting(err)
 	}
 }
 

@@ -92,6 +92,36 @@ func TestTellsOfUncut(t *testing.T) {
 	must(t, f.Support())
 }
 
+// What the kernel lacks to cut connections is told until it does not lack it any more, however many walks have nothing to cut.
+func TestTellsOfLackUntilItEnds(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	f := newFilter(t, s)
+	must(t, f.Replace(sample()))
+	const inTheWay = CutTable + "-probe"
+	s.nft(t, "add table inet "+inTheWay)
+	s.nft(t, "add set inet "+inTheWay+" flows4 { type ipv4_addr; }")
+	must(t, f.Support())
+	want := "making nftables table inet weft-policy-cut, by which they stay cut: "
+	h := healthy(t, f, "it is not supported", func(h Health) bool { return h.Cutting != nil })
+	if !strings.HasPrefix(h.Cutting.Error(), want) {
+		t.Errorf("%v, want %s", h.Cutting, want)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.cut(ctx) }()
+	select {
+	case h := <-f.Health():
+		t.Errorf("a walk without anything to cut tells %+v", h)
+	case <-time.After(cutAgain + time.Second):
+	}
+	s.nft(t, "delete table inet "+inTheWay)
+	f.news()
+	healthy(t, f, "it is supported", func(h Health) bool { return h == Health{} })
+	cancel()
+	must(t, <-done)
+}
+
 func TestUnread(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]string{
