@@ -172,6 +172,9 @@ func TestPolicyLogAndCounters(t *testing.T) {
 	w := newTown()
 	db, web, far := w.app(t, hosts[0], "db", "db"), w.app(t, hosts[1], "web", "web"), w.app(t, hosts[1], "far", "far")
 	enact(t, hosts, onlyWeb(t), "default/only-web")
+	for _, app := range []string{"web", "far"} { // what is denied before they are known is put down to nothing
+		labelled(t, hosts, policy.Name{Namespace: "default", Name: app + "@" + hosts[1].Name()}, map[string]string{"app": app})
+	}
 	var out output
 	follower, err := hosts[0].Start(lab.Command{
 		Path: os.Getenv(envBinary), Args: []string{"policy", "log", "--follow", "--json"}, Env: []string{"WEFT_RUN_DIR=" + hosts[0].RunDir()}, Stdout: &out,

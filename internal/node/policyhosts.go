@@ -41,7 +41,9 @@ const (
 	hostsShare   = 20
 	hostsGapMost = 200 * time.Millisecond
 	manifestsGap = 100 * time.Millisecond
-	endpointsGap = 10 * time.Second
+	endpointsGap = time.Second
+	// keepAgain is how long after a write that failed the next one follows.
+	keepAgain = 10 * time.Second
 	// olderPatience is for how long one that has joined waits for others to tell it the policies. By then it has compared states with many, and nobody has any:
 	// they are of versions without policies.
 	olderPatience = time.Minute

@@ -97,7 +97,7 @@ func (h *policyHosts) keepOn(ctx context.Context) {
 			return
 		}
 		if failing, wait = err != nil, 0; failing {
-			wait = endpointsGap
+			wait = keepAgain
 		}
 	}
 }

@@ -270,9 +270,13 @@ func (linux) watchNetwork(ctx context.Context, changed func()) error {
 	return hostnet.Watch(ctx, changed)
 }
 func (linux) kernel(c kernel.Config) pathKernel { return kernel.New(c) }
+
+// cutCalm is for how long a daemon that has started cuts no connection: what others have told of their workloads since it was last written is told again by then.
+const cutCalm = 3 * time.Second
+
 func (linux) policies(node string, repaired func([]string), log *zap.Logger) (enforce.Kernel, enforce.Compiler) {
 	compiler := compile.New(node, compile.Limits{})
-	f, err := filter.New(filter.Config{Log: log, Repaired: repaired})
+	f, err := filter.New(filter.Config{Log: log, Repaired: repaired, Calm: cutCalm})
 	if err != nil {
 		return lackingKernel{err}, compiler
 	}

@@ -35,7 +35,7 @@ func (f *Filter) cut(ctx context.Context) error {
 		walk   = time.NewTimer(0)
 		look   = time.NewTicker(barredLook)
 		at     time.Time // when it fires, zero if it does not
-		rested time.Time // when the next walk may be
+		rested = f.calm  // when the next walk may be
 		eased  time.Time // when what is barred may be looked at for a change alone
 		second bool      // the next walk is the second one after a change
 		wait   time.Duration

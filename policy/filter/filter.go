@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -32,11 +33,14 @@ type Config struct {
 	Group uint16
 	// Repaired is called with a line for each thing that somebody else had changed and that was put right. It may be nil, and must not call the Filter.
 	Repaired func(lines []string)
+	// Calm is for how long after New no connection is cut: whoever has just started may still have to hear what allows them. What is denied is denied.
+	Calm time.Duration
 }
 
 // A Filter makes the kernel enforce states. See the package's comment.
 type Filter struct {
 	config Config
+	calm   time.Time // when connections may be cut
 	log    *zap.Logger
 
 	mu       sync.Mutex
@@ -66,7 +70,7 @@ func New(c Config) (*Filter, error) {
 	if c.Group == 0 {
 		c.Group = DefaultGroup
 	}
-	f := &Filter{config: c, log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}, inherited: make(chan struct{}, 1), stood: true}
+	f := &Filter{config: c, calm: time.Now().Add(c.Calm), log: c.Log, changed: make(chan struct{}, 1), health: condition{news: make(chan Health, 1)}, inherited: make(chan struct{}, 1), stood: true}
 	if f.log == nil {
 		f.log = zap.NewNop()
 	}
