@@ -212,7 +212,10 @@ func (c *Compiler) settleSides() map[*table]map[*class]struct{} {
 	selves := make(map[netip.Addr]*class, len(c.selves))
 	wanted := map[*table]map[*class]struct{}{}
 	for n, l := range c.locals {
-		for _, a := range c.addrs(n) {
+		if l.tables[0] == nil && l.tables[1] == nil {
+			continue
+		}
+		for _, a := range l.addrs {
 			if !c.has(n, a) {
 				continue
 			}

@@ -277,12 +277,6 @@ func (c *Compiler) removeNode(n *node) {
 	c.dirty.any = true
 }
 
-// addrs returns those of an endpoint.
-func (c *Compiler) addrs(n policy.Name) []netip.Addr {
-	e, _ := c.world.Endpoint(n)
-	return e.Addrs
-}
-
 // has says whether an address is that endpoint's, and not that of another one that has come by it later.
 func (c *Compiler) has(n policy.Name, a netip.Addr) bool {
 	e, ok := c.world.EndpointAt(a)
