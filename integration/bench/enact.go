@@ -250,37 +250,39 @@ func (b *policyBench) label(at spot, value string) error {
 	return nil
 }
 
-// timed says how long a change takes.
-func (b *policyBench) timed(at spot, value string) (c labelChange, err error) {
+// relabelled changes a workload's label and then has f look at what comes of it.
+func (b *policyBench) relabelled(at spot, value string, f func(ctx context.Context, p *poller) error) error {
 	ctx, cancel := context.WithTimeout(b.ctx, within)
 	defer cancel()
 	p, err := b.with.poll(ctx)
 	if err != nil {
-		return c, err
+		return err
 	}
 	defer p.stop()
 	if err := b.label(at, value); err != nil {
-		return c, err
+		return err
 	}
-	c.returned = time.Since(p.start)
-	c.inForce, err = p.quiet(ctx, labelQuiet, labelWithin)
+	return f(ctx, p)
+}
+
+// timed says how long a change takes.
+func (b *policyBench) timed(at spot, value string) (c labelChange, err error) {
+	err = b.relabelled(at, value, func(ctx context.Context, p *poller) (err error) {
+		c.returned = time.Since(p.start)
+		c.inForce, err = p.quiet(ctx, labelQuiet, labelWithin)
+		return err
+	})
 	return c, err
 }
 
 // watched says what changes touch on both hosts, by watches, which cost time.
 func (b *policyBench) watched(watches [hosts]*lab.RuleWatch) func(at spot, value string) (labelChange, error) {
 	return func(at spot, value string) (c labelChange, err error) {
-		ctx, cancel := context.WithTimeout(b.ctx, within)
-		defer cancel()
-		p, err := b.with.poll(ctx)
+		err = b.relabelled(at, value, func(ctx context.Context, p *poller) error {
+			_, err := p.quiet(ctx, 2*labelQuiet, labelWithin) // and all is heard
+			return err
+		})
 		if err != nil {
-			return c, err
-		}
-		defer p.stop()
-		if err := b.label(at, value); err != nil {
-			return c, err
-		}
-		if _, err := p.quiet(ctx, 2*labelQuiet, labelWithin); err != nil { // and all is heard
 			return c, err
 		}
 		c.watched = true

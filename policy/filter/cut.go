@@ -107,16 +107,21 @@ func (f *Filter) survey(w *warden) error {
 	if !f.told() {
 		return nil
 	}
-	own, err := hostAddrs(f.config.NetNS)
-	if err != nil {
-		return fmt.Errorf("reading the host's addresses: %w", err)
-	}
-	c, err := dial(f.config.NetNS, unix.NETLINK_NETFILTER, 0)
+	c, own, err := f.host()
 	if err != nil {
 		return err
 	}
 	defer c.close()
 	return w.settle(c, own)
+}
+
+// host opens a way to ask for the host's connections, which the caller closes, and returns its addresses.
+func (f *Filter) host() (c *conn, own map[netip.Addr]bool, err error) {
+	if own, err = hostAddrs(f.config.NetNS); err != nil {
+		return nil, nil, fmt.Errorf("reading the host's addresses: %w", err)
+	}
+	c, err = dial(f.config.NetNS, unix.NETLINK_NETFILTER, 0)
+	return c, own, err
 }
 
 // told says whether the Filter has been given a state.
@@ -131,11 +136,7 @@ func (f *Filter) walk(ctx context.Context, w *warden) error {
 	if !f.told() {
 		return nil
 	}
-	own, err := hostAddrs(f.config.NetNS)
-	if err != nil {
-		return fmt.Errorf("reading the host's addresses: %w", err)
-	}
-	c, err := dial(f.config.NetNS, unix.NETLINK_NETFILTER, 0)
+	c, own, err := f.host()
 	if err != nil {
 		return err
 	}
