@@ -365,6 +365,7 @@ func (a *Allocator) named(err error) error {
 	var elsewhere *ElsewhereError
 	var retired *RetiredError
 	var alive *AliveError
+	var doomed *DoomedError
 	var adopted *AdoptedError
 	var forgotten *ForgottenError
 	switch {
@@ -380,6 +381,8 @@ func (a *Allocator) named(err error) error {
 		forgotten.HeirName, forgotten.ByName = a.name(forgotten.Heir), a.name(forgotten.By)
 	case errors.As(err, &alive):
 		alive.Name = a.name(alive.Owner)
+	case errors.As(err, &doomed):
+		doomed.ByName = a.name(doomed.By)
 	case errors.As(err, &retired):
 		retired.HeirName, retired.ByName = a.name(retired.Heir), a.name(retired.By)
 	}

@@ -77,6 +77,18 @@ func (e *AliveError) Error() string {
 	return fmt.Sprintf("node %s answers, so it is not gone; stop it or have it leave, or repeat with --yes-it-is-gone if another node answers in its place", e.Name)
 }
 
+// DoomedError says that nothing can be decided here before a vote has ended by which this node itself is declared gone: it was
+// accepted, so it may have been decided, and this node does not vote on it.
+type DoomedError struct {
+	By     ring.Owner // who proposed it
+	ByName string     // filled in where errors are returned
+}
+
+func (e *DoomedError) Error() string {
+	return fmt.Sprintf("a vote of %s's that this node is gone was never finished, and comes before any other; forget on another node, which finishes it too (this node is out then), or here with --force, if no other can",
+		e.ByName)
+}
+
 // ForgetError says that a takeover was not complete when the waiting for it ended.
 type ForgetError struct {
 	Progress []string // of each takeover, with names
@@ -91,7 +103,7 @@ func (e *ForgetError) Error() string {
 func (e *ForgetError) Unwrap() error { return e.Err }
 
 // Forget has the addresses of nodes that are gone taken over, and returns nil when that is complete as far as is known
-// here. Errors are AliveError, RetiredError, and a ForgetError when ctx ends, with which this node's part in it ends, too.
+// here. Errors are AliveError, RetiredError, DoomedError, and a ForgetError when ctx ends, with which this node's part in it ends, too.
 func (a *Allocator) Forget(ctx context.Context, r ForgetRequest) error {
 	wants, err := a.want(r)
 	if err != nil {
@@ -157,8 +169,13 @@ func (a *Allocator) forgotten(r ForgetRequest) (bool, error) {
 	if err := a.expelled(); err != nil {
 		return false, err
 	}
-	done := true
+	done, votes := true, a.ledger.ring.Votes()
+	doomed := votes.Accepted != (ring.Ballot{}) && votes.Value.Dead == a.cfg.Self &&
+		!r.Force && votes == a.stalledAt && a.cfg.Now().Sub(a.stalled) >= 2*silence
 	for _, o := range r.Dead {
+		if doomed && !a.ledger.retired(o) {
+			return false, &DoomedError{By: votes.Value.By}
+		}
 		if !a.ledger.retired(o) && v.has(o) && !r.Sure {
 			return false, &AliveError{Owner: o}
 		}

@@ -114,12 +114,24 @@ func (s *sim) bury() bool {
 		}
 	}
 	for _, o := range list {
-		n := s.living()[0] // always the same: by force two could decide two things
+		n := s.undertaker(lost)
 		if n.start(); !s.dead[o] && n.alloc != nil {
 			n.forget([]ring.Owner{o}, true, lost)
 		}
 	}
 	return true
+}
+
+// undertaker returns who is to have others forgotten: always the same by force, as two could decide two things; else one
+// whose own end is not what is voted on, if there is one, as nobody votes on that himself.
+func (s *sim) undertaker(force bool) *simNode {
+	living := s.living()
+	for _, n := range living {
+		if !force && n.alloc != nil && n.ledger().ring.Votes().Value.Dead != n.id {
+			return n
+		}
+	}
+	return living[0]
 }
 
 // pass lets time go by with all nodes running.
