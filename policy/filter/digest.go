@@ -17,17 +17,28 @@ const readable = 20_000
 // bulk says whether a set is one of those that may become very large.
 func bulk(set string) bool { return set == setCells || set == setLists || set == setWide }
 
-// A digest is of all elements of the bulk, whatever their order: the sum of theirs; and one of those that say who is judged.
+// A digest is of all elements of the bulk, whatever their order: the sum of theirs; one of those that say who is judged; and one of the rules, by which a
+// later version knows that a table is as its maker made it.
 type digest struct {
 	sum   uint64
 	count int
 	sides uint64
+	rules uint64
 }
 
 func (d digest) String() string { return fmt.Sprintf("%016x", d.sum) }
 
-// judged is the part that tells a table whose endpoints are all there.
-func (d digest) judged() string { return fmt.Sprintf("%016x", d.sides) }
+// judged is the part that tells a table whose endpoints and rules are all there.
+func (d digest) judged() string { return fmt.Sprintf("%016x %016x", d.sides, d.rules) }
+
+// fingerprint is a digest of rules, of which each line describes one.
+func fingerprint(lines []string) uint64 {
+	h := fnv.New64a()
+	for _, line := range lines {
+		_, _ = h.Write(append([]byte(line), '\n'))
+	}
+	return h.Sum64()
+}
 
 func (x element) digest(set string) uint64 {
 	h := fnv.New64a()

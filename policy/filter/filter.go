@@ -183,8 +183,11 @@ func (f *Filter) put(m *model, have *contents) error {
 	}
 	l, d := m.layout(f.config.Group, f.quiet), m.digest()
 	alike, read := false, false
+	var rules []string
 	if !m.empty() {
-		alike, read = f.alike(have, m, l, d)
+		rules = l.describe()
+		d.rules = fingerprint(rules)
+		alike, read = f.alike(have, rules, d)
 	}
 	var b buffer
 	now := ""
@@ -201,7 +204,7 @@ func (f *Filter) put(m *model, have *contents) error {
 			f.adopted()
 		}
 		e := m.difference(have, read)
-		same := slices.Equal(have.skeleton, l.describe())
+		same := slices.Equal(have.skeleton, rules)
 		if same && e.empty() && have.digest == d.String() && have.judged == d.judged() {
 			f.take(m, have)
 			f.phase, f.layout, f.digest, f.dirty = have.phase, l, d, false
@@ -242,9 +245,9 @@ func (f *Filter) take(m *model, have *contents) {
 
 // alike says whether what the kernel has becomes the model by changes of rules and elements, and whether the bulk of the elements has been read for
 // that. If it has not, it is as it should be.
-func (f *Filter) alike(have *contents, m *model, l layout, d digest) (alike, read bool) {
+func (f *Filter) alike(have *contents, rules []string, d digest) (alike, read bool) {
 	switch {
-	case have == nil || have.phase == "" || f.distrust || len(have.broken) > 0 || !sameBut(have.skeleton, l.describe()):
+	case have == nil || have.phase == "" || f.distrust || len(have.broken) > 0 || !sameBut(have.skeleton, rules):
 		return false, false
 	case d.count > readable:
 		return have.digest == d.String(), false

@@ -111,9 +111,9 @@ func leads(k setKind) bool {
 // hooked says whether packets meet the table.
 func (c *contents) hooked() bool { return c.hooks > 0 }
 
-// judges says whether it is a whole table that judges, whatever its layout. What was read must be at least judging.
-func (c *contents) judges(group uint16) bool {
-	var d digest
+// judges says whether it is a whole table that judges, as some version has made it. What was read must be at least judging.
+func (c *contents) judges() bool {
+	d := digest{rules: fingerprint(c.skeleton)}
 	for _, k := range c.sets {
 		if k.dataType != typeVerdict {
 			continue
@@ -122,18 +122,7 @@ func (c *contents) judges(group uint16) bool {
 			d.sides += x.digest(k.name)
 		}
 	}
-	return c.phase != "" && c.judged == d.judged() && len(c.broken) == 0 &&
-		slices.Equal(c.skeleton, c.layout(group).describe())
-}
-
-// layout is the one that a table of these rules has, if it has any.
-func (c *contents) layout(group uint16) layout {
-	has := func(what string) bool {
-		return slices.ContainsFunc(c.skeleton, func(line string) bool { return strings.Contains(line, what) })
-	}
-	uses := func(set string) bool { return has(fmt.Sprintf("| lookup 1:%x00 ", set)) }
-	v4 := families()[0]
-	return layout{ranges: uses(setLists), blocks: uses(v4.set(setBlocks)), selves: uses(v4.set(setSelves)), group: group, quiet: !has("| log ")}
+	return c.phase != "" && c.judged == d.judged() && len(c.broken) == 0
 }
 
 // isLeaf says whether a chain of that name is one of a table.

@@ -72,8 +72,8 @@ func TestNftPrintsTheTable(t *testing.T) {
 			g := newFilter(t, to)
 			have, err := f.conn.look(Table, whole)
 			must(t, err)
-			if got := have.layout(f.config.Group); got != f.layout || !have.judges(f.config.Group) {
-				t.Errorf("it is taken for one of layout %+v, which judges: %v, and has %+v", got, have.judges(f.config.Group), f.layout)
+			if !have.judges() {
+				t.Error("it is taken for one that does not judge")
 			}
 			loaded, err := g.conn.look(Table, whole)
 			must(t, err)

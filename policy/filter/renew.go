@@ -41,7 +41,7 @@ func (f *Filter) standIn(m *model, l layout, d digest) error {
 	if err != nil {
 		return err
 	}
-	if left != nil && left.judges(f.config.Group) {
+	if left != nil && left.judges() {
 		return nil
 	}
 	if err := f.make(standby, m, l, d, left); err != nil {

@@ -4,6 +4,7 @@ package filter
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -77,6 +78,30 @@ func TestPresentIsWhatJudges(t *testing.T) {
 	must(t, g.Replace(crowded(0)))
 	if whole, left := f.present(t); !whole || !left {
 		t.Errorf("what was made half, and then whole, judges %v, is there %v", whole, left)
+	}
+}
+
+// What a version with other rules has made judges, as long as nobody has changed it.
+func TestAnotherVersionsTableIsPresent(t *testing.T) {
+	t.Parallel()
+	ns := newSpace(t)
+	other := newFilter(t, ns)
+	other.config.Group++ // in each rule that tells of what is denied
+	must(t, other.Replace(sample()))
+	f := newFilter(t, ns)
+	have, err := f.conn.look(Table, skeleton)
+	must(t, err)
+	m, err := build(sample(), newNumbers())
+	must(t, err)
+	if slices.Equal(have.skeleton, m.layout(f.config.Group, false).describe()) {
+		t.Fatal("its rules are the same")
+	}
+	if whole, _ := f.present(t); !whole {
+		t.Error("it is taken for none")
+	}
+	ns.nft(t, "insert rule inet weft-policy forward accept")
+	if whole, _ := f.present(t); whole {
+		t.Error("it is taken for whole, though somebody has opened it")
 	}
 }
 
@@ -233,6 +258,7 @@ func TestRenewedWithoutAGap(t *testing.T) {
 			m, err := build(s, newNumbers())
 			must(t, err)
 			l, d := m.layout(f.config.Group, false), m.digest()
+			d.rules = fingerprint(l.describe())
 			for _, killed := range []string{"while the standby is made", "when it judges", "when the table is gone", "while the table is made", "before the standby goes"} {
 				f := newFilter(t, w.node)
 				have, err := f.conn.look(Table, small)

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Present tells whether there is a table that judges, of an earlier run perhaps: with all rules of this version, met by packets, and with the endpoints
-// that its tables are for. One that was made half, or that somebody has changed, is none.
+// Present tells whether there is a table that judges, of an earlier run perhaps, or of another version: with all rules that its maker gave it, met by packets, and
+// with the endpoints that its tables are for. One that was made half, or that somebody has changed, is none.
 func (f *Filter) Present() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -19,7 +19,7 @@ func (f *Filter) Present() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("network policy: %w", err)
 	}
-	return have != nil && have.judges(f.config.Group), nil
+	return have != nil && have.judges(), nil
 }
 
 // Left tells whether there is anything that [Filter.Remove] removes, whole or not.
