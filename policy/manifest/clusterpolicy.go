@@ -10,7 +10,12 @@ const maxRuleName = 100 // bytes
 
 // ClusterNetworkPolicy translates a ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2), as [NetworkPolicy] does.
 func ClusterNetworkPolicy(raw []byte) (*policy.Policy, error) {
-	return fromCluster(raw, (*reader).clusterPolicy)
+	return (&Parser{}).ClusterNetworkPolicy(raw)
+}
+
+// ClusterNetworkPolicy is [ClusterNetworkPolicy].
+func (p *Parser) ClusterNetworkPolicy(raw []byte) (*policy.Policy, error) {
+	return p.fromCluster(raw, (*reader).clusterPolicy)
 }
 
 func (r *reader) clusterPolicy(path string, v value, n policy.Name) *policy.Policy {

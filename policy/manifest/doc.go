@@ -3,8 +3,8 @@
 // Package manifest reads network policies, and what they select, as Kubernetes writes them: NetworkPolicy (networking.k8s.io/v1),
 // ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2), Namespace and Pod (v1).
 //
-// A policy is read into a tree first (tree.go, yaml.go), so that every field, operator, protocol or action that is not known here is seen, at any depth,
-// and told with its path (reader.go). There are two ways to take such a [Problem]:
+// A policy is read into a tree first (tree.go, yaml.go, and in quickyaml.go and quickjson.go what nearly all is written in), so that every field, operator,
+// protocol or action that is not known here is seen, at any depth, and told with its path (reader.go). There are two ways to take such a [Problem]:
 //
 //   - [Read], for files: it refuses all that the file holds, and says where the problem is.
 //   - [NetworkPolicy] and [ClusterNetworkPolicy], for what an API server has and somebody relies upon: the policy is enforced, but never allows what it

@@ -81,6 +81,7 @@ func Read(text []byte, namespace string) (Objects, error) {
 	if len(all) > MaxDocuments {
 		return Objects{}, single(fmt.Sprintf("the file has more than %d documents; make several of it", MaxDocuments))
 	}
+	q := quick{words: words{}}
 	for i, d := range all {
 		f.document = i
 		if d.blank() {
@@ -93,7 +94,7 @@ func Read(text []byte, namespace string) (Objects, error) {
 			f.refuse("", value{line: d.line}, "it has %d bytes, and more than %d are not read", len(d.text), MaxDocument)
 			continue
 		}
-		v, line, err := parseYAML(d)
+		v, line, err := q.parseYAML(d)
 		if err != nil {
 			f.refuse("", value{line: line}, "%v", err)
 			continue
@@ -121,6 +122,7 @@ type file struct {
 
 	policies   map[policy.PolicyKey]int // lines, by what is there
 	namespaces map[string]int
+	scratch    []byte
 }
 
 func (f *file) refuse(what string, v value, format string, args ...any) {
@@ -198,7 +200,7 @@ func (f *file) add(r *reader, v value, p *policy.Policy) {
 	}
 	f.policies[p.PolicyKey] = v.line
 	f.objects.Policies = append(f.objects.Policies, p)
-	f.source(v, p.Name)
+	f.source(v, p.Name, p)
 }
 
 func (f *file) addNamespace(r *reader, v value, n policy.Namespace) {
@@ -207,7 +209,7 @@ func (f *file) addNamespace(r *reader, v value, n policy.Namespace) {
 	}
 	f.namespaces[n.Name] = v.line
 	f.objects.Namespaces = append(f.objects.Namespaces, n)
-	f.source(v, policy.Name{Name: n.Name})
+	f.source(v, policy.Name{Name: n.Name}, nil)
 }
 
 // namespaceOf is a namespace with its labels, the one that bears its name among them.

@@ -4,6 +4,7 @@ package manifest
 
 import (
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -43,6 +44,18 @@ func FuzzRead(f *testing.F) {
 		var e *Error
 		if err != nil && (!errors.As(err, &e) || len(e.Faults) == 0 || len(err.Error()) > 2000 || len(o.Policies)+len(o.Namespaces) > 0) {
 			t.Errorf("%v, %+v", err, o)
+		}
+		for _, s := range o.Sources {
+			if s.Policy == nil {
+				continue
+			}
+			read := NetworkPolicy
+			if s.Policy.Kind != policy.Network {
+				read = ClusterNetworkPolicy
+			}
+			if p, err := read(s.JSON); err != nil || !reflect.DeepEqual(p, s.Policy) {
+				t.Errorf("%s is read again as %+v, not %+v: %v", s.JSON, p, s.Policy, err)
+			}
 		}
 		for _, p := range o.Policies {
 			sound(t, p)

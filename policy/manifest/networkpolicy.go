@@ -16,11 +16,16 @@ const lostNetwork = "until that is mended the rule allows nothing"
 // not if all of it were understood; its Problems say what was not. The error is one of an object that cannot be told from others: it has
 // no name. raw is not kept.
 func NetworkPolicy(raw []byte) (*policy.Policy, error) {
-	return fromCluster(raw, (*reader).networkPolicy)
+	return (&Parser{}).NetworkPolicy(raw)
 }
 
-func fromCluster(raw []byte, read func(r *reader, path string, v value, n policy.Name) *policy.Policy) (*policy.Policy, error) {
-	v, err := parseJSON(raw)
+// NetworkPolicy is [NetworkPolicy].
+func (p *Parser) NetworkPolicy(raw []byte) (*policy.Policy, error) {
+	return p.fromCluster(raw, (*reader).networkPolicy)
+}
+
+func (p *Parser) fromCluster(raw []byte, read func(r *reader, path string, v value, n policy.Name) *policy.Policy) (*policy.Policy, error) {
+	v, err := p.parseJSON(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -29,12 +34,12 @@ func fromCluster(raw []byte, read func(r *reader, path string, v value, n policy
 		return nil, errors.New("this is no object of Kubernetes: it has no metadata.name")
 	}
 	r := &reader{}
-	p := read(r, "", v, n)
-	p.Problems = r.lines()
-	if err := p.Check(); err != nil {
-		p = p.Closed(err)
+	is := read(r, "", v, n)
+	is.Problems = r.lines()
+	if err := is.Check(); err != nil {
+		is = is.Closed(err)
 	}
-	return p, nil
+	return is, nil
 }
 
 func nameOf(v value) policy.Name {

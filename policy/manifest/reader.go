@@ -117,6 +117,9 @@ func (r *reader) only(path string, v value, known ...string) bool {
 	if !r.expect(path, v, object) {
 		return false
 	}
+	if v.among(known) {
+		return true
+	}
 	seen := make(map[string]bool, len(known))
 	for _, f := range v.fields {
 		switch {
@@ -130,6 +133,19 @@ func (r *reader) only(path string, v value, known ...string) bool {
 			r.fault(at(path, name(f.key)), f.value, "such a field is not known here%s", hint)
 		}
 		seen[f.key] = true
+	}
+	return true
+}
+
+// among says whether all fields are among those known, and none is there twice.
+func (v value) among(known []string) bool {
+	if len(v.fields) > len(known) {
+		return false
+	}
+	for i, f := range v.fields {
+		if !slices.Contains(known, f.key) || slices.ContainsFunc(v.fields[:i], func(o field) bool { return o.key == f.key }) {
+			return false
+		}
 	}
 	return true
 }

@@ -18,8 +18,8 @@ func (r *reader) selector(path string, v value) policy.Selector {
 		return policy.Selector{} // a field that is not known may widen as well as narrow
 	}
 	s := policy.Selector{}
-	for k, v := range r.labels(at(path, "matchLabels"), v.get("matchLabels")) {
-		s = append(s, policy.Requirement{Key: k, Operator: policy.In, Values: []string{v}})
+	for _, f := range r.pairs(at(path, "matchLabels"), v.get("matchLabels")) {
+		s = append(s, policy.Requirement{Key: f.key, Operator: policy.In, Values: []string{f.value.scalar}})
 	}
 	r.each(at(path, "matchExpressions"), v.get("matchExpressions"), func(path string, v value) {
 		since := r.count
@@ -81,35 +81,65 @@ func (r *reader) labels(path string, v value) map[string]string {
 		return nil
 	}
 	labels := make(map[string]string, len(v.fields))
-	for _, f := range v.fields {
-		p, since := path+"["+quote(f.key)+"]", r.count
-		if _, twice := labels[f.key]; twice {
-			r.fault(p, f.value, "it is there twice")
-		}
-		r.key(p, value{kind: text, line: f.value.line, scalar: f.key})
-		if f.value.kind != absent && r.expect(p, f.value, text) { // absent: empty, as for Kubernetes
-			r.labelValue(p, f.value)
-		}
-		if r.count == since {
-			labels[f.key] = f.value.scalar
-		}
+	for _, f := range r.pairs(path, v) {
+		labels[f.key] = f.value.scalar
 	}
 	return labels
 }
 
+// pairs are the fields of a map of labels, but for those with a problem. Values are texts, or absent: empty, as for Kubernetes.
+func (r *reader) pairs(path string, v value) []field {
+	switch {
+	case !r.expect(path, v, object):
+		return nil
+	case r.sound(v.fields):
+		return v.fields
+	}
+	var pairs []field
+	seen := make(map[string]bool, len(v.fields))
+	for _, f := range v.fields {
+		p, since := path+"["+quote(f.key)+"]", r.count
+		if seen[f.key] {
+			r.fault(p, f.value, "it is there twice")
+		}
+		r.key(p, value{kind: text, line: f.value.line, scalar: f.key})
+		if f.value.kind != absent && r.expect(p, f.value, text) {
+			r.labelValue(p, f.value)
+		}
+		if r.count == since {
+			pairs, seen[f.key] = append(pairs, f), true
+		}
+	}
+	return pairs
+}
+
+// sound says of few labels whether they are without a problem, as nearly all are.
+func (r *reader) sound(labels []field) bool {
+	const few = 8
+	for i, l := range labels {
+		key, is := l.key, l.value
+		if i == few || is.kind != text || key == "" || slices.ContainsFunc(labels[:i], func(o field) bool { return o.key == key }) ||
+			r.exact && (!isKey(key) || is.scalar != "" && !wordLike(is.scalar)) {
+			return false
+		}
+	}
+	return true
+}
+
 // key finds what no label can be called. It is empty at worst in what an API server has checked, which fits nothing.
 func (r *reader) key(path string, v value) {
-	prefix, last, ok := strings.Cut(v.scalar, "/")
-	if !ok {
-		prefix, last = "", v.scalar
-	}
 	switch {
 	case v.scalar == "":
 		r.fault(path, v, "a label's key is missing")
-	case !r.exact:
-	case last == "" || !wordLike(last) || ok && !isDomain(prefix):
+	case r.exact && !isKey(v.scalar):
 		r.fault(path, v, "%s is no key that a label can have", quote(v.scalar))
 	}
+}
+
+// isKey tells whether s can be a label's key: it may have a domain and a slash before it.
+func isKey(s string) bool {
+	prefix, last, ok := strings.Cut(s, "/")
+	return !ok && wordLike(s) || ok && wordLike(last) && isDomain(prefix)
 }
 
 func (r *reader) labelValue(path string, v value) {

@@ -16,33 +16,40 @@ import (
 type Source struct {
 	Kind string
 	policy.Name
-	JSON []byte
+	JSON   []byte
+	Policy *policy.Policy // what [NetworkPolicy] or [ClusterNetworkPolicy] makes of JSON; nil of a Namespace
 }
 
-// source keeps an object that was read without a problem.
-func (f *file) source(v value, n policy.Name) {
-	meta := value{kind: object}
-	for _, m := range []field{{"annotations", v.get("metadata").get("annotations")}, {"labels", v.get("metadata").get("labels")}, {"name", textOf(n.Name)}, {"namespace", textOf(n.Namespace)}} {
+// source keeps an object that was read without a problem. Its fields are sorted by that.
+func (f *file) source(v value, n policy.Name, p *policy.Policy) {
+	meta, kind := v.get("metadata"), v.get("kind")
+	b := v.get("apiVersion").json(append(f.scratch[:0], `{"apiVersion":`...))
+	b = kind.json(append(b, `,"kind":`...))
+	b = append(b, `,"metadata":`...)
+	begin := byte('{')
+	for _, m := range []field{{"annotations", meta.get("annotations")}, {"labels", meta.get("labels")}, {"name", textOf(n.Name)}, {"namespace", textOf(n.Namespace)}} {
 		if m.value.kind == object || m.value.kind == text && m.value.scalar != "" {
-			meta.fields = append(meta.fields, m)
+			b = m.value.json(append(quoteJSON(append(b, begin), m.key), ':'))
+			begin = ','
 		}
 	}
-	kind := v.get("kind")
-	all := value{kind: object, fields: []field{{"apiVersion", v.get("apiVersion")}, {"kind", kind}, {"metadata", meta}}}
+	b = append(b, '}')
 	if spec := v.get("spec"); spec.kind == object && kind.scalar != "Namespace" {
-		all.fields = append(all.fields, field{"spec", spec})
+		b = spec.json(append(b, `,"spec":`...))
 	}
-	f.objects.Sources = append(f.objects.Sources, Source{Kind: kind.scalar, Name: n, JSON: all.json(nil)})
+	f.scratch = append(b, '}')
+	f.objects.Sources = append(f.objects.Sources, Source{Kind: kind.scalar, Name: n, JSON: bytes.Clone(f.scratch), Policy: p})
 }
 
 func textOf(s string) value { return value{kind: text, scalar: s} }
 
-// json appends v. Of fields that are there twice, and of numbers, it takes what is written.
+// json appends v, and sorts its fields. Of fields that are there twice, and of numbers, it takes what is written.
 func (v value) json(b []byte) []byte {
 	switch v.kind {
 	case object:
 		b = append(b, '{')
-		for i, f := range slices.SortedFunc(slices.Values(v.fields), func(a, b field) int { return strings.Compare(a.key, b.key) }) {
+		slices.SortFunc(v.fields, func(a, b field) int { return strings.Compare(a.key, b.key) })
+		for i, f := range v.fields {
 			if i > 0 {
 				b = append(b, ',')
 			}
@@ -72,6 +79,13 @@ func (v value) json(b []byte) []byte {
 }
 
 func quoteJSON(b []byte, s string) []byte {
+	plain := true
+	for i := range len(s) {
+		plain = plain && s[i] >= ' ' && s[i] <= '~' && s[i] != '"' && s[i] != '\\'
+	}
+	if plain {
+		return append(append(append(b, '"'), s...), '"')
+	}
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
 	e.SetEscapeHTML(false)

@@ -45,6 +45,31 @@ type field struct {
 	value value
 }
 
+// trees is where the members of values are while they are read, and then. It is used again for the next tree.
+type trees struct {
+	fields, openFields []field
+	items, openItems   []value
+}
+
+func (t *trees) reset() {
+	t.fields, t.openFields, t.items, t.openItems = t.fields[:0], t.openFields[:0], t.items[:0], t.openItems[:0]
+}
+
+// mark says where the members of a value begin, which close takes for its.
+func (t *trees) mark() (fields, items int) { return len(t.openFields), len(t.openItems) }
+
+func (t *trees) close(v *value, fields, items int) {
+	if open := t.openFields[fields:]; len(open) > 0 {
+		t.fields = append(t.fields, open...)
+		v.fields = t.fields[len(t.fields)-len(open) : len(t.fields) : len(t.fields)]
+	}
+	if open := t.openItems[items:]; len(open) > 0 {
+		t.items = append(t.items, open...)
+		v.items = t.items[len(t.items)-len(open) : len(t.items) : len(t.items)]
+	}
+	t.openFields, t.openItems = t.openFields[:fields], t.openItems[:items]
+}
+
 // get returns the field of that name, absent if there is none.
 func (v value) get(key string) value {
 	for _, f := range v.fields {
@@ -56,7 +81,14 @@ func (v value) get(key string) value {
 }
 
 // parseJSON reads one value. Of the object's metadata and status no more is kept than its names and labels.
-func parseJSON(b []byte) (value, error) {
+func (p *Parser) parseJSON(b []byte) (value, error) {
+	if v, ok := p.quickJSON(b); ok {
+		return v, nil
+	}
+	return slowJSON(b)
+}
+
+func slowJSON(b []byte) (value, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
 	v, err := parseValue(d, 0)
@@ -114,12 +146,17 @@ func parseMember(d *json.Decoder, v *value, depth int) error {
 		return err
 	}
 	key, _ := t.(string) // the decoder lets nothing else be one
-	if depth == 0 && key == "status" || depth == 1 && key == "managedFields" {
+	if unread(key, depth) {
 		return skip(d)
 	}
 	member, err := parseValue(d, depth+1)
 	v.fields = append(v.fields, field{key, member})
 	return err
+}
+
+// unread says whether a member of an object that is so deep is not kept.
+func unread(key string, depth int) bool {
+	return depth == 0 && key == "status" || depth == 1 && key == "managedFields"
 }
 
 func skip(d *json.Decoder) error {

@@ -23,7 +23,7 @@ type document struct {
 }
 
 // documents cuts a file where a line begins with three dashes or dots, into one more than at most. What a parser would cut elsewhere is
-// found in parseYAML.
+// found in slowYAML.
 func documents(text []byte, most int) []document {
 	var all []document
 	begin, at := document{line: 1}, 0
@@ -74,11 +74,20 @@ func (d document) parts() (n int) {
 }
 
 // parseYAML reads one document, which may hold nothing: then the value is absent. Lines are those of the file, also that of an error.
-func parseYAML(d document) (v value, line int, err error) {
+func (q *quick) parseYAML(d document) (v value, line int, err error) {
 	line = d.line
 	if n := d.parts(); n > maxParts {
 		return value{}, line, fmt.Errorf("there may be %d values in it, and more than %d are not read; make several of it", n, maxParts)
 	}
+	if v, ok := q.read(d); ok {
+		return v, line, nil
+	}
+	return slowYAML(d)
+}
+
+// slowYAML reads a document of not too many parts, whatever of YAML is in it.
+func slowYAML(d document) (v value, line int, err error) {
+	line = d.line
 	defer func() {
 		if p := recover(); p != nil { // a defect of the parser is no reason to end
 			v, err = value{}, fmt.Errorf("this is not YAML: %v", p)
