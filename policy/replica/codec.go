@@ -25,7 +25,11 @@ const (
 func (s *Set) Encode() []byte { return encode(s.seen, s.items) }
 
 func encode(seen map[uint64]spans, items map[Dot]Item) []byte {
-	b := []byte{codecVersion}
+	size := 0
+	for _, i := range items {
+		size += i.encoded()
+	}
+	b := append(make([]byte, 0, size+64*len(seen)), codecVersion)
 	b = binary.AppendUvarint(b, uint64(len(seen)))
 	for _, w := range slices.Sorted(maps.Keys(seen)) {
 		b = appendSeen(b, w, seen[w])
@@ -109,7 +113,10 @@ func decode(b []byte, l Limits) (seen map[uint64]spans, items map[Dot]Item, err 
 // Digest returns a hash of the set: of equal sets the same, of others, but for chance, not. It costs nothing.
 func (s *Set) Digest() uint64 { return s.sum }
 
-func (i Item) sum() uint64 { return hash(i.append(nil)) }
+func (i Item) sum() uint64 { return hash(i.append(make([]byte, 0, i.encoded()))) }
+
+// encoded is how many bytes it is encoded into, at most.
+func (i Item) encoded() int { return 8 + 4*binary.MaxVarintLen64 + i.size() }
 
 func sumSeen(w uint64, seen spans) uint64 { return hash(appendSeen(nil, w, seen)) }
 

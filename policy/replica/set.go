@@ -139,6 +139,7 @@ func (s *Set) Write(changes []Change) (delta []byte, changed []string, err error
 			}
 		}
 	}
+	d.tell()
 	if err := d.within(s.limits); err != nil {
 		return nil, nil, err
 	}
@@ -178,6 +179,7 @@ func (s *Set) Own(values map[string][]byte) (delta []byte, changed []string, err
 			return nil, nil, err
 		}
 	}
+	d.tell()
 	if err := d.within(s.limits); err != nil {
 		return nil, nil, err
 	}
@@ -219,6 +221,7 @@ func (s *Set) Merge(b []byte, gone func(writer uint64) bool) (delta []byte, chan
 			d.added[dot] = i
 		}
 	}
+	d.tell()
 	if err := d.within(s.limits.twice()); err != nil {
 		return nil, nil, err
 	}
@@ -300,9 +303,17 @@ func newChange(s *Set) *change {
 	return &change{s: s, seen: map[uint64]spans{}, dropped: map[Dot]bool{}, added: map[Dot]Item{}}
 }
 
-func (d *change) drop(dot Dot) {
-	d.dropped[dot] = true
-	d.seen[dot.Writer] = d.seen[dot.Writer].with(spans{{dot.Seq, dot.Seq}})
+func (d *change) drop(dot Dot) { d.dropped[dot] = true }
+
+// tell has the others told of what is dropped, all at once: numbers that were seen and have no item.
+func (d *change) tell() {
+	of := map[uint64][]uint64{}
+	for dot := range d.dropped {
+		of[dot.Writer] = append(of[dot.Writer], dot.Seq)
+	}
+	for w, numbers := range of {
+		d.seen[w] = d.seen[w].with(spansOf(numbers))
+	}
 }
 
 // write adds an item of this node's, with the next number. The numbers that are skipped nobody ever has.

@@ -437,3 +437,38 @@ func FuzzMerge(f *testing.F) {
 		}
 	})
 }
+
+// To take in that many items are gone costs each of them the same, in whatever order they go.
+func TestManyAreDropped(t *testing.T) {
+	for _, n := range []int{500, 5000} {
+		l := Limits{Items: 10_000, Value: 100, Bytes: 1 << 20, Writers: 10}
+		a, b := New(1, 1, l), New(2, 1, l)
+		var come, gone []Change
+		for i := range n {
+			come = append(come, Change{Key: fmt.Sprint("key", i), Value: []byte("value")})
+			gone = append(gone, Change{Key: fmt.Sprint("key", i)})
+		}
+		added, _, err := a.Write(come)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dropped, _, err := a.Write(gone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		allocs := testing.AllocsPerRun(1, func() {
+			c := b.Clone()
+			for _, delta := range [][]byte{added, dropped} {
+				if _, changed, err := c.Merge(delta, nil); err != nil || len(changed) != n {
+					t.Fatalf("%d have changed, %v", len(changed), err)
+				}
+			}
+			if len(c.Keys()) != 0 || !bytes.Equal(c.Encode(), a.Encode()) {
+				t.Fatal("not all are gone")
+			}
+		})
+		if most := 10.0 * float64(n); allocs > most {
+			t.Errorf("%d items come and go with %.0f allocations, more than %.0f", n, allocs, most)
+		}
+	}
+}

@@ -10,6 +10,19 @@ type span struct{ lo, hi uint64 }
 // spans are numbers in ranges: ascending, and none touches the next one. They are never written to once made.
 type spans []span
 
+// spansOf returns those of numbers, which it sorts.
+func spansOf(numbers []uint64) (s spans) {
+	slices.Sort(numbers)
+	for _, n := range numbers {
+		if last := len(s) - 1; last >= 0 && n <= s[last].hi+1 {
+			s[last].hi = n
+		} else {
+			s = append(s, span{n, n})
+		}
+	}
+	return s
+}
+
 // has tells whether n is among them.
 func (s spans) has(n uint64) bool {
 	i, _ := slices.BinarySearchFunc(s, n, func(r span, n uint64) int {

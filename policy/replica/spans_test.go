@@ -43,6 +43,16 @@ func TestSpans(t *testing.T) {
 				t.Fatalf("%v has %d: %v", of(a), n, !a[n])
 			}
 		}
+		var numbers []uint64
+		for n := range a { // in any order, and some twice
+			numbers = append(numbers, n)
+			if b[n] {
+				numbers = append(numbers, n)
+			}
+		}
+		if got := spansOf(numbers); !equalSpans(got, of(a)) {
+			t.Fatalf("spans of %v: %v", numbers, got)
+		}
 		if got := of(a).with(of(b)); !equalSpans(got, of(both)) {
 			t.Fatalf("%v with %v: %v", of(a), of(b), got)
 		}
