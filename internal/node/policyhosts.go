@@ -3,6 +3,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -85,15 +86,16 @@ type policyHosts struct {
 	others   setLog     // of endpoints; of run's goroutine
 
 	mu        sync.Mutex
-	manifests *replica.Set         // changed while mu and changing are held, so that either is enough to read it
-	endpoints *replica.Set         // under mu
-	unsaved   unwritten            // changes of endpoints that are not on disk; under mu
-	stale     bool                 // the endpoints on disk are more than there are; under mu
-	pruned    map[mesh.NodeID]bool // whose endpoints are not taken in; under mu
-	news      [2]map[string]bool   // keys of manifests, and of endpoints, that have changed since the last look; under mu
-	untold    bool                 // no other node has told yet which manifests there are, and that is waited for; under mu
-	heard     bool                 // some node has sent manifests, whole or not; under mu
-	whole     chan struct{}        // closed when untold ends
+	manifests *replica.Set          // changed while mu and changing are held, so that either is enough to read it
+	endpoints *replica.Set          // under mu
+	unsaved   unwritten             // changes of endpoints that are not on disk; under mu
+	stale     bool                  // the endpoints on disk are more than there are; under mu
+	pruned    map[mesh.NodeID]bool  // whose endpoints are not taken in; under mu
+	news      [2]map[string]bool    // keys of manifests, and of endpoints, that have changed since the last look; under mu
+	known     map[string]understood // what the last command since then has understood of manifests, by key; under mu
+	untold    bool                  // no other node has told yet which manifests there are, and that is waited for; under mu
+	heard     bool                  // some node has sent manifests, whole or not; under mu
+	whole     chan struct{}         // closed when untold ends
 }
 
 // newPolicyHosts reads what is on disk. The sink is told of it by run.
@@ -367,17 +369,23 @@ func (h *policyHosts) look() {
 
 // takeNews returns what has changed since the last time. The caller has mu.
 func (h *policyHosts) takeNews() shareNews {
-	n := shareNews{manifests: make(map[string]*replica.Item, len(h.news[0])), endpoints: make(map[string][]replica.Item, len(h.news[1]))}
+	n := shareNews{
+		manifests: make(map[string]*replica.Item, len(h.news[0])), policies: make(map[string]*policy.Policy, len(h.known)),
+		endpoints: make(map[string][]replica.Item, len(h.news[1])),
+	}
 	for key := range h.news[0] {
 		n.manifests[key] = nil
 		if i, ok := h.manifests.Get(key); ok {
 			n.manifests[key] = &i
+			if k := h.known[key]; k.policy != nil && bytes.Equal(k.manifest, i.Value) {
+				n.policies[key] = k.policy
+			}
 		}
 	}
 	for key := range h.news[1] {
 		n.endpoints[key] = h.endpoints.At(key)
 	}
-	h.news = [2]map[string]bool{}
+	h.news, h.known = [2]map[string]bool{}, nil
 	return n
 }
 

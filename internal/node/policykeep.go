@@ -16,8 +16,9 @@ import (
 
 // How what hosts share comes to be on disk: see setLog for the form.
 
-// change has f change a copy of the manifests, and makes it what counts once it is on disk. f returns what replica.Set.Write does; no delta: nothing is changed.
-func (h *policyHosts) change(f func(set *replica.Set) (delta []byte, changed []string, err error)) error {
+// change has f change a copy of the manifests, and makes it what counts once it is on disk. f returns what replica.Set.Write does; no delta: nothing is changed. Known
+// are what is understood of manifests by then, by key.
+func (h *policyHosts) change(known map[string]understood, f func(set *replica.Set) (delta []byte, changed []string, err error)) error {
 	h.changing.Lock()
 	defer h.changing.Unlock()
 	next := h.manifests.Clone()
@@ -32,7 +33,7 @@ func (h *policyHosts) change(f func(set *replica.Set) (delta []byte, changed []s
 		return err
 	}
 	h.mu.Lock()
-	h.manifests = next
+	h.manifests, h.known = next, known
 	h.note(0, changed)
 	h.mu.Unlock()
 	h.wake.raise()

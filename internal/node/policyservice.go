@@ -54,7 +54,7 @@ func (n *Node) PolicyApply(ctx context.Context, r api.PolicyApplyRequest) (api.P
 	}
 	var wanted []wantedObject
 	for _, s := range objects.Sources {
-		wanted = append(wanted, wantedObject{api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name}, s.JSON})
+		wanted = append(wanted, wantedObject{api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name}, s.JSON, s.Policy})
 	}
 	return h.applyAndWait(ctx, wanted, true, r.DryRun, r.Wait)
 }
@@ -67,7 +67,7 @@ func (n *Node) PolicyDelete(ctx context.Context, r api.PolicyDeleteRequest) (api
 	}
 	var wanted []wantedObject
 	for _, o := range r.Objects {
-		wanted = append(wanted, wantedObject{o, nil})
+		wanted = append(wanted, wantedObject{PolicyObject: o})
 	}
 	if r.Manifests != "" {
 		if r.Namespace == "" {
@@ -78,7 +78,7 @@ func (n *Node) PolicyDelete(ctx context.Context, r api.PolicyDeleteRequest) (api
 			return api.PolicyChanges{}, fmt.Errorf("the manifests are refused, and nothing was done: %w", err)
 		}
 		for _, s := range objects.Sources {
-			wanted = append(wanted, wantedObject{api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name}, nil})
+			wanted = append(wanted, wantedObject{PolicyObject: api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name}})
 		}
 	}
 	return h.applyAndWait(ctx, wanted, r.Absent, r.DryRun, r.Wait)
@@ -88,6 +88,7 @@ func (n *Node) PolicyDelete(ctx context.Context, r api.PolicyDeleteRequest) (api
 type wantedObject struct {
 	api.PolicyObject
 	manifest []byte
+	policy   *policy.Policy // what is understood of it, if it is one
 }
 
 // applyAndWait does all that is wanted, or nothing, and waits until it is in force on this host.
@@ -111,7 +112,8 @@ const maxWait = 10 * time.Minute
 func (h *policyHosts) apply(wanted []wantedObject, absent, dryRun bool) (api.PolicyChanges, error) {
 	res := api.PolicyChanges{Objects: []api.PolicyChange{}, DryRun: dryRun}
 	var delta []byte
-	err := h.change(func(set *replica.Set) (_ []byte, changed []string, err error) {
+	known := make(map[string]understood, len(wanted))
+	err := h.change(known, func(set *replica.Set) (_ []byte, changed []string, err error) {
 		var changes []replica.Change
 		var missing []string
 		for _, w := range wanted {
@@ -131,6 +133,7 @@ func (h *policyHosts) apply(wanted []wantedObject, absent, dryRun bool) (api.Pol
 			}
 			res.Objects = append(res.Objects, api.PolicyChange{PolicyObject: w.PolicyObject, Done: done})
 			changes = append(changes, replica.Change{Key: key, Value: w.manifest})
+			known[key] = understood{w.manifest, w.policy}
 		}
 		if len(missing) > 0 && !absent {
 			return nil, nil, fmt.Errorf("there is no %s; nothing was deleted: see weft policy list", strings.Join(missing, ", nor "))

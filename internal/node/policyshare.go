@@ -59,9 +59,16 @@ type sharedEndpoint struct {
 	name policy.Name // that it claims; none: it does not count, or is a node
 }
 
+// understood is a manifest, and the policy that it says; nil if it says none.
+type understood struct {
+	manifest []byte
+	policy   *policy.Policy
+}
+
 // shareNews is what has changed: manifests, nil for those that are gone, and all that there is of the keys of endpoints.
 type shareNews struct {
 	manifests map[string]*replica.Item
+	policies  map[string]*policy.Policy // what some of those say, where that is known
 	endpoints map[string][]replica.Item
 }
 
@@ -75,8 +82,9 @@ func newHostShare(self uint64) hostShare {
 
 // update takes in what has changed, and what nodes are called now, and tells c what that changes.
 func (t *hostShare) update(news shareNews, names map[uint64]string, c enforce.Changes) {
+	parser := manifest.NewParser()
 	for _, key := range slices.Sorted(maps.Keys(news.manifests)) {
-		t.manifest(key, news.manifests[key], c)
+		t.manifest(key, news.manifests[key], news.policies[key], parser, c)
 	}
 	turn := turn{t: t, names: map[policy.Name][]policy.Name{}, nodes: map[uint64]bool{}}
 	for _, all := range []map[uint64]string{t.names, names} {
@@ -123,13 +131,15 @@ func (t *hostShare) warning() string {
 	return fmt.Sprintf("%d of the objects that were applied cannot be enforced by this version of weft; upgrade it: %.500s", len(odd), strings.Join(odd, "; "))
 }
 
-// manifest takes in one, and tells what that changes.
-func (t *hostShare) manifest(key string, i *replica.Item, c enforce.Changes) {
+// manifest takes in one, of which it may be known which policy it says, and tells what that changes.
+func (t *hostShare) manifest(key string, i *replica.Item, says *policy.Policy, parser *manifest.Parser, c enforce.Changes) {
 	before, now := t.manifests[key], readManifest{}
 	delete(t.manifests, key)
 	delete(t.odd, key)
 	if i != nil {
-		now = understand(*i)
+		if now.policy = says; says == nil {
+			now = understand(*i, parser)
+		}
 		t.manifests[key] = now
 		if now.err != nil {
 			t.odd[key] = now.err.Error()
@@ -297,16 +307,16 @@ func (t *hostShare) node(w uint64) (n policy.Node, ok bool) {
 }
 
 // understand reads a manifest that was applied by some version of weft. What it does not understand it takes strictly.
-func understand(i replica.Item) readManifest {
+func understand(i replica.Item, parser *manifest.Parser) readManifest {
 	m := readManifest{}
 	kind, rest, _ := strings.Cut(i.Key, "/")
 	namespace, name, _ := strings.Cut(rest, "/")
 	is := policy.Name{Namespace: namespace, Name: name}
 	switch kind {
 	case strings.ToLower(kindNetwork):
-		m.policy, m.err = manifest.NetworkPolicy(i.Value)
+		m.policy, m.err = parser.NetworkPolicy(i.Value)
 	case strings.ToLower(kindCluster):
-		m.policy, m.err = manifest.ClusterNetworkPolicy(i.Value)
+		m.policy, m.err = parser.ClusterNetworkPolicy(i.Value)
 	case strings.ToLower(kindNamespace):
 		var n manifest.Namespace
 		if m.err = json.Unmarshal(i.Value, &n); m.err == nil {

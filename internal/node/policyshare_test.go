@@ -11,9 +11,11 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/weftnet/weft/internal/api"
 	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/store"
 	"github.com/weftnet/weft/policy"
+	"github.com/weftnet/weft/policy/manifest"
 	"github.com/weftnet/weft/policy/replica"
 )
 
@@ -124,6 +126,45 @@ func TestShareIsUpdated(t *testing.T) {
 				t.Fatalf("seed %d: %+v\nwant %+v", seed, sink, all)
 			}
 		}
+	}
+}
+
+// TestWhatIsUnderstoodIsNotReadAgain has a policy applied that was understood when it was read, and one that somebody else has changed since.
+func TestWhatIsUnderstoodIsNotReadAgain(t *testing.T) {
+	file := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %s, namespace: ns}\nspec: {podSelector: {matchLabels: {app: %s}}}\n---\n"
+	read := func(app string) (changes []replica.Change, known map[string]understood) {
+		o, err := manifest.Read(fmt.Appendf(nil, file+file, "a", app, "b", app), "ns")
+		if err != nil {
+			t.Fatal(err)
+		}
+		known = map[string]understood{}
+		for _, s := range o.Sources {
+			key := manifestKey(api.PolicyObject{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name.Name})
+			changes, known[key] = append(changes, replica.Change{Key: key, Value: s.JSON}), understood{s.JSON, s.Policy}
+		}
+		return changes, known
+	}
+	mine, known := read("mine")
+	theirs, _ := read("theirs")
+	set := replica.New(1, 1, manifestLimits())
+	for _, changes := range [][]replica.Change{mine, theirs[1:]} {
+		if _, _, err := set.Write(changes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := &policyHosts{manifests: set, endpoints: replica.New(1, 1, endpointLimits()), known: known}
+	h.note(0, set.Keys())
+	share, sink := newHostShare(1), newShareSink()
+	share.update(h.takeNews(), nil, sink)
+	for name, app := range map[string]string{"a": "mine", "b": "theirs"} {
+		k := policy.PolicyKey{Kind: policy.Network, Name: policy.Name{Namespace: "ns", Name: name}}
+		got, was := sink.policies[k], known["networkpolicy/ns/"+name].policy
+		if got == nil || (*got.Pods)[0].Values[0] != app || (got == was) != (app == "mine") {
+			t.Errorf("%s: %+v, understood as %+v", name, got, was)
+		}
+	}
+	if h.known != nil {
+		t.Error("it is kept")
 	}
 }
 
