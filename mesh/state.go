@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -100,13 +101,18 @@ func (m *Mesh) Register(name string, s State) {
 // is what their Merge gets, at most 8 MiB. It is copied. It never blocks. What
 // cannot be told now is made up for by the next exchange of states.
 func (m *Mesh) Broadcast(name string, delta []byte) {
-	m.touched(name)
-	m.spread(name, "", delta)
+	m.pass(name, delta, 0)
 }
 
-// spread gossips a change, or sends it if it is large. Under a key only the
+// pass tells a change of a state to all but the node that has told it, 0 for none.
+func (m *Mesh) pass(name string, delta []byte, from NodeID) {
+	m.touched(name)
+	m.spread(name, "", delta, from)
+}
+
+// spread gossips a change, or sends it if it is large, but not to the node that has told it. Under a key only the
 // latest change is of interest.
-func (m *Mesh) spread(name, key string, delta []byte) {
+func (m *Mesh) spread(name, key string, delta []byte, from NodeID) {
 	u := m.Universe()
 	if len(delta) == 0 || !u.Known() {
 		return
@@ -132,7 +138,7 @@ func (m *Mesh) spread(name, key string, delta []byte) {
 			return
 		}
 	}
-	to := m.aliveOthers()
+	to := slices.DeleteFunc(m.aliveOthers(), func(id NodeID) bool { return id == from })
 	rand.Shuffle(len(to), func(i, j int) { to[i], to[j] = to[j], to[i] })
 	for _, id := range to[:min(len(to), largeFanout)] {
 		if err := m.enqueue(id, message{State: name, Payload: delta}); err != nil {
@@ -152,7 +158,7 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 			m.log.Error("cannot encode node records", zap.Error(err))
 			return
 		}
-		m.spread(recordsName, "", b)
+		m.spread(recordsName, "", b, 0)
 		return
 	}
 	for _, r := range rs {
@@ -161,7 +167,7 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 			m.log.Error("cannot encode a node record", zap.Error(err))
 			return
 		}
-		m.spread(recordsName, recordsName+"/"+r.ID.String(), b)
+		m.spread(recordsName, recordsName+"/"+r.ID.String(), b, 0)
 	}
 }
 
@@ -265,7 +271,7 @@ func (m *Mesh) merge(name string, b []byte, to audience, from NodeID) bool {
 		m.touched(name)
 		m.nudge()
 	default:
-		m.Broadcast(name, delta)
+		m.pass(name, delta, from)
 	}
 	return err == nil
 }

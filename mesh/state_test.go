@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,6 +54,34 @@ func TestNonsenseFromInside(t *testing.T) {
 		synctest.Wait()
 		if !a.bag.has("x") {
 			t.Error("sense was not")
+		}
+	})
+}
+
+// Who has told a large change is not told it back, and all others are.
+func TestNothingIsToldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 61)
+		a := c.node().start()
+		others := []*testNode{c.node("n1").start(), c.node("n1").start()}
+		c.eventually(10*time.Second, "all see each other", whole(c.nodes...))
+		sent := func(from, to *testNode) uint64 {
+			from.mu.Lock()
+			defer from.mu.Unlock()
+			if o := from.outboxes[to.id]; o != nil {
+				return o.seq
+			}
+			return 0
+		}
+		a.add(strings.Repeat("x", 100<<10))
+		c.eventually(5*time.Second, "all have it", agreed(c.nodes...))
+		for i, n := range others {
+			if back, on := sent(n, a), sent(n, others[1-i]); back != 0 || on > 1 {
+				t.Errorf("%s sends it back %d times, and on %d times", n.cfg.Name, back, on)
+			}
+		}
+		if on := sent(others[0], others[1]) + sent(others[1], others[0]); on == 0 {
+			t.Error("nobody passes it on")
 		}
 	})
 }
