@@ -129,6 +129,9 @@ func (c *Compiler) settleLocal(n policy.Name, e policy.Endpoint, here bool) {
 type selection struct {
 	c       *Compiler
 	changed []*pol
+	within  map[string][]*pol    // of changed, those whose subject is in their own namespace, by that
+	wide    []*pol               // the others
+	mine    map[*labelSet][]*pol // of changed, those that select a kind of endpoints, as far as that was asked
 	known   [2][]step
 	fresh   []*table // that have come by it
 }
@@ -152,11 +155,7 @@ func (s *selection) settle(n policy.Name, l *local) {
 	}
 	var mine []*pol
 	if !whole {
-		for _, p := range s.changed {
-			if set.fits(p.Namespace, p.Namespaces, p.Pods) {
-				mine = append(mine, p)
-			}
-		}
+		mine = s.selecting(set)
 	}
 	for d := range policy.Direction(2) {
 		if !whole {
@@ -177,6 +176,31 @@ func (s *selection) settle(n policy.Name, l *local) {
 		}
 		l.move(d, t)
 	}
+}
+
+// selecting returns those of changed that select endpoints of a kind, in the order in which they are asked.
+func (s *selection) selecting(set *labelSet) []*pol {
+	if s.mine == nil {
+		s.mine, s.within = map[*labelSet][]*pol{}, map[string][]*pol{}
+		for _, p := range s.changed {
+			if p.Namespaces == nil {
+				s.within[p.Namespace] = append(s.within[p.Namespace], p)
+			} else {
+				s.wide = append(s.wide, p)
+			}
+		}
+	}
+	mine, known := s.mine[set]
+	if !known {
+		for _, p := range slices.Concat(s.within[set.space.name], s.wide) {
+			if set.fits(p.Namespace, p.Namespaces, p.Pods) {
+				mine = append(mine, p)
+			}
+		}
+		slices.SortFunc(mine, comparePols)
+		s.mine[set] = mine
+	}
+	return mine
 }
 
 // A step is how an endpoint has come from one table to another: by more policies, and without those that are gone.
