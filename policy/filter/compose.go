@@ -141,33 +141,52 @@ func (b *buffer) composeHooks(table string, l layout) {
 	b.composeRules(table, l, outer)
 }
 
-// contents calls do with messages that add all elements of the model, of which those of a part are no more than stage.
+// contents calls do with messages that add all elements of the model, of which those of a part are no more than stage, and of one set. Do keeps nothing of them.
 func (m *model) contents(table string, do func(b buffer) error) error {
-	all := map[string][]element{}
-	m.each(func(set string, x element) { all[set] = append(all[set], x) })
 	var leaves buffer
-	for _, x := range all[setLeaves] {
-		leaves.composeLeaf(table, x)
+	for name, l := range m.leaves {
+		leaves.composeLeaf(table, element{key: []byte(name), data: l.number})
 	}
 	if len(leaves) > 0 {
 		if err := do(leaves); err != nil {
 			return err
 		}
 	}
+	parts := map[string]*part{}
 	for _, k := range sets() {
-		for part := range slices.Chunk(all[k.name], stage) {
-			var b buffer
-			l := b.adding(table, k)
-			for _, x := range part {
-				l.add(x)
-			}
-			l.close()
-			if err := do(b); err != nil {
-				return err
+		p := &part{}
+		p.lister = p.messages.adding(table, k)
+		parts[k.name] = p
+	}
+	var err error
+	m.each(func(set string, x element) {
+		if p := parts[set]; p != nil && err == nil {
+			p.add(x)
+			if p.elements++; p.elements == stage {
+				err = p.flush(do)
 			}
 		}
+	})
+	for _, k := range sets() {
+		if p := parts[k.name]; p.elements > 0 && err == nil {
+			err = p.flush(do)
+		}
 	}
-	return nil
+	return err
+}
+
+// A part is elements of one set, in the making.
+type part struct {
+	messages buffer
+	*lister
+	elements int
+}
+
+func (p *part) flush(do func(b buffer) error) error {
+	p.close()
+	err := do(p.messages)
+	p.messages, p.elements = p.messages[:0], 0
+	return err
 }
 
 // stage is how many elements go into one transaction where several are as good as one: as long as it lasts, the kernel keeps a page for each to

@@ -77,7 +77,7 @@ func (f *Filter) make(name string, m *model, l layout, d digest, have *contents)
 	staged := d.count > readable
 	flush := func() error {
 		err := f.conn.commit(b)
-		b = nil
+		b = b[:0]
 		return err
 	}
 	if have != nil {

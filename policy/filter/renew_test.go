@@ -295,3 +295,16 @@ func TestRenewedWithoutAGap(t *testing.T) {
 		})
 	}
 }
+
+// A large table is made by a few transactions, whatever is in it.
+func TestFewStages(t *testing.T) {
+	t.Parallel()
+	ns := newSpace(t)
+	f := newFilter(t, ns)
+	before, ok := f.current()
+	must(t, f.Replace(crowded(0)))
+	after, still := f.current()
+	if most := uint32(readable/stage + len(sets()) + 3); !ok || !still || after-before > most {
+		t.Errorf("%d transactions, more than %d", after-before, most)
+	}
+}
