@@ -52,10 +52,10 @@ func (e *Enforcer) step() (again time.Duration) {
 	e.count(delta)
 	e.model.Unlock()
 	e.committed = true
-	e.saver.follow(delta)
 	if e.program(delta, first) {
 		e.nextAt = time.Now().Add(gap)
 	}
+	e.saver.follow(delta)
 	e.lag(delta)
 	e.tally()
 	e.answer()
