@@ -278,7 +278,8 @@ func (h *policyHosts) run(ctx context.Context) {
 	for done := (<-chan struct{})(synced); ; {
 		began := time.Now()
 		h.look()
-		gap := max(hostsGap, min(hostsShare*time.Since(began), hostsGapMost))
+		looked := time.Now()
+		next := looked.Add(max(hostsGap, min(hostsShare*looked.Sub(began), hostsGapMost)))
 		select {
 		case <-ctx.Done():
 			return
@@ -294,7 +295,7 @@ func (h *policyHosts) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(gap):
+		case <-time.After(time.Until(next)):
 		}
 	}
 }
