@@ -124,8 +124,8 @@ func (w workload) defaultName() string {
 	switch {
 	case w.CNI != nil:
 		name = w.CNI.ContainerID
-		if len(name) > 12 { // as runtimes show them
-			name = name[:12]
+		if _, err := hex.DecodeString(name); err == nil && len(name) == 2*sha256.Size {
+			name = name[:12] // as runtimes show those that they have made; any other may begin as a thousand others do
 		}
 	case strings.HasPrefix(w.Netns, "/proc/"):
 		name = ""

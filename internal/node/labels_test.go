@@ -106,16 +106,18 @@ func TestLabelsOfWorkloads(t *testing.T) {
 func TestLabelsByCNI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := one(t)
-		bare, pod, given := request(m, "0123456789abcdef"), request(m, "c2"), request(m, "c3")
+		long := strings.Repeat("0123456789abcdef", 4)
+		bare, called, pod, given := request(m, long), request(m, "web-frontend-17"), request(m, "c2"), request(m, "c3")
 		pod.Pod = cni.Pod{Namespace: "shop", Name: "db-0"}
 		given.Pod, given.Namespace, given.Labels = pod.Pod, "other", map[string]string{"app": "db"}
-		for _, r := range []cni.Request{bare, pod, given} {
+		for _, r := range []cni.Request{bare, called, pod, given} {
 			c.add(m, r)
 		}
 		for id, want := range map[string]api.Identity{
-			"cni/0123456789abcdef/eth0": {Namespace: "default", Name: "0123456789ab"},
-			"cni/c2/eth0":               {Namespace: "shop", Name: "db-0"},
-			"cni/c3/eth0":               {Namespace: "other", Name: "db-0", Labels: map[string]string{"app": "db"}},
+			"cni/" + long + "/eth0":    {Namespace: "default", Name: "0123456789ab"},
+			"cni/web-frontend-17/eth0": {Namespace: "default", Name: "web-frontend-17"},
+			"cni/c2/eth0":              {Namespace: "shop", Name: "db-0"},
+			"cni/c3/eth0":              {Namespace: "other", Name: "db-0", Labels: map[string]string{"app": "db"}},
 		} {
 			if got := c.identityOf(m, id); !reflect.DeepEqual(got, want) {
 				t.Errorf("%s: %+v", id, got)
