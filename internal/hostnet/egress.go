@@ -37,27 +37,27 @@ func (n namespace) egress(advertise netip.Addr) (Link, error) {
 		return Link{}, err
 	}
 	defer c.Close()
-	candidates, err := exits(c)
+	found, err := exits(c)
 	if err != nil {
 		return Link{}, err
 	}
 	var all []netip.Addr
-	for _, e := range candidates {
+	for _, e := range found {
 		all = append(all, e.addr)
 	}
-	best := slices.IndexFunc(candidates, func(e exit) bool { return e.addr == advertise })
+	best := slices.IndexFunc(found, func(e exit) bool { return e.addr == advertise })
 	if best < 0 {
 		best = 0
 	} else if i := slices.Index(all, advertise); i > 0 {
 		all = slices.Insert(slices.Delete(all, i, i+1), 0, advertise)
 	}
-	if len(candidates) == 0 {
+	if len(found) == 0 {
 		return Link{}, ErrNoNetwork
 	}
-	e := candidates[best]
+	e := found[best]
 	l := Link{Name: e.name, MTU: e.mtu, Addr: e.addr, Addrs: all}
 	if e.addr != advertise {
-		for _, other := range candidates {
+		for _, other := range found {
 			if e.rank == rankDefault && other.rank == rankDefault {
 				l.MTU = min(l.MTU, other.mtu)
 			}
@@ -88,22 +88,11 @@ const (
 
 // exits returns the addresses of the host, best first.
 func exits(c conn) ([]exit, error) {
-	links, err := c.links()
-	if err != nil {
-		return nil, err
-	}
-	byIndex := map[int]netlink.Link{}
-	for _, l := range links {
-		a := l.Attrs()
-		down := a.Flags&net.FlagUp == 0 || a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown
-		if !down && a.Flags&net.FlagLoopback == 0 && !ours(l) && !kernelPath(l) {
-			byIndex[a.Index] = l
-		}
-	}
+	links := candidates{c: c, known: map[int]netlink.Link{}}
 	var list []exit
 	anyDefault := false
 	for _, f := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		route, err := defaultRoute(c, f, byIndex)
+		route, err := defaultRoute(c, f, links)
 		if err != nil {
 			return nil, err
 		}
@@ -115,8 +104,14 @@ func exits(c conn) ([]exit, error) {
 		for _, x := range addrs {
 			addr, ok := netip.AddrFromSlice(x.IP)
 			addr = addr.Unmap()
-			l := byIndex[x.LinkIndex]
-			if !ok || l == nil || !addr.IsGlobalUnicast() || x.Flags&unusable != 0 {
+			if !ok || !addr.IsGlobalUnicast() || x.Flags&unusable != 0 {
+				continue
+			}
+			l, err := links.at(x.LinkIndex)
+			if err != nil {
+				return nil, err
+			}
+			if l == nil {
 				continue
 			}
 			e := exit{name: l.Attrs().Name, index: x.LinkIndex, mtu: l.Attrs().MTU, addr: addr, rank: rankOther}
@@ -157,8 +152,38 @@ func order(a, b bool) int {
 // unusable are flags of addresses that others cannot use, or not for long.
 const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED
 
+// candidates are the links by which others may reach the host. Only those are looked at that have an address or a default route: of the others, which
+// workloads have, there may be a thousand, and for each the kernel goes through all namespaces that it knows to tell in which its other end is.
+type candidates struct {
+	c     conn
+	known map[int]netlink.Link // by index; nil: none of them
+}
+
+// at returns the link of that index; nil if it is none of them.
+func (k candidates) at(index int) (netlink.Link, error) {
+	if l, ok := k.known[index]; ok {
+		return l, nil
+	}
+	l, err := k.c.LinkByIndex(index)
+	var absent netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &absent), errors.Is(err, unix.ENODEV): // it has gone since
+		l = nil
+	case err != nil:
+		return nil, fmt.Errorf("looking for interface %d: %w", index, err)
+	default:
+		a := l.Attrs()
+		down := a.Flags&net.FlagUp == 0 || a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown
+		if down || a.Flags&net.FlagLoopback != 0 || ours(l) || kernelPath(l) {
+			l = nil
+		}
+	}
+	k.known[index] = l
+	return l, nil
+}
+
 // defaultRoute returns the default route with the best metric, with one link, which must be among links; nil if there is none.
-func defaultRoute(c conn, family int, links map[int]netlink.Link) (*netlink.Route, error) {
+func defaultRoute(c conn, family int, links candidates) (*netlink.Route, error) {
 	list, err := c.routes(family)
 	if err != nil {
 		return nil, err
@@ -169,7 +194,12 @@ func defaultRoute(c conn, family int, links map[int]netlink.Link) (*netlink.Rout
 			r.LinkIndex = r.MultiPath[0].LinkIndex
 		}
 		k, ok := keyOf(r)
-		if !ok || k.dst.Bits() != 0 || r.Type != unix.RTN_UNICAST || links[r.LinkIndex] == nil {
+		if !ok || k.dst.Bits() != 0 || r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		if l, err := links.at(r.LinkIndex); err != nil {
+			return nil, err
+		} else if l == nil {
 			continue
 		}
 		if best == nil || r.Priority < best.Priority {
