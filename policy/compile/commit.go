@@ -208,6 +208,9 @@ func (c *Compiler) again() bool {
 
 // settleSides works out the sides of local endpoints, and returns what each table has to know of those that see themselves.
 func (c *Compiler) settleSides() map[*table]map[*class]struct{} {
+	if len(c.tables)+len(c.sides)+len(c.selves) == 0 {
+		return nil // no endpoint has a table, nor had one
+	}
 	sides := make(map[Side]*table, len(c.sides))
 	selves := make(map[netip.Addr]*class, len(c.selves))
 	wanted := map[*table]map[*class]struct{}{}

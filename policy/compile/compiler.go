@@ -310,12 +310,14 @@ func (c *Compiler) State() *State {
 func (c *Compiler) Problems() []string {
 	var lines []string
 	names := [2]string{policy.Ingress: "ingress", policy.Egress: "egress"}
-	for n, l := range c.locals {
-		for d, t := range l.tables {
-			if t != nil && t.denied != 0 {
-				lines = append(lines, fmt.Sprintf(
-					"%s/%s: all %s is denied: the %d policies that select it have more rules than this node can enforce; select it by fewer, or use fewer peers and ports",
-					n.Namespace, n.Name, names[d], len(t.pols)))
+	if slices.ContainsFunc(c.tables, func(t *table) bool { return t.denied != 0 }) {
+		for n, l := range c.locals {
+			for d, t := range l.tables {
+				if t != nil && t.denied != 0 {
+					lines = append(lines, fmt.Sprintf(
+						"%s/%s: all %s is denied: the %d policies that select it have more rules than this node can enforce; select it by fewer, or use fewer peers and ports",
+						n.Namespace, n.Name, names[d], len(t.pols)))
+				}
 			}
 		}
 	}
