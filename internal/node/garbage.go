@@ -155,13 +155,14 @@ func (ws *workloads) forgetAll(gone []workload) (failed map[string]error) {
 			ws.unpermit(id)
 		}
 	}
-	defer ws.known.raise()
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	ws.known.raise()
 	for _, id := range ids {
 		if failed[id] == nil {
 			delete(ws.all, id)
 			delete(ws.state, id)
+			ws.alter(id)
 		}
 	}
 	fault.Point("forget-forgotten")

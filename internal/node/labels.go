@@ -246,10 +246,10 @@ func (ws *workloads) label(ctx context.Context, id string, r api.LabelRequest) (
 			now.Policy = w.Policy
 			ws.all[id] = now
 		}
+		ws.alter(id)
 		ws.mu.Unlock()
 		ws.log.Info("labels changed", zap.String("workload", id), zap.Any("labels", w.Policy.Labels))
 		ws.relabel(w)
-		ws.known.raise()
 	}
 	return ws.describe(w), ctx.Err()
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/weftnet/weft/internal/enforce"
 	"github.com/weftnet/weft/internal/store"
-	"github.com/weftnet/weft/ipam"
 	"github.com/weftnet/weft/mesh"
 	"github.com/weftnet/weft/policy"
 	"github.com/weftnet/weft/policy/replica"
@@ -75,10 +74,10 @@ type policyHosts struct {
 	keeps  signal          // manifests have changed that are not on disk
 	joined <-chan struct{} // closed when states were exchanged with another node
 
-	looking sync.Mutex                 // held by whoever looks, and tells the sink
-	told    hostShare                  // under looking
-	owners  *addrOwners                // as told; under looking
-	encoded map[string]encodedEndpoint // what own returned last, by key; under looking
+	looking sync.Mutex   // held by whoever looks, and tells the sink
+	told    hostShare    // under looking
+	owners  *addrOwners  // as told; under looking
+	own     ownEndpoints // under looking
 
 	changing sync.Mutex // held by whoever changes manifests, from the disk to the mesh
 	onDisk   setLog     // of manifests; under changing
@@ -335,8 +334,7 @@ func (h *policyHosts) look() {
 	if now := newOwners(h.e.universe, h.e.alloc.Owned(), nodes); now.changed(h.owners) {
 		h.owners, owners = now, now.owns
 	}
-	values, err := h.own()
-	var delta []byte
+	turn := h.ownTurn()
 	h.mu.Lock()
 	if !maps.Equal(retired, h.pruned) {
 		h.pruned = retired
@@ -345,12 +343,9 @@ func (h *policyHosts) look() {
 			h.note(1, changed)
 		}
 	}
-	if err == nil {
-		var changed []string
-		delta, changed, err = h.endpoints.Own(values)
-		if h.note(1, changed); delta != nil {
-			h.unsaved.add(delta)
-		}
+	delta, changed, err := h.tellOwn(turn)
+	if h.note(1, changed); delta != nil {
+		h.unsaved.add(delta)
 	}
 	news := h.takeNews()
 	h.mu.Unlock()
@@ -388,56 +383,6 @@ func (h *policyHosts) takeNews() shareNews {
 	}
 	h.news, h.known = [2]map[string]bool{}, nil
 	return n
-}
-
-// own is what this node tells of itself. It works out anew what has changed. The caller has looking.
-func (h *policyHosts) own() (map[string][]byte, error) {
-	values := map[string][]byte{}
-	if h.n.whyRetired() != nil || h.n.isLeaving() {
-		return values, nil
-	}
-	before := h.encoded
-	h.encoded = make(map[string]encodedEndpoint, len(before))
-	put := func(key string, from endpointOrigin, e func() replica.Endpoint) error {
-		have, ok := before[key]
-		if !ok || have.endpointOrigin != from {
-			b, err := e().Encode()
-			if err != nil {
-				return fmt.Errorf("%s: %w", key, err)
-			}
-			have = encodedEndpoint{from, b}
-		}
-		h.encoded[key], values[key] = have, have.value
-		return nil
-	}
-	if lease, ok := h.e.alloc.Lookup(hostOwner); ok {
-		if err := put(replica.HostKey, endpointOrigin{lease: lease}, func() replica.Endpoint { return replica.Endpoint{Addrs: addresses(lease)} }); err != nil {
-			return nil, err
-		}
-	}
-	for _, w := range h.e.workloads.unsorted() {
-		if lease, ok := h.e.alloc.Lookup(w.ID); ok {
-			from := endpointOrigin{lease, w.Policy, w.CNI, w.Netns}
-			if err := put(replica.EndpointKey(w.ID), from, func() replica.Endpoint { return w.endpoint(lease) }); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return values, nil
-}
-
-// endpointOrigin is what is told of a workload is made of. What it points to is never modified.
-type endpointOrigin struct {
-	lease  ipam.Lease
-	policy *policyIdentity
-	cni    *cniOrigin
-	netns  string
-}
-
-// encodedEndpoint is what was told of a workload.
-type encodedEndpoint struct {
-	endpointOrigin
-	value []byte
 }
 
 // nodesByID returns what nodes that may have workloads are called: each by another name. This one has its own.

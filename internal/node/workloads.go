@@ -66,7 +66,7 @@ type workloads struct {
 	uptime  func() time.Duration // as cni.Uptime
 	log     *zap.Logger
 	mending signal // reconcile is due
-	known   signal // policies may have to know workloads otherwise
+	known   signal // policies may have to know workloads otherwise: those that are altered
 	guided  bool   // policies know workloads by their pods
 
 	policies *enforce.Enforcer // nil: there are none
@@ -82,6 +82,7 @@ type workloads struct {
 	mu       sync.Mutex
 	all      map[string]workload
 	state    map[string]string          // ID -> what is wrong, absent: nothing
+	altered  map[string]bool            // by ID: those that have come, gone or changed since takeAltered; nil: nobody asks
 	coming   map[string]*arrival        // by ID, one attach each, by lock
 	finished uint64                     // attaches
 	deleted  map[deletion]time.Duration // when what runtimes have deleted last was asked for, see cniorder.go
@@ -301,7 +302,24 @@ func (ws *workloads) put(w workload) {
 	w.finished, w.done = ws.finished, ws.uptime()
 	ws.all[w.ID] = w
 	delete(ws.state, w.ID)
+	ws.alter(w.ID)
+}
+
+// alter takes down that something may have to be told of a workload. The caller has mu.
+func (ws *workloads) alter(id string) {
+	if ws.altered != nil {
+		ws.altered[id] = true
+	}
 	ws.known.raise()
+}
+
+// takeAltered returns the IDs of the workloads that have come, gone or changed since it was called last.
+func (ws *workloads) takeAltered() []string {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ids := slices.Collect(maps.Keys(ws.altered))
+	ws.altered = map[string]bool{}
+	return ids
 }
 
 func (ws *workloads) setState(id string, err error) {

@@ -59,6 +59,8 @@ type Set struct {
 	mine  map[Dot]struct{} // items that self has written
 	bytes int              // of all keys and values
 	sum   uint64           // see Digest
+
+	disturbed uint64 // see Disturbed
 }
 
 // New makes an empty set. self is the NodeID that writes by it; it gives its items numbers from floor on, or from the greatest that was seen of
@@ -150,9 +152,28 @@ func (s *Set) Write(changes []Change) (delta []byte, changed []string, err error
 // Own makes the items that this node has written those of values, and returns as Write does. An item of this node's that came from elsewhere, or went
 // missing, is put right by it.
 func (s *Set) Own(values map[string][]byte) (delta []byte, changed []string, err error) {
+	return s.own(maps.Keys(s.mine), values)
+}
+
+// OwnOf is Own for the items of some keys, and leaves the others alone, however many there are. Those of values are among these keys; what is not in
+// values is to be nothing.
+func (s *Set) OwnOf(keys []string, values map[string][]byte) (delta []byte, changed []string, err error) {
+	var mine []Dot
+	for _, k := range keys {
+		for _, dot := range s.keys[k] {
+			if dot.Writer == s.self {
+				mine = append(mine, dot)
+			}
+		}
+	}
+	return s.own(slices.Values(mine), values)
+}
+
+// own makes those of this node's items be those of values.
+func (s *Set) own(mine iter.Seq[Dot], values map[string][]byte) (delta []byte, changed []string, err error) {
 	d := newChange(s)
 	kept := make(map[string]Dot, len(values))
-	for dot := range s.mine {
+	for dot := range mine {
 		i := s.items[dot]
 		if v, ok := values[i.Key]; !ok || i.Seq < s.floor || !bytes.Equal(v, i.Value) {
 			d.drop(dot)
@@ -225,6 +246,7 @@ func (s *Set) Merge(b []byte, gone func(writer uint64) bool) (delta []byte, chan
 	if err := d.within(s.limits.twice()); err != nil {
 		return nil, nil, err
 	}
+	d.notice()
 	delta, changed = d.commit()
 	return delta, changed, nil
 }
@@ -268,6 +290,7 @@ func (s *Set) Prune(gone func(writer uint64) bool) (changed []string) {
 			d.dropped[dot] = true
 		}
 	}
+	d.notice()
 	_, changed = d.commit()
 	for w, have := range s.seen {
 		if gone(w) {
@@ -276,6 +299,25 @@ func (s *Set) Prune(gone func(writer uint64) bool) (changed []string) {
 		}
 	}
 	return changed
+}
+
+// Disturbed is how often Merge or Prune has changed what this node has written: only Own puts that right.
+func (s *Set) Disturbed() uint64 { return s.disturbed }
+
+// notice counts a change that is not this node's own of what this node has written.
+func (d *change) notice() {
+	for dot := range d.dropped {
+		if dot.Writer == d.s.self {
+			d.s.disturbed++
+			return
+		}
+	}
+	for dot := range d.added {
+		if dot.Writer == d.s.self {
+			d.s.disturbed++
+			return
+		}
+	}
 }
 
 // beats tells which of two items of one dot counts; there is one alone unless a disk was put back.
