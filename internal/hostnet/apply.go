@@ -120,7 +120,7 @@ func (h *Host) Apply(d Desired, prior Changes) (res Result, err error) {
 
 	for try := 1; ; try++ {
 		m := &mender{c: c, state: state, device: device.Attrs().Index}
-		err := errors.Join(m.workloads(h.ns, links, d.Workloads), m.routes(d.Universe), m.neighbours())
+		err := errors.Join(m.workloads(h.ns, links, d.Workloads), m.routes(d.Universe), m.neighbours(), m.slim())
 		if errors.Is(err, unix.ENODEV) && try < mendTries { // a workload went away meanwhile: it is missing now
 			if links, err = c.links(); err == nil {
 				continue

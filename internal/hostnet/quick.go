@@ -46,22 +46,22 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 	}
 	addrs := a.state.usable(a.Workload)
 	fault.Point("quick-set")
-	if outer.done(a.hostSide(index, addrs)) != nil {
-		return false, true
-	}
-	fault.Point("quick-outside")
 	if inner.done(a.workloadSide(peer, addrs)) != nil {
 		return false, true
 	}
 	fault.Point("quick-inside")
-	if outer.done([]*nl.NetlinkRequest{a.mark(index)}) != nil {
+	if outer.done(a.hostSide(index, addrs)) != nil {
 		return false, true
 	}
+	fault.Point("quick-outside")
 	a.used = addrs
 	for _, addr := range addrs {
 		a.ways = append(a.ways, Route{Dst: everywhere(addr.Is6()), Gateway: a.state.gateways[addr.Is6()]})
 	}
 	a.unsettled = !outer.running(index, briefly) || !inner.running(peer, briefly) || !inner.settled(addrs, briefly)
+	if !a.unsettled {
+		outer.slim(index)
+	}
 	return true, true
 }
 
@@ -125,7 +125,9 @@ func (a *attacher) newVeth() *nl.NetlinkRequest {
 // vethQueueLen is what the kernel gives a veth unless told otherwise.
 const vethQueueLen = 1000
 
-// hostSide is what the host's end needs. It is up first, so that the workload can send at once.
+// hostSide is what the host's end needs, when the workload has all that it needs. The mark comes first: of a change to a link that is up the kernel has
+// IPv6 go through all routes of the host, one for each workload. The requests are carried out to the last whatever becomes of this process, and what of
+// the host's end one of them has failed to do, as the mark does not tell, Apply does.
 func (a *attacher) hostSide(index int, addrs []netip.Addr) []*nl.NetlinkRequest {
 	var requests []*nl.NetlinkRequest
 	if a.state.v6 && a.MTU >= minMTU6 { // see mender.up
@@ -134,7 +136,7 @@ func (a *attacher) hostSide(index int, addrs []netip.Addr) []*nl.NetlinkRequest 
 		mode.AddData(spec)
 		requests = append(requests, mode)
 	}
-	requests = append(requests, setLink(index, unix.IFF_UP))
+	requests = append(requests, a.mark(index), setLink(index, unix.IFF_UP))
 	for _, addr := range addrs {
 		requests = append(requests, setNeighbour(index, addr, a.mac()), addRoute(a.state.route(netip.PrefixFrom(addr, addr.BitLen()), index)))
 	}
@@ -155,7 +157,7 @@ func (a *attacher) workloadSide(index int, addrs []netip.Addr) []*nl.NetlinkRequ
 	return requests
 }
 
-// mark asks for the alias, which says that all is done.
+// mark asks for the alias, which says that all inside is done.
 func (a *attacher) mark(index int) *nl.NetlinkRequest {
 	r := setLink(index, 0)
 	r.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(aliasPrefix+a.ID)))

@@ -31,8 +31,8 @@ func (e *SlowError) Error() string {
 // Settle waits until packets flow, for which the kernel does some work in the background, usually done when Attach returns. After 5 s it gives up
 // with a [SlowError], and leaves all as it is. It keeps nobody else waiting. w.Addrs are those that [Host.Attach] has said to be in use.
 //
-// The queue of the end that was up first starts when the carrier comes, which was when the other went up; asking for the link makes it start
-// at once since Linux 6.9. And IPv6 addresses are in use some microseconds after they were added.
+// The queue of the end that was up first, which may be either, starts when the carrier comes, which was when the other went up; asking for the link makes
+// it start at once since Linux 6.9. And IPv6 addresses are in use some microseconds after they were added.
 func (h *Host) Settle(w Workload) error {
 	if w.AddressesOnly {
 		return nil
@@ -56,7 +56,7 @@ func (h *Host) Settle(w Workload) error {
 		w.IfName = DefaultIfName
 	}
 	end := time.Now().Add(settlePatience)
-	settled := true
+	settled, outer := true, 0
 	for _, x := range []struct {
 		c    conn
 		name string
@@ -66,6 +66,9 @@ func (h *Host) Settle(w Workload) error {
 			return err
 		}
 		settled = settled && l != nil && x.c.running(l, time.Until(end))
+		if l != nil && outer == 0 {
+			outer = l.Attrs().Index
+		}
 	}
 	for _, a := range w.Addrs {
 		settled = settled && inner.settled(a, time.Until(end))
@@ -73,6 +76,7 @@ func (h *Host) Settle(w Workload) error {
 	if !settled {
 		return &SlowError{IfName: w.IfName, Netns: w.Netns, Waited: settlePatience}
 	}
+	host.slim(outer)
 	return nil
 }
 

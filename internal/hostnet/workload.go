@@ -433,6 +433,9 @@ func (a *attacher) settle() error {
 	for _, addr := range a.used {
 		a.unsettled = a.unsettled || !a.inner.settled(addr, briefly)
 	}
+	if !a.unsettled {
+		a.host.slim(a.outer.Attrs().Index)
+	}
 	return nil
 }
 
