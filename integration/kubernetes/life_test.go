@@ -134,6 +134,19 @@ func pingable(pods []*Pod) (failed []string) {
 // daemons returns the pids of a node's daemon: there are two of them while one stands by.
 func daemons(n *Node) []int { return n.Processes("weft kube launch") }
 
+// waitAnew waits until each node has a daemon that is none of those that were killed, which may take a moment to die.
+func (c *Cluster) waitAnew(killed []int) {
+	c.tb.Helper()
+	c.Wait(time.Minute, "all daemons run again", func() error {
+		for _, n := range c.Nodes {
+			if !slices.ContainsFunc(daemons(n), func(pid int) bool { return !slices.Contains(killed, pid) }) {
+				return fmt.Errorf("%s has none", n.Name())
+			}
+		}
+		return nil
+	})
+}
+
 // TestAPIServerAway kills the API server. Connections between pods go on; the daemons are killed, come back without it, and so does the traffic.
 func TestAPIServerAway(t *testing.T) {
 	c := New(t, 3)
@@ -149,6 +162,7 @@ func TestAPIServerAway(t *testing.T) {
 	c.StopAPI()
 	start := time.Now()
 	time.Sleep(*away / 3)
+	killed := []int{}
 	for _, n := range c.Nodes {
 		pids := daemons(n)
 		if len(pids) != 1 {
@@ -157,15 +171,9 @@ func TestAPIServerAway(t *testing.T) {
 		if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		killed = append(killed, pids[0])
 	}
-	c.Wait(time.Minute, "all daemons run again", func() error {
-		for _, n := range c.Nodes {
-			if len(daemons(n)) != 1 {
-				return fmt.Errorf("%s has none", n.Name())
-			}
-		}
-		return nil
-	})
+	c.waitAnew(killed)
 	back := c.Wait(30*time.Second, "pods reach each other without the API server", func() error {
 		if failed := pingable(pods); failed != nil {
 			return fmt.Errorf("%s", failed)

@@ -186,7 +186,8 @@ func (c *Cluster) Smoke() (failed []string) {
 	c.RunWeb()
 	defer func() {
 		c.Kubectl("delete", "ds/web", "ds/host", "svc/web", "svc/local")
-		c.Wait(time.Minute, "the pods are gone", func() error {
+		// A kubelet that could not reach the API server for minutes asks it again after one only.
+		c.Wait(2*time.Minute, "the pods are gone", func() error {
 			out, err := c.TryKubectl("get", "pods", "-l", "app in (web, host)", "-o", "name")
 			if err == nil && out != "" {
 				err = fmt.Errorf("%s are there", strings.Fields(out))

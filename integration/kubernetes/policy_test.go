@@ -7,7 +7,6 @@ package kubernetes
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -152,15 +151,7 @@ func testPolicyRestart(t *testing.T, c *Cluster) {
 					killed = append(killed, pid)
 				}
 			}
-			// The DaemonSet hears of it later only.
-			c.Wait(time.Minute, "all daemons run again", func() error {
-				for _, n := range c.Nodes {
-					if !slices.ContainsFunc(daemons(n), func(pid int) bool { return !slices.Contains(killed, pid) }) {
-						return fmt.Errorf("%s has none", n.Name())
-					}
-				}
-				return nil
-			})
+			c.waitAnew(killed) // the DaemonSet hears of it later only
 			c.WaitRollout(3 * time.Minute)
 			time.Sleep(2 * time.Second)
 		}},
