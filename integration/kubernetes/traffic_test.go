@@ -101,6 +101,9 @@ var (
 	adding  = regexp.MustCompile(`time="([^"]+)" level=debug msg="(begin cni setup|cni result: .*)" podsandboxid=([0-9a-f]+)`)
 )
 
+// started is a line of the kubelet's log: how long a pod took from when it was made in the API until it ran.
+var started = regexp.MustCompile(`"Observed pod startup duration" pod="default/.* podStartE2EDuration="([^"]+)"`)
+
 // TestScaling scales many pods up and down: nothing of them is left.
 func TestScaling(t *testing.T) {
 	c := New(t, 3)
@@ -152,19 +155,39 @@ spec:
 			return nil
 		})
 	}
-	sandboxes, adds := []time.Duration{}, []time.Duration{}
+	sandboxes, adds, starts := []time.Duration{}, []time.Duration{}, []time.Duration{}
 	for _, n := range c.Nodes {
+		starts = append(starts, startTimes(t, filepath.Join(c.logs, n.Name(), "kubelet.log"))...)
 		s, a := sandboxTimes(t, filepath.Join(c.logs, n.Name(), "containerd.log"))
 		sandboxes, adds = append(sandboxes, s...), append(adds, a...)
 	}
-	if len(sandboxes) != *scaled**scalings || len(adds) < len(sandboxes) {
-		t.Fatalf("containerd's logs tell of %d pods, %d of which got a network", len(sandboxes), len(adds))
+	if len(sandboxes) != *scaled**scalings || len(adds) < len(sandboxes) || len(starts) != len(sandboxes) {
+		t.Fatalf("containerd's logs tell of %d pods, %d of which got a network, the kubelets' of %d", len(sandboxes), len(adds), len(starts))
 	}
-	for what, times := range map[string][]time.Duration{"sandboxes, of which CNI ADD is a part": sandboxes, "ADDs (loopback, weft, portmap)": adds} {
+	for what, times := range map[string][]time.Duration{
+		"pods, from the API to running": starts, "sandboxes, of which CNI ADD is a part": sandboxes, "ADDs (loopback, weft, portmap)": adds,
+	} {
 		slices.Sort(times)
 		t.Logf("%d %s: p50 %v, p99 %v, at most %v", len(times), what, times[len(times)/2].Round(time.Millisecond),
 			times[len(times)*99/100].Round(time.Millisecond), times[len(times)-1].Round(time.Millisecond))
 	}
+}
+
+// startTimes reads from the kubelet's log how long each pod took.
+func startTimes(t *testing.T, file string) (starts []time.Duration) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range started.FindAllSubmatch(text, -1) {
+		took, err := time.ParseDuration(string(m[1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		starts = append(starts, took)
+	}
+	return starts
 }
 
 // sandboxTimes reads from containerd's log how long each pod's sandbox took, and how long the plugins in it.
