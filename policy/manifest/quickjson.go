@@ -89,8 +89,9 @@ func (r *scanner) members(v *value, end byte, depth int) bool {
 	}
 	fields, items := r.trees.mark()
 	for {
-		key, ok := "", true
+		var key string
 		if v.kind == object {
+			var ok bool
 			if r.space(); len(r.b) == 0 || r.b[0] != '"' {
 				return false
 			}
