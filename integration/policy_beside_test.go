@@ -45,10 +45,11 @@ func between(from *lab.Workload, to []netip.Addr, port uint16, allowed bool) (ou
 	return out
 }
 
-// lines are those of a snapshot that speak of something.
-func lines(all []string, about string) (out []string) {
-	for _, l := range all {
-		if strings.Contains(l, about) {
+// servicesOf are the lines of a snapshot about the table of Services.
+func servicesOf(t *testing.T, h *lab.Host) (out []string) {
+	t.Helper()
+	for _, l := range snapshot(t, h.Namespace) {
+		if f := strings.Fields(l); len(f) > 3 && f[0] == "nft" && f[3] == lab.ServiceTable {
 			out = append(out, l)
 		}
 	}
@@ -93,7 +94,7 @@ func TestPoliciesBesideServices(t *testing.T) {
 	}
 	var tables [][]string
 	for _, h := range hosts {
-		all := lines(snapshot(t, h.Namespace), lab.ServiceTable)
+		all := servicesOf(t, h)
 		if len(all) < 5 {
 			t.Fatalf("%s has of the table of services: %q", h.Name(), all)
 		}
@@ -150,7 +151,7 @@ func TestPoliciesBesideServices(t *testing.T) {
 	inForce(t, hosts, names...)
 	check("after it was put back", only...)
 	for i, h := range hosts {
-		same(t, "services of "+h.Name(), tables[i], lines(snapshot(t, h.Namespace), lab.ServiceTable))
+		same(t, "services of "+h.Name(), tables[i], servicesOf(t, h))
 	}
 }
 
