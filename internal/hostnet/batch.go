@@ -27,9 +27,10 @@ const (
 // A line is a netlink socket of one namespace by which several requests go to the kernel at once: one system call, and one turn for
 // the lock of the kernel's network configuration after the other, with nobody to wake in between. It is not for concurrent use.
 type line struct {
-	fd  int
-	seq uint32
-	buf []byte
+	fd    int
+	seq   uint32
+	buf   []byte
+	heard int // bytes of answers
 }
 
 // line opens a line, which the caller closes.
@@ -99,6 +100,7 @@ func (l *line) do(requests ...*nl.NetlinkRequest) ([]answer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("waiting for the kernel's answer: %w", err)
 		}
+		l.heard += n
 		complete, ok := sortOut(l.buf[:n], first, answers)
 		if !ok {
 			return nil, errors.New("the kernel's answer makes no sense")

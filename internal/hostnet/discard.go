@@ -52,6 +52,7 @@ func (a *attacher) remove() error {
 // hangUp closes that line.
 func (a *attacher) hangUp() {
 	if a.exit != nil {
+		a.heard += a.exit.heard
 		a.exit.close()
 		a.exit = nil
 	}

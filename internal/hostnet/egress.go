@@ -37,7 +37,7 @@ func (n namespace) egress(advertise netip.Addr) (Link, error) {
 		return Link{}, err
 	}
 	defer c.Close()
-	found, err := exits(c)
+	found, err := exits(candidates{c: c, known: map[int]netlink.Link{}})
 	if err != nil {
 		return Link{}, err
 	}
@@ -87,17 +87,16 @@ const (
 )
 
 // exits returns the addresses of the host, best first.
-func exits(c conn) ([]exit, error) {
-	links := candidates{c: c, known: map[int]netlink.Link{}}
+func exits(links candidates) ([]exit, error) {
 	var list []exit
 	anyDefault := false
 	for _, f := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		route, err := defaultRoute(c, f, links)
+		route, err := defaultRoute(f, links)
 		if err != nil {
 			return nil, err
 		}
 		anyDefault = anyDefault || route != nil
-		addrs, err := c.addrs(nil, f)
+		addrs, err := links.c.addrs(nil, f)
 		if err != nil {
 			return nil, err
 		}
@@ -183,8 +182,8 @@ func (k candidates) at(index int) (netlink.Link, error) {
 }
 
 // defaultRoute returns the default route with the best metric, with one link, which must be among links; nil if there is none.
-func defaultRoute(c conn, family int, links candidates) (*netlink.Route, error) {
-	list, err := c.routes(family)
+func defaultRoute(family int, links candidates) (*netlink.Route, error) {
+	list, err := links.c.routes(family)
 	if err != nil {
 		return nil, err
 	}

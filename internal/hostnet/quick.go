@@ -23,7 +23,10 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 	if err != nil {
 		return false, false
 	}
-	defer inner.close()
+	defer func() {
+		a.heard += inner.heard
+		inner.close()
+	}()
 	outer, err := host.line()
 	if err != nil {
 		return false, false

@@ -37,7 +37,7 @@ func (h *Host) Remove(c Changes) (removed []string, err error) {
 			if !ours(l) || tunnel(l) != tunnels {
 				continue
 			}
-			if err := h.unplug(line, l); err != nil {
+			if err := h.unplug(line, l, nil); err != nil {
 				errs = append(errs, err)
 				continue
 			}

@@ -122,7 +122,8 @@ func (h *Host) complete(w Workload) (Workload, error) {
 	return w, nil
 }
 
-// Detach disconnects a workload, of which only the ID counts, or the addresses if it has nothing else. It is no error if it is not connected, or if its namespace is gone.
+// Detach disconnects a workload, of which the ID counts, or the addresses if it has nothing else; with the addresses of one that has an interface it is quicker. It is
+// no error if it is not connected, or if its namespace is gone.
 func (h *Host) Detach(w Workload) error {
 	if w.AddressesOnly {
 		return h.take(w)
@@ -139,7 +140,7 @@ func (h *Host) Detach(w Workload) error {
 	if err != nil || !vethOf(link, w.ID) {
 		return err
 	}
-	return h.unplug(l, link) // with the peer, and all routes and neighbours of both
+	return h.unplug(l, link, w.Addrs) // with the peer, and all routes and neighbours of both
 }
 
 // attacher connects one workload.
@@ -149,6 +150,7 @@ type attacher struct {
 	netns       namespace
 	host, inner conn
 	exit        *line // to the host, from quick on; nil: it could not be opened
+	heard       int   // bytes of what the kernel has answered by lines that are closed
 
 	outer, peer netlink.Link // the two ends
 	used        []netip.Addr // addresses that the workload got
