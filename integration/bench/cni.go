@@ -23,8 +23,8 @@ import (
 const cniCommand = "cni"
 
 const (
-	few    = 10 // how many pods the first and the last are
-	spares = 50 // how many pods come and go on a full node and on an empty one
+	few    = 10  // how many pods the first and the last are
+	spares = 200 // how many pods come and go on a full node and on an empty one, at most
 )
 
 // cniOptions is what the flags say.
@@ -43,6 +43,7 @@ type cniBench struct {
 	node        *lab.Host       // of the contender weft
 	contenders  []*cniContender // weft, and the reference plugins
 	empty       *cniContender   // weft, on a node without other pods
+	bare        [2]*kernelNode  // without a plugin: one that gets as many pods, and one that gets none but the spares
 	looks       []float64
 	full, alone cniTimes // of the spares, on the full node and on the empty one
 }
@@ -96,16 +97,16 @@ func cniMain(args []string, stdout, stderr io.Writer) int {
 
 func (b *cniBench) run() {
 	b.Step("build the nodes", func() (string, error) { return "", b.build() })
-	b.Step(fmt.Sprintf("make %d namespaces for pods", len(b.contenders)*b.pods+2*spares), func() (string, error) {
+	b.Step(fmt.Sprintf("make %d namespaces for pods", len(b.contenders)*b.pods+2*b.spares()), func() (string, error) {
 		for _, c := range b.contenders {
 			if err := c.makePods(b.pods); err != nil {
 				return "", err
 			}
 		}
-		if err := b.contenders[0].makeSpares(spares); err != nil {
+		if err := b.contenders[0].makeSpares(b.spares()); err != nil {
 			return "", err
 		}
-		return "", b.empty.makeSpares(spares)
+		return "", b.empty.makeSpares(b.spares())
 	})
 	for round := range b.rounds {
 		step := func(what string, f func(first int) error) {
@@ -124,6 +125,7 @@ func (b *cniBench) run() {
 		step("ADD"+several, b.each(b.atOnce, chunk*b.atOnce, verbAdd))
 		step("DEL"+several, b.each(b.atOnce, chunk*b.atOnce, verbDel))
 		step("is anything left", func(int) error { return b.clean() })
+		step("the kernel alone, on a full node and on an empty one", func(int) error { return b.kernelAlone() })
 	}
 	r := b.report()
 	if b.file != "" {
@@ -134,10 +136,13 @@ func (b *cniBench) run() {
 	b.Title("%s", r.terminal())
 }
 
+// spares is how many pods come and go on a full node and on an empty one.
+func (o cniOptions) spares() int { return min(spares, o.pods) }
+
 // chunk is how many pods, by those that come at a time, a contender gets in one turn.
 const chunk = 4
 
-// build makes the nodes: one for each contender, and one that gets no pods but the spares.
+// build makes the nodes: one for each contender, one that gets no pods but the spares, and two without a plugin.
 func (b *cniBench) build() error {
 	l := lab.New(b.Show, lab.Binary(b.weftBinary))
 	lan := l.Switch("switch")
@@ -161,6 +166,7 @@ func (b *cniBench) build() error {
 		referencePlugins(other, b.reference),
 	}
 	b.empty = weftPlugin(empty, bin)
+	b.bare = [2]*kernelNode{{host: l.Host("bare", lan)}, {host: l.Host("bare-empty", lan)}}
 	for _, c := range append(slices.Clone(b.contenders), b.empty) { // none is the first to be read from the disk
 		if err := c.makeSpares(1); err != nil {
 			return err
@@ -205,7 +211,7 @@ func (b *cniBench) reach() error {
 
 // fullAndEmpty adds and deletes pods on the node that has all of the others, and on one that has none, in turns.
 func (b *cniBench) fullAndEmpty() error {
-	for i := range spares {
+	for i := range b.spares() {
 		for j := range 2 {
 			c, times := b.contenders[0], &b.full
 			if (i+j)%2 == 1 {
@@ -244,7 +250,7 @@ func (b *cniBench) clean() error {
 func (b *cniBench) report() cniReport {
 	r := cniReport{
 		date: time.Now(), machine: machine(), notes: busy(b.looks, "Times are too long"), options: b.cniOptions, took: b.Elapsed(),
-		contenders: b.contenders, full: b.full, alone: b.alone,
+		contenders: b.contenders, full: b.full, alone: b.alone, kernel: [2]cniTimes{b.bare[0].times, b.bare[1].times},
 	}
 	if v := b.node.Weft("version"); v.Code == 0 {
 		r.versions = append(r.versions, firstLine(v.Stdout))

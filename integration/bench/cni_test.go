@@ -49,7 +49,7 @@ func TestCNIComparison(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"\n| weft | ", "\n| ptp + host-local | ", "\n| weft / ptp + host-local | ", "\n| weft, last / first | ", "\n| weft, full / empty | ", "## 12 pods, 4 at a time\n"} {
+	for _, want := range []string{"\n| weft | ", "\n| ptp + host-local | ", "\n| weft / ptp + host-local | ", "\n| weft, last / first | ", "\n| weft, full / empty | ", "\n| the kernel alone, full / empty | ", "## 12 pods, 4 at a time\n"} {
 		if !strings.Contains(string(doc), want) {
 			t.Errorf("the document has no %q:\n%s", want, doc)
 		}
@@ -71,6 +71,7 @@ func TestCNISheets(t *testing.T) {
 	r := cniReport{
 		options: cniOptions{pods: 20, atOnce: 5, rounds: 1}, contenders: []*cniContender{weft, other},
 		full: cniTimes{add: ms(3), del: ms(6)}, alone: cniTimes{add: ms(2), del: ms(4)},
+		kernel: [2]cniTimes{{add: ms(2, 9, 3, 2, 1), del: ms(9)}, {add: ms(1), del: ms(6)}},
 	}
 	var got []string
 	for _, s := range r.sheets() {
@@ -81,9 +82,11 @@ func TestCNISheets(t *testing.T) {
 		"20 pods, one after the other\n" + head + "| weft | 1.0 | 9.0 | 4.0 | 4.0 |\n| other | 4.0 | 4.0 | 8.0 | 8.0 |\n| weft / other | 0.25 | 2.25 | 0.50 | 0.50 |\n",
 		"20 pods, 5 at a time\n" + head + "| weft | 3.0 | 3.0 | 3.0 | 3.0 |\n| other | 12.0 | 12.0 | 1.0 | 1.0 |\n| weft / other | 0.25 | 0.25 | 3.00 | 3.00 |\n",
 		"The pods that are on a node already\n|  | ADD, ms | DEL, ms |\n|---|---:|---:|\n" +
-			"| weft, first 10 | 1.0 | - |\n| weft, last 10 | 2.0 | - |\n| weft, last / first | 2.00 | - |\n" +
-			"| other, first 10 | 4.0 | - |\n| other, last 10 | 4.0 | - |\n| other, last / first | 1.00 | - |\n" +
-			"| weft, in turns: empty node | 2.0 | 4.0 |\n| weft, in turns: node with 20 | 3.0 | 6.0 |\n| weft, full / empty | 1.50 | 1.50 |\n",
+			"| weft, first 10 | 1.0 (1.0-1.0) | - |\n| weft, last 10 | 2.0 (2.0-2.0) | - |\n| weft, last / first | 2.00 | - |\n" +
+			"| other, first 10 | 4.0 (4.0-4.0) | - |\n| other, last 10 | 4.0 (4.0-4.0) | - |\n| other, last / first | 1.00 | - |\n" +
+			"| weft, in turns: empty node | 2.0 (2.0-2.0) | 4.0 (4.0-4.0) |\n| weft, in turns: node with 20 | 3.0 (3.0-3.0) | 6.0 (6.0-6.0) |\n| weft, full / empty | 1.50 | 1.50 |\n" +
+			"| the kernel alone, in turns: empty node | 1.0 (1.0-1.0) | 6.0 (6.0-6.0) |\n| the kernel alone, in turns: node with 20 | 2.0 (2.0-3.0) | 9.0 (9.0-9.0) |\n" +
+			"| the kernel alone, full / empty | 2.00 | 1.50 |\n",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)

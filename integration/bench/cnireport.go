@@ -19,6 +19,7 @@ type cniReport struct {
 	took        time.Duration
 	contenders  []*cniContender // Weft's first
 	full, alone cniTimes
+	kernel      [2]cniTimes // the same without a plugin
 }
 
 // cniIntroduction is the beginning of the document, up to what differs from run to run.
@@ -40,6 +41,10 @@ const cniMethod = `## Method
 * After the ADDs the first pod and the last have to reach each other, and after the DELs nothing may be left.
 * The first and the last pods of a node are apart by the whole run, so what else the machine does at either time is in their ratio. A full node
   and an empty one are compared pod by pod: pods come and go on the node that has all of the others, and on another one that has none, in turns.
+  Of such times the median is shown, and between which values the middle half of them lies.
+* What the kernel alone takes is a veth pair to the pod's namespace, up, with an address of each family and the routes of both ends, made by the benchmark itself by netlink and
+  removed again, without any plugin, process or file. That grows with the interfaces that are there: IPv6 goes through all routes whenever an interface comes up or goes.
+  How many milliseconds more it takes on the full node than on the empty one is a part of every plugin's time there. A removal waits until the kernel has freed all; Weft's DEL does not.
 * Before each round the processors are watched for 2 s while nothing of this runs; the head of this document says so if others used a tenth of them
   or more.
 `
@@ -88,29 +93,45 @@ func (r cniReport) compare(title string, of func(*cniContender) cniTimes) sheet 
 // scale is a sheet of what the number of pods on a node costs.
 func (r cniReport) scale() sheet {
 	s := sheet{title: "The pods that are on a node already", head: []string{"", "ADD, ms", "DEL, ms"}}
-	row := func(name string, digits int, values ...float64) {
-		line := []string{name}
-		for i := range s.head[1:] {
-			line = append(line, orDash(fmt.Sprintf("%.*f", digits, values[min(i, len(values)-1)]), i < len(values)))
+	times := func(name string, lists ...[]time.Duration) {
+		line := []string{name, "-", "-"}
+		for i, list := range lists {
+			line[i+1] = quartiles(list)
+		}
+		s.lines = append(s.lines, line)
+	}
+	ratios := func(name string, over, under cniTimes, verbs ...verb) {
+		line := []string{name, "-", "-"}
+		for i, v := range verbs {
+			line[i+1] = fmt.Sprintf("%.2f", ratio(median(*over.of(v)), median(*under.of(v))))
 		}
 		s.lines = append(s.lines, line)
 	}
 	for _, c := range r.contenders {
-		var first, last []time.Duration
+		var first, last cniTimes
 		for round := range slices.Chunk(c.one.add, r.options.pods) {
-			first = append(first, round[:few]...)
-			last = append(last, round[len(round)-few:]...)
+			first.add = append(first.add, round[:few]...)
+			last.add = append(last.add, round[len(round)-few:]...)
 		}
-		row(fmt.Sprintf("%s, first %d", c.name, few), 1, median(first))
-		row(fmt.Sprintf("%s, last %d", c.name, few), 1, median(last))
-		row(c.name+", last / first", 2, ratio(median(last), median(first)))
+		times(fmt.Sprintf("%s, first %d", c.name, few), first.add)
+		times(fmt.Sprintf("%s, last %d", c.name, few), last.add)
+		ratios(c.name+", last / first", last, first, verbAdd)
 	}
-	full := [2]float64{median(r.full.add), median(r.full.del)}
-	alone := [2]float64{median(r.alone.add), median(r.alone.del)}
-	row(weftName+", in turns: empty node", 1, alone[:]...)
-	row(fmt.Sprintf("%s, in turns: node with %d", weftName, r.options.pods), 1, full[:]...)
-	row(weftName+", full / empty", 2, ratio(full[0], alone[0]), ratio(full[1], alone[1]))
+	for _, x := range []struct {
+		name        string
+		full, empty cniTimes
+	}{{weftName, r.full, r.alone}, {kernelName, r.kernel[0], r.kernel[1]}} {
+		times(x.name+", in turns: empty node", x.empty.add, x.empty.del)
+		times(fmt.Sprintf("%s, in turns: node with %d", x.name, r.options.pods), x.full.add, x.full.del)
+		ratios(x.name+", full / empty", x.full, x.empty, verbAdd, verbDel)
+	}
 	return s
+}
+
+// quartiles returns the median of times in milliseconds, and between which values the middle half of them lies.
+func quartiles(list []time.Duration) string {
+	sorted := slices.Sorted(slices.Values(list))
+	return fmt.Sprintf("%.1f (%.1f-%.1f)", millis(percentile(sorted, 50)), millis(percentile(sorted, 25)), millis(percentile(sorted, 75)))
 }
 
 // median returns that of times, in milliseconds.
