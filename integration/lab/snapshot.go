@@ -14,7 +14,7 @@ import (
 
 // Snapshot describes the network configuration of the namespace as sorted lines: devices, addresses, routes of all tables,
 // policy rules, permanent neighbours, nftables tables with their chains, sets and rules, and forwarding, but not which links
-// have a carrier. Two snapshots are equal if nothing was left behind in between.
+// have a carrier, nor the routes to IPv6 multicast that come with it. Two snapshots are equal if nothing was left behind in between.
 func (n *Namespace) Snapshot() ([]string, error) {
 	s := &snapshot{n: n, names: map[int]string{}}
 	for _, part := range []func() error{s.links, s.routes, s.rules, s.neighbours, s.nftables, s.sysctls} {
@@ -63,7 +63,7 @@ func (s *snapshot) routes() error {
 			return err
 		}
 		for _, r := range routes {
-			if r.Flags&unix.RTM_F_CLONED == 0 {
+			if r.Flags&unix.RTM_F_CLONED == 0 && (family == netlink.FAMILY_V4 || r.Type != unix.RTN_MULTICAST) {
 				s.add("route %v via %v dev %s table %d type %d protocol %d metric %d", r.Dst, r.Gw, s.names[r.LinkIndex], r.Table, r.Type, r.Protocol, r.Priority)
 			}
 		}

@@ -62,9 +62,7 @@ func (a *attacher) quick(host namespace) (done, made bool) {
 		a.ways = append(a.ways, Route{Dst: everywhere(addr.Is6()), Gateway: a.state.gateways[addr.Is6()]})
 	}
 	a.unsettled = !outer.running(index, briefly) || !inner.running(peer, briefly) || !inner.settled(addrs, briefly)
-	if !a.unsettled {
-		outer.slim(index)
-	}
+	outer.slim(index)
 	return true, true
 }
 

@@ -13,7 +13,8 @@ import (
 
 // slim takes away what the kernel gives each interface that comes up, and the host's end of a workload has no use for: a route to IPv6 multicast by it. All of
 // those are one list, which the kernel goes through for each that is added, and all routes of IPv6, of which they would be half, whenever an interface comes up or goes.
-// The host's end has no IPv6 address to send from, and who has joined a group there has nobody to hear. One that stays costs time only, so errors are none.
+// The host's end has no IPv6 address to send from, and who has joined a group there has nobody to hear. One that stays, or comes later, costs time only, until the next Apply: so
+// errors are none.
 func (l *line) slim(index int) { _, _ = l.do(delMulticast(index)) }
 
 // slim is that of line.

@@ -435,9 +435,7 @@ func (a *attacher) settle() error {
 	for _, addr := range a.used {
 		a.unsettled = a.unsettled || !a.inner.settled(addr, briefly)
 	}
-	if !a.unsettled {
-		a.host.slim(a.outer.Attrs().Index)
-	}
+	a.host.slim(a.outer.Attrs().Index)
 	return nil
 }
 
