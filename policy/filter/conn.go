@@ -28,6 +28,8 @@ type conn struct {
 	seq  uint32
 	room int // of the send buffer, in bytes
 	buf  []byte
+
+	committed func() // called after each transaction, in whatever it has ended; may be nil
 }
 
 // inside runs f in a network namespace, 0 for that of the process.
@@ -174,6 +176,9 @@ func (c *conn) ask(request buffer, dump bool, do func(h header, body []byte) err
 
 // commit makes the kernel carry out the messages of nftables in b as one transaction, or none of them.
 func (c *conn) commit(b buffer) error {
+	if c.committed != nil {
+		defer c.committed()
+	}
 	var out buffer
 	out = make(buffer, 0, len(b)+64)
 	out.end(out.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES))

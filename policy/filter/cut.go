@@ -120,7 +120,9 @@ func (f *Filter) host() (c *conn, own map[netip.Addr]bool, err error) {
 	if own, err = hostAddrs(f.config.NetNS); err != nil {
 		return nil, nil, fmt.Errorf("reading the host's addresses: %w", err)
 	}
-	c, err = dial(f.config.NetNS, unix.NETLINK_NETFILTER, 0)
+	if c, err = dial(f.config.NetNS, unix.NETLINK_NETFILTER, 0); err == nil {
+		c.committed = f.judgedAnew
+	}
 	return c, own, err
 }
 
@@ -157,6 +159,7 @@ func (f *Filter) walk(ctx context.Context, w *warden) error {
 	w.report()
 	cut, err := c.sever(doomed)
 	if cut > 0 {
+		f.judgedAnew()
 		f.log.Info("network policy: connections that are not allowed any more were cut", zap.Int("connections", cut))
 	}
 	return both(barred, err)

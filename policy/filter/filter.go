@@ -35,6 +35,9 @@ type Config struct {
 	Repaired func(lines []string)
 	// Calm is for how long after New no connection is cut: whoever has just started may still have to hear what allows them. What is denied is denied.
 	Calm time.Duration
+	// Changed is called after every transaction by which packets are judged another way, whatever it is for and even if it has failed, and after connections
+	// were cut: for who takes packets around the rules by what these have let pass. It may be nil, does not block, and must not call the Filter.
+	Changed func()
 }
 
 // A Filter makes the kernel enforce states. See the package's comment.
@@ -78,6 +81,7 @@ func New(c Config) (*Filter, error) {
 	if f.conn, err = dial(c.NetNS, unix.NETLINK_NETFILTER, 0); err != nil {
 		return nil, fmt.Errorf("network policy: %w; use a kernel with CONFIG_NETFILTER_NETLINK", err)
 	}
+	f.conn.committed = f.judgedAnew
 	return f, nil
 }
 
@@ -303,6 +307,13 @@ func (f *Filter) transact(b buffer) error {
 	}
 	f.news()
 	return nil
+}
+
+// judgedAnew tells that packets may be judged another way than before.
+func (f *Filter) judgedAnew() {
+	if f.config.Changed != nil {
+		f.config.Changed()
+	}
 }
 
 // wait waits until no packet is judged any more by what was before the last transaction.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os/exec"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -154,6 +155,8 @@ func TestCuts(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		w := newWorld(t)
 		f := newFilter(t, w.node)
+		var told atomic.Int32
+		f.config.Changed = func() { told.Add(1) }
 		must(t, f.Replace(isolated(0, 80, 81)))
 		run(t, f)
 		doomed := connect(t, w.client, clientAddr(v6), w.pods[0], podAddr(0, v6), 80)
@@ -163,9 +166,18 @@ func TestCuts(t *testing.T) {
 		for _, p := range []pipe{doomed, mute, kept, node} {
 			must(t, p.echo(patience))
 		}
+		before := told.Load()
+		if before == 0 {
+			t.Error("not told that packets are judged by a state")
+		}
 		must(t, f.Update(compile.Delta{Patches: map[compile.TableID]compile.Patch{1: {
 			Drop: []compile.Cell{{Identity: compile.World, Protocol: policy.TCP, First: 80, Last: 80}},
 		}}}))
+		changed := told.Load()
+		if changed == before {
+			t.Error("not told that packets are judged another way")
+		}
+		eventually(t, "the cut is told", func() bool { return told.Load() > changed })
 		eventually(t, "the connection is cut", func() bool {
 			_, err := unix.Write(doomed.near, []byte("x"))
 			return err != nil
