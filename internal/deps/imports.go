@@ -56,7 +56,7 @@ func owned() map[string][]string {
 		"github.com/containernetworking/cni": {"cni", "cmd/weft-cni", "integration"},
 		"github.com/hashicorp/memberlist":    {"mesh"},
 		"github.com/quic-go/quic-go":         {"mesh/udpstream"},
-		"github.com/google/nftables":         {"internal/hostnet", "integration/lab"},
+		"github.com/google/nftables":         {"internal/hostnet", "integration/lab", "router/fastpath/bypass"},
 		"github.com/songgao/water":           {"router/tun/portable"},
 		"go.yaml.in/yaml":                    {"policy/manifest"},
 		"k8s.io":                             {"internal/kube"},
