@@ -114,6 +114,7 @@ func (l *launching) flags(f *pflag.FlagSet) {
 	f.BoolVar(&l.cfg.NoRelay, "no-relay", false, "pass on nothing between other nodes that do not reach each other")
 	f.StringSliceVar(&l.cfg.Kernel.Trusted, "trusted-subnets", nil, "`CIDR,...` of networks between hosts that are trusted with plaintext: to nodes there that trust this one's address, too, packets go by the kernel, not encrypted")
 	f.StringSliceVar(&l.paths, "paths", []string{"direct", "vxlan", "udp"}, "ways to other nodes that may be used: direct and vxlan, by the kernel in plaintext where both sides trust the network, and udp, encrypted")
+	f.BoolVar(&l.cfg.Kernel.NoBypass, "no-bypass", false, "have all packets of kernel paths go through the host's stack, those of large flows as well")
 	f.StringVar(&l.encryption, "encryption", "", "on or off, for the node that founds a mesh or those of --seed: off trusts every network between hosts; others take over what the mesh has, and refuse to join if another is given (default: on)")
 	f.Uint32Var(&l.cfg.Kernel.VNI, "vxlan-vni", node.DefaultVNI, "number of the mesh's VXLAN network, the same on all nodes; its UDP port is --port + 1")
 	f.StringVar(&l.relayLimit, "relay-limit", "1gbit", "pass on at most `RATE` between other nodes, such as 200mbit or 1gbit; 0: no limit")

@@ -77,5 +77,9 @@ func kernelRows(s api.Status) [][]string {
 	if slices.Contains(k.Possible, "vxlan") {
 		possible += fmt.Sprintf(" (VNI %d, UDP port %d)", k.VNI, k.Port)
 	}
-	return [][]string{{"kernel paths:", possible}, {"paths:", counts(k.Nodes, "direct", "vxlan", "udp", "relay", "none")}}
+	around := "large flows go around this host's stack"
+	if k.Bypass != "" {
+		around = "none: " + k.Bypass
+	}
+	return [][]string{{"kernel paths:", possible}, {"bypass:", around}, {"paths:", counts(k.Nodes, "direct", "vxlan", "udp", "relay", "none")}}
 }

@@ -52,8 +52,9 @@ func TestKernelPathsAreShown(t *testing.T) {
 	}{
 		{func() {}, []string{
 			"\nencryption:    on, but not by kernel paths: in plaintext to nodes in 192.0.2.0/24 that trust this host's address, too\n",
-			"\nkernel paths:  direct, vxlan (VNI 6783, UDP port 6784)\n", "\npaths:         1 direct, 2 vxlan, 3 udp, 1 none\n",
+			"\nkernel paths:  direct, vxlan (VNI 6783, UDP port 6784)\n", "\nbypass:        large flows go around this host's stack\n", "\npaths:         1 direct, 2 vxlan, 3 udp, 1 none\n",
 		}},
+		{func() { d.State.Kernel.Bypass = "launched with --no-bypass" }, []string{"\nbypass:        none: launched with --no-bypass\n"}},
 		{func() { d.State.Kernel.Possible = nil }, []string{"\nencryption:    on\n", "\nkernel paths:  none is possible\n"}},
 		{func() { d.State.Encrypted = false }, []string{"\nencryption:    off: packets between hosts travel in plaintext wherever the kernel can carry them\n"}},
 	} {

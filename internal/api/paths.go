@@ -50,12 +50,14 @@ type PathKind struct {
 
 // KernelPaths tells how a node may reach others by its kernel alone, in plaintext.
 type KernelPaths struct {
-	Trusted  []string       `json:"trusted_subnets"` // networks between hosts that are trusted; all of them in a mesh without encryption
-	Possible []string       `json:"possible"`        // direct, vxlan: what is allowed and this host can do
-	Lacking  []string       `json:"lacking,omitempty"`
-	VNI      uint32         `json:"vni"`
-	Port     uint16         `json:"port"`  // of VXLAN, UDP
-	Nodes    map[string]int `json:"nodes"` // how many others are reached by which path: direct, vxlan, udp, relay, none
+	Trusted  []string `json:"trusted_subnets"` // networks between hosts that are trusted; all of them in a mesh without encryption
+	Possible []string `json:"possible"`        // direct, vxlan: what is allowed and this host can do
+	Lacking  []string `json:"lacking,omitempty"`
+	// Bypass is why packets of established flows all go through the hosts' stacks; "" if they go around this one's.
+	Bypass string         `json:"bypass_off,omitempty"`
+	VNI    uint32         `json:"vni"`
+	Port   uint16         `json:"port"`  // of VXLAN, UDP
+	Nodes  map[string]int `json:"nodes"` // how many others are reached by which path: direct, vxlan, udp, relay, none
 }
 
 // StopRequest asks the daemon to end.

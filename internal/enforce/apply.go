@@ -286,9 +286,11 @@ func (e *Enforcer) tally() {
 			subjects[s.Addr.String()] = true
 		}
 	}
+	defer e.tellInForce()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.busy = false
+	e.sound = e.committed && e.failure == nil
 	e.status = Status{Awaits: e.behind, Subjects: len(subjects), Policies: e.policies, Uncut: e.status.Uncut}
 	if e.failure != nil {
 		e.status.Failure = oneLine(e.failure)

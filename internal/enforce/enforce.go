@@ -81,6 +81,9 @@ type Config struct {
 	Note func(text, cause string)
 	// Changed is called, if it is set, when what could not be put in force is. It does not block.
 	Changed func()
+	// InForce is called, if it is set, with true when the kernel has all that it should have in this run, and cuts what it should, and with false when that is not known any more. It
+	// does not block.
+	InForce func(is bool)
 	Log     *zap.Logger
 }
 
@@ -102,6 +105,10 @@ type Enforcer struct {
 	caught  time.Time // when it has told what there was meanwhile; zero: it has
 	status  Status
 	ill     error // what was heard of the kernel: it has not what it should have; nil: nothing new
+	sound   bool  // the kernel has taken what it should have, in this run
+
+	telling sync.Mutex // held while InForce is called, before mu
+	inForce bool       // what was told last
 
 	model    sync.RWMutex // the one goroutine of Run changes what follows
 	compiler Compiler

@@ -34,6 +34,7 @@ func (e *Enforcer) hear(h filter.Health) {
 		e.ill = h.Judging
 	}
 	e.mu.Unlock()
+	e.tellInForce()
 	if h.Judging != nil {
 		e.raise()
 	}
@@ -56,4 +57,17 @@ func (e *Enforcer) sicken(err error) {
 	if e.failure == nil {
 		e.failed(err, false, len(e.sides) > 0)
 	}
+}
+
+// tellInForce tells whether all that should be in force is, if that is another answer than the last one.
+func (e *Enforcer) tellInForce() {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	e.mu.Lock()
+	is := e.sound && e.ill == nil && e.status.Uncut == ""
+	e.mu.Unlock()
+	if is != e.inForce && e.cfg.InForce != nil {
+		e.cfg.InForce(is)
+	}
+	e.inForce = is
 }

@@ -122,6 +122,8 @@ const (
 const (
 	groupWorkloads = 0x57650011 // veths of workloads
 	groupTunnel    = 0x57650012 // the TUN device
+	// GroupWorkloads is that of the veths of workloads that Weft has made, for who serves these besides.
+	GroupWorkloads = groupWorkloads
 	// GroupPaths is that of the VXLAN devices of kernel paths. What arrives by a device of it is taken for what left a tunnel on this host, whose
 	// source has been checked.
 	GroupPaths = 0x57650013

@@ -26,6 +26,7 @@ type KernelConfig struct {
 	Paths      Paths      // empty: all
 	Encryption Encryption // of a mesh that is founded; of another it must be what the mesh has
 	VNI        uint32     // 0: DefaultVNI
+	NoBypass   bool       // packets of established flows go through the host's stack like all others
 }
 
 // Paths are kinds of paths that may be used.

@@ -47,6 +47,7 @@ type fakeKernel struct {
 	t    *testing.T
 	host *fakeHost
 	addr netip.Addr
+	flow *fakeBypass
 
 	mu      sync.Mutex
 	lacks   kernel.Support
@@ -74,6 +75,7 @@ func (k *fakeKernel) Support() kernel.Support {
 func (k *fakeKernel) Apply(d kernel.Desired) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.unrepeated()
 	k.has = d
 	k.has.Peers = slices.Clone(d.Peers)
 	k.applies++

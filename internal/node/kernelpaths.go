@@ -47,6 +47,7 @@ type kernelPaths struct {
 	n      *Node
 	e      *engines
 	kernel pathKernel
+	bypass flowBypass // nil: none
 	log    *zap.Logger
 
 	trusted []netip.Prefix
@@ -69,6 +70,7 @@ type kernelPaths struct {
 	wants   map[mesh.NodeID]fastpath.Want
 	known   map[uint64]neighbour // whose probes are answered
 	keep    bool                 // the paths outlive the daemon
+	through string               // why there is no bypass
 
 	// Of the engine's goroutine, and of adopt before it runs.
 	machine    *fastpath.Machine
@@ -119,6 +121,7 @@ func (n *Node) newKernelPaths(e *engines) (*kernelPaths, error) {
 	if k.trusts() {
 		k.findKinds()
 	}
+	k.findBypass()
 	return k, nil
 }
 
@@ -216,6 +219,13 @@ func (k *kernelPaths) serve(ctx context.Context) (over bool, err error) {
 			k.log.Error("probes of other nodes are not received any more; restart the daemon", zap.Error(err))
 		}
 	})
+	if k.bypass != nil {
+		wg.Go(func() {
+			if err := k.bypass.Run(inner); err != nil && inner.Err() == nil {
+				k.log.Warn("packets of established flows all go through the host's stack; restart the daemon", zap.Error(err))
+			}
+		})
+	}
 	wg.Go(func() {
 		if err := k.kernel.Watch(inner, k.foreign.raise); err != nil && inner.Err() == nil {
 			k.log.Warn("changes of the kernel's paths by others are noticed late: only twice a minute", zap.Error(err))

@@ -171,6 +171,7 @@ func (k *kernelPaths) carryOut() {
 	if !narrower && reflect.DeepEqual(d, k.desired) && k.failed == "" {
 		return
 	}
+	defer k.pauseBypass()()
 	var refused error
 	set := func(p hostnet.Plaintext) {
 		if err := k.e.workloads.setPlain(p, loose(k.candidates)); err != nil {
@@ -193,6 +194,7 @@ func (k *kernelPaths) carryOut() {
 			k.desired = d
 		}
 	}
+	k.serveBypass()
 	k.short = refused != nil
 	k.fail(errors.Join(refused, err))
 }
@@ -275,8 +277,11 @@ func (k *kernelPaths) mend() {
 	}
 }
 
-// noteRepaired makes events of what was put right.
+// noteRepaired makes events of what was put right. What was decided by what it was meanwhile counts no more.
 func (n *Node) noteRepaired(repaired []string) {
+	if len(repaired) > 0 {
+		n.flows.forget()
+	}
 	var list []events.Event
 	for _, what := range repaired {
 		n.log.Warn("put right what somebody else has changed", zap.String("what", what))

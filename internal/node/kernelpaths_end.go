@@ -28,6 +28,7 @@ func (k *kernelPaths) off(ctx context.Context) {
 		case <-time.After(repairInterval):
 		}
 	}
+	k.closeBypass()
 }
 
 // giveUp is told that the host's network could not be set up. If the rules for kernel paths may be to blame there are to be none; false: they cannot.
@@ -61,6 +62,7 @@ func (k *kernelPaths) end(inOrder bool) {
 			k.log.Warn("not every reverse path filter could be set back; the next start does, or weft reset", zap.Error(err))
 		}
 	}
+	k.closeBypass()
 	if err := k.kernel.Close(); err != nil {
 		k.log.Debug("the connection to the kernel could not be closed", zap.Error(err))
 	}
@@ -68,6 +70,7 @@ func (k *kernelPaths) end(inOrder bool) {
 
 // remove takes all of it off the host: the routes first, then what may leave and enter.
 func (k *kernelPaths) remove() error {
+	k.removeBypass()
 	removed, err := k.kernel.Remove()
 	if len(removed) > 0 {
 		k.log.Info("kernel paths removed", zap.Int("objects", len(removed)))

@@ -231,6 +231,7 @@ func (n *Node) kernelStatus(e *engines, nodes []mesh.Node, stats []router.PeerSt
 	for _, kind := range k.offered() {
 		s.Possible = append(s.Possible, kind.String())
 	}
+	s.Bypass = k.bypassState()
 	known := k.describe(nodes)
 	keys := nodesByKey(nodes)
 	for _, x := range stats {

@@ -38,6 +38,18 @@ type plainHost interface {
 	Tighten(c hostnet.Changes) (hostnet.Changes, error)
 }
 
+// flowBypass takes packets of established flows around the host's stack, as bypass.Bypass does.
+type flowBypass interface {
+	Run(ctx context.Context) error
+	Serve(devices []string)
+	Pause() (resume func())
+	Forget()
+	State() string
+	// Remove has all packets go through the stack, for good, and waits for nothing.
+	Remove()
+	Close()
+}
+
 // pathProbes sends probes from the host's overlay addresses, and receives those of others.
 type pathProbes interface {
 	// Run hands on what comes until ctx ends, and then closes the sockets.

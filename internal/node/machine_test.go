@@ -274,6 +274,7 @@ type machine struct {
 	carrier    *fakePlane
 	ways       *fakeKernel
 	filter     *fakeFilter
+	flows      fakeBypass
 	segment    *segment
 	probing    *fakeProbes // nil: nobody answers
 	unprobed   error       // what opening the sockets of probes ends in

@@ -61,6 +61,7 @@ type Node struct {
 	changed    signal        // records or ring did
 	targeted   signal        // the hosts to join by did
 	policies   *enforce.Enforcer
+	flows      flows
 	hosts      map[string][]netip.Addr // as the policies have them; under syncing
 	owners     *addrOwners             // likewise
 	quit       context.CancelCauseFunc

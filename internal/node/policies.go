@@ -42,11 +42,12 @@ func (n *Node) startPolicies(ctx context.Context) (end func(), err error) {
 		return nil, err
 	}
 	log := n.log.Named("policy")
-	kernel, compiler := n.sys.policies(n.cfg.Name, n.noteRepaired, log)
+	kernel, compiler := n.sys.policies(n.cfg.Name, n.noteRepaired, n.flows.forget, log)
 	n.policies = enforce.New(enforce.Config{
 		Namespaces: n.cfg.Guide != nil && n.cfg.GuidePolicies,
 		Node:       n.cfg.Name, Kernel: kernel, Compiler: compiler, File: filepath.Join(n.cfg.DataDir, enforce.FileName), Boot: boot, Log: log,
-		Note: func(text, cause string) { n.noteSelf(events.Policy, text, cause) },
+		Note:    func(text, cause string) { n.noteSelf(events.Policy, text, cause) },
+		InForce: n.flows.policed,
 		Changed: func() {
 			if e := n.engines(); e != nil {
 				e.workloads.mending.raise() // what was held back can be connected again

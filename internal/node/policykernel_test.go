@@ -31,13 +31,17 @@ type fakeFilter struct {
 	slow    time.Duration // what they take
 	denials chan enforce.Denial
 	health  chan filter.Health
+	changed func() // to be called after what packets are judged by has changed
 }
 
 func newFilter(t *testing.T) *fakeFilter {
 	return &fakeFilter{t: t, denials: make(chan enforce.Denial), health: make(chan filter.Health)}
 }
 
-func (m *machine) policies(node string, _ func([]string), _ *zap.Logger) (enforce.Kernel, enforce.Compiler) {
+func (m *machine) policies(node string, _ func([]string), changed func(), _ *zap.Logger) (enforce.Kernel, enforce.Compiler) {
+	m.filter.mu.Lock()
+	defer m.filter.mu.Unlock()
+	m.filter.changed = changed
 	return m.filter, compile.New(node, compile.Limits{})
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/weftnet/weft/policy/compile"
 	"github.com/weftnet/weft/policy/filter"
 	"github.com/weftnet/weft/router"
+	"github.com/weftnet/weft/router/fastpath/bypass"
 	"github.com/weftnet/weft/router/fastpath/kernel"
 	"github.com/weftnet/weft/router/session"
 	"github.com/weftnet/weft/router/tun"
@@ -119,7 +120,10 @@ type system interface {
 	probes(c probeConfig, came func(probeSeen), log *zap.Logger) (pathProbes, error)
 	// policies returns what judges connections, and what makes its states on the node of that name. What others have changed of it and was
 	// put right is told to repaired, a line each, from any goroutine.
-	policies(node string, repaired func(lines []string), log *zap.Logger) (enforce.Kernel, enforce.Compiler)
+	// Changed is called after every change of what packets are judged by, and after connections were cut; it does not block.
+	policies(node string, repaired func(lines []string), changed func(), log *zap.Logger) (enforce.Kernel, enforce.Compiler)
+	// bypass loads what takes packets of established flows around the host's stack.
+	bypass(universe []netip.Prefix, log *zap.Logger) (flowBypass, error)
 	netnsAt(path string) (netns.ID, error)
 	bootID() (string, error)
 	uptime() time.Duration // as cni.Uptime
@@ -274,9 +278,9 @@ func (linux) kernel(c kernel.Config) pathKernel { return kernel.New(c) }
 // cutCalm is for how long a daemon that has started cuts no connection: what others have told of their workloads since it was last written is told again by then.
 const cutCalm = 3 * time.Second
 
-func (linux) policies(node string, repaired func([]string), log *zap.Logger) (enforce.Kernel, enforce.Compiler) {
+func (linux) policies(node string, repaired func([]string), changed func(), log *zap.Logger) (enforce.Kernel, enforce.Compiler) {
 	compiler := compile.New(node, compile.Limits{})
-	f, err := filter.New(filter.Config{Log: log, Repaired: repaired, Calm: cutCalm})
+	f, err := filter.New(filter.Config{Log: log, Repaired: repaired, Changed: changed, Calm: cutCalm})
 	if err != nil {
 		return lackingKernel{err}, compiler
 	}
@@ -284,6 +288,17 @@ func (linux) policies(node string, repaired func([]string), log *zap.Logger) (en
 }
 
 func (linux) uptime() time.Duration { return cni.Uptime() }
+
+// busyDevice is how many packets a device must have carried in a quarter of a second before packets go around the stack there.
+const busyDevice = 25
+
+func (linux) bypass(universe []netip.Prefix, log *zap.Logger) (flowBypass, error) {
+	b, err := bypass.New(bypass.Config{Universe: universe, Groups: []uint32{hostnet.GroupWorkloads, hostnet.GroupPaths}, Busy: busyDevice, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
 
 func (linux) netnsAt(path string) (netns.ID, error) { return netns.At(path) }
 
