@@ -196,10 +196,29 @@ func onlyWeb(t *testing.T) string {
 
 // TestPoliciesUnderFire kills, ends, restarts and replaces the daemons of both hosts under forbidden datagrams, thousands a second, and forbidden connections: none
 // comes through. When somebody takes the packet filter's tables away, none does any more after the time for repairs, of flows that began before it
-// either. What is allowed goes on through all of it.
+// either. What is allowed goes on through all of it. It is the same by kernel paths, around the hosts' stacks.
 func TestPoliciesUnderFire(t *testing.T) {
 	t.Parallel()
-	m, hosts := hostsOf(t, 2)
+	for _, path := range []string{"udp", "vxlan"} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			var flags []string
+			if path != "udp" {
+				flags = []string{"--trusted-subnets", underlays, "--paths", path + ",udp"}
+			}
+			m, hosts := hostsOf(t, 2, flags...)
+			if path != "udp" {
+				onPath(t, path, hosts...)
+				bypasses(t, hosts...)
+			}
+			underFire(t, m, hosts)
+		})
+	}
+}
+
+// underFire is the test on two hosts.
+func underFire(t *testing.T, m *lab.Net, hosts []*lab.Host) {
+	t.Helper()
 	workload := func(h *lab.Host, app string) *lab.Workload {
 		w := h.Workload(app)
 		w.Attach("--label", "app="+app, "--name", app)
@@ -388,11 +407,30 @@ func (f *flow) cut(t *testing.T, since time.Time) {
 	}
 }
 
-// TestPoliciesCutFlows forbids what is established, to workloads of the same host and of another one, by ingress and by egress: both programs learn of it, datagrams stop, and
-// what was cut does not come back. What stays allowed is not cut.
+// TestPoliciesCutFlows forbids what is established, to workloads of the same host and of another one, by ingress and by egress: both programs learn of it, and
+// what was cut does not come back. Datagrams stop, whoever sends them. What stays allowed is not cut. It is the same whichever way packets take between hosts, and whether they go around
+// their stacks.
 func TestPoliciesCutFlows(t *testing.T) {
 	t.Parallel()
-	m, hosts := hostsOf(t, 2)
+	for _, path := range []string{"udp", "vxlan", "direct"} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			if path == "udp" {
+				m, hosts := hostsOf(t, 2)
+				cutFlows(t, m, hosts)
+				return
+			}
+			m, hosts := hostsOf(t, 2, "--trusted-subnets", underlays, "--paths", path+",udp")
+			onPath(t, path, hosts...)
+			bypasses(t, hosts...)
+			cutFlows(t, m, hosts)
+		})
+	}
+}
+
+// cutFlows is the test on two hosts.
+func cutFlows(t *testing.T, m *lab.Net, hosts []*lab.Host) {
+	t.Helper()
 	attached := func(h *lab.Host, app string) *lab.Workload {
 		w := h.Workload(app)
 		w.Attach("--label", "app="+app, "--name", app)
