@@ -54,35 +54,15 @@ demo: build ## Bring up three hosts on this machine, connect six workloads, meas
 	$(BUILD) -o $(BIN)/demo ./integration/demo
 	$(BIN)/demo --weft $(BIN)/weft
 
-# The race detector itself fails now and then where a test has many goroutines (golang.org/issue/78156), by a check of its own or a
-# segmentation violation outside of Go code: then the packages that failed are tried once more. It does so the sooner the longer a process has
-# run, so the tests of mesh have four.
+# The tests that hosts take part in need the binaries; scripts/race says why a few packages are tested in parts.
 test: build ## Run all tests with the race detector, also those that build hosts in network namespaces (root)
 	@set -eu; race=-race; cgo=1; \
 	if ! printf '#include <stdlib.h>\nint main(void){return 0;}\n' | $$($(GO) env CC) -x c -o /dev/null - >/dev/null 2>&1; then \
 		echo 'make test: no working C compiler found: running without the race detector' >&2; race=; cgo=0; \
 	fi; \
-	log=$$(mktemp -d); trap 'rm -rf "$$log"' EXIT; \
-	all() { \
-		WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go WEFT_CNI_BIN=$(CURDIR)/$(BIN)/weft-cni WEFT_CNI_REFERENCE=$(CURDIR)/$(BIN)/cni CGO_ENABLED=$$cgo $(GO) test $$race -timeout $(TIMEOUT) $(if $(RUN),-run '$(RUN)') $$@; \
-	}; \
-	parts() { \
-		bad=0; \
-		for p in $$(echo "$$@" | tr ' ' '\n' | grep '/mesh$$'); do for n in 0 1 2 3; do \
-			names=$$(CGO_ENABLED=$$cgo $(GO) test $$race -list '$(or $(RUN),.)' $$p | awk -v n=$$n '/^(Test|Fuzz|Example)/ && i++ % 4 == n' | paste -sd '|' -); \
-			[ -z "$$names" ] || all -run "^($$names)\$$" $$p || bad=1; \
-		done; done; \
-		rest=$$(echo "$$@" | tr ' ' '\n' | grep -v '/mesh$$' || :); \
-		[ -z "$$rest" ] || all $$rest || bad=1; \
-		return $$bad; \
-	}; \
 	set -x; $(BUILD) -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard; $(CNIBUILD); \
-	pkgs=$$($(GO) list $(PKG)); \
-	{ parts $$pkgs 2>&1 && echo 0 >"$$log/rc" || echo 1 >"$$log/rc"; } | tee "$$log/out"; \
-	if [ "$$(cat "$$log/rc")" != 0 ]; then \
-		grep -q -e 'ThreadSanitizer: CHECK failed' -e '^SIGSEGV: segmentation violation' "$$log/out"; \
-		parts $$(awk '$$1 == "FAIL" && $$2 ~ /\// { print $$2 }' "$$log/out"); \
-	fi; \
+	WEFT_BIN=$(CURDIR)/$(BIN)/weft WEFT_WIREGUARD_GO=$(CURDIR)/$(BIN)/wireguard-go WEFT_CNI_BIN=$(CURDIR)/$(BIN)/weft-cni WEFT_CNI_REFERENCE=$(CURDIR)/$(BIN)/cni \
+		CGO_ENABLED=$$cgo GO='$(GO)' RACE=$$race TIMEOUT=$(TIMEOUT) RUN='$(RUN)' scripts/race $$($(GO) list $(PKG)); \
 	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh ./internal/node; fi; \
 	$(if $(RUN)$(filter-out ./...,$(PKG)),:,for m in $(MODULES); do CGO_ENABLED=0 $(GO) -C $$m test ./...; done); \
 	$(if $(RUN)$(filter-out ./...,$(PKG)),:,CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -v -run '^(TestSimulation|TestCrashAtEveryCommit)$$' ./ipam -sim.runs=$(SIMS) -sim.crashes=20)
