@@ -108,7 +108,7 @@ benchcni: build ## Compare the CNI plugin with the reference plugins, pod by pod
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench cni -weft $(BIN)/weft -weft-cni $(BIN)/weft-cni -reference $(BIN)/cni -pods $(PODS) $(if $(filter 1000,$(PODS)),-o docs/benchmarks-cni.md)
 
-benchpolicy: build ## Measure what 10,000 network policies take and cost, on two hosts with 100 workloads each, and write docs/benchmarks-policy.md (root; four minutes)
+benchpolicy: build ## Measure what 10,000 network policies take and cost, on two hosts with 100 workloads each, and write docs/benchmarks-policy.md (root; seven minutes)
 	$(BUILD) -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench policy -weft $(BIN)/weft $(if $(COMPARE),$(COMPARE),-o docs/benchmarks-policy.md)
 

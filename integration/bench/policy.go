@@ -69,7 +69,7 @@ func policyMain(args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&o.rounds, "rounds", 7, "how often each variant has its turn")
 	flags.IntVar(&o.applies, "applies", 3, "how often all policies are applied")
 	flags.IntVar(&o.relabel, "labels", 10, "of how many workloads a label is changed, three times")
-	seconds := flags.Float64("seconds", 0.7, "how long one measurement takes")
+	seconds := flags.Float64("seconds", 2, "how long one measurement takes")
 	flags.StringVar(&o.file, "o", "", "write the results to this `file`, as a document in Markdown")
 	if err := flags.Parse(args); err != nil {
 		return 2
