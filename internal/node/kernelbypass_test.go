@@ -118,13 +118,7 @@ func (b *fakeBypass) serves() []string {
 // Where there are kernel paths packets go around the stack, not while routes change (which fakeKernel checks), and not after the daemon has ended in order.
 func TestBypass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, _ := newDirect(t)
 		if !n1.flows.repeats() || !n1.flows.running || !slices.Equal(n1.flows.serves(), []string{"eth0"}) {
 			t.Errorf("%+v", &n1.flows)
 		}
@@ -158,13 +152,7 @@ func TestBypass(t *testing.T) {
 // What somebody else has changed and is put right is not repeated, and nothing that was decided before a change of policies.
 func TestBypassForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, _ := newDirect(t)
 		n1.ways.mu.Lock()
 		n1.ways.repairs = []string{"route to 10.34.0.0/15 was deleted by somebody; set again"}
 		changed := n1.ways.changed
@@ -211,13 +199,7 @@ func TestNoBypass(t *testing.T) {
 // Nothing goes around the stack while it is not known that the network policies are in force.
 func TestBypassNeedsPolicies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, _ := newDirect(t)
 		shown := func(want string) {
 			t.Helper()
 			c.eventually(10*time.Second, "it is shown", func() bool { return n1.service().Status().Kernel.Bypass == want })

@@ -359,3 +359,16 @@ func (p *fakePlane) SendAsk(node, echo uint64) error {
 }
 
 func (c planeConfig) idOf() uint64 { return uint64(c.id) }
+
+// newDirect starts two nodes that trust the network between them, and returns them when they reach each other by the direct path.
+func newDirect(t *testing.T) (c *cluster, n1, n2 *machine) {
+	t.Helper()
+	c = newCluster(t, 2)
+	n1, n2 = c.machines[0], c.machines[1]
+	c.start(n1, trusting)
+	c.start(n2, trusting, "n1")
+	c.ready(n1)
+	c.ready(n2)
+	c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+	return c, n1, n2
+}

@@ -199,13 +199,7 @@ func TestKernelPathsFallBack(t *testing.T) {
 // weft path chooses, durably.
 func TestPathIsChosen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, n2 := newDirect(t)
 		for _, path := range []string{"vxlan", "udp", "direct", "vxlan"} {
 			res, err := n1.service().Path(t.Context(), api.PathRequest{Node: "n2", Path: path})
 			if err != nil || res.Path != path || res.Want != path || n1.by(n2).String() != path {
@@ -378,13 +372,7 @@ func (p *fakePlane) routed() (n int) {
 // What somebody else has changed is put right, and told.
 func TestKernelPathsAreMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, _ := newDirect(t)
 		n1.ways.mu.Lock()
 		n1.ways.repairs = []string{"route to 10.34.0.0/15 was deleted by somebody; set again"}
 		changed := n1.ways.changed

@@ -130,13 +130,7 @@ func TestRulesAreRefusedForAWhile(t *testing.T) {
 // Without a tunnel packets may leave only as long as they are to: a device that is the way to everything else, too, lets none leave by mistake.
 func TestOnlyTheDirectPathInUseIsAllowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, _ := newDirect(t)
 		if !n1.leaves("eth0") {
 			t.Error("the path in use is not allowed")
 		}
@@ -152,13 +146,7 @@ func TestOnlyTheDirectPathInUseIsAllowed(t *testing.T) {
 // A way that leads elsewhere carries no packets before it is proven.
 func TestAChangedWayIsProvenFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, n2 := newDirect(t)
 		time.Sleep(10 * time.Second)
 		n1.ways.mu.Lock()
 		n1.ways.device = "eth1"
@@ -174,13 +162,7 @@ func TestAChangedWayIsProvenFirst(t *testing.T) {
 // What is set loose for kernel paths is given back at the end, and the rules that keep workloads from sending tunnels stay.
 func TestWhatKernelPathsLeaveBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		n1, n2 := c.machines[0], c.machines[1]
-		c.start(n1, trusting)
-		c.start(n2, trusting, "n1")
-		c.ready(n1)
-		c.ready(n2)
-		c.reachedBy(n1, n2, fastpath.Direct, 10*time.Second)
+		c, n1, _ := newDirect(t)
 		loosened := func() []string {
 			n1.host.mu.Lock()
 			defer n1.host.mu.Unlock()
