@@ -132,6 +132,9 @@ func (f filters) arriving(r *rules, use features) {
 	}
 	own.add("", workloads(expr.MetaKeyIIFNAME), fromWorkload)
 	if use.plain {
+		for _, v6 := range []bool{false, true} { // of peers at once, of others after a look at the routes
+			pre.add("tunnels are not tracked", udpTo(f.port), peerSet(v6).from(), &expr.Notrack{}, accept())
+		}
 		pre.add("tunnels are not tracked", udpTo(f.port), toThisHost(), &expr.Notrack{}, accept())
 	}
 	for _, p := range f.universe {
@@ -224,8 +227,8 @@ func (f filters) leaving(r *rules, use features) {
 	if use.plain {
 		disguised := r.chain("disguised", "", nil, nil)
 		leaving.add("", portSet().lookup(), verdict(expr.VerdictGoto, disguised.name))
+		disguised.add("", untracked(), accept()) // which nobody has translated
 		disguised.add("tunnel of somebody else", translated(), drop())
-		disguised.add("", untracked(), accept())
 		for _, c := range []*chain{leaving, disguised} {
 			for _, dev := range f.devices {
 				c.add("not for the overlay", name(expr.MetaKeyOIFNAME, expr.CmpOpEq, dev), drop())
@@ -298,7 +301,7 @@ func (f filters) tunnels(r *rules) {
 
 	output := r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
 	for _, v6 := range []bool{false, true} {
-		output.add("tunnels are not tracked", peerSet(v6).lookup(), &expr.Notrack{})
+		output.add("tunnels are not tracked", peerSet(v6).lookup(), &expr.Notrack{}, accept())
 	}
 }
 
