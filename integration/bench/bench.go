@@ -105,6 +105,7 @@ func (b *bench) turn(c *contender) error {
 		run  func(*contender) error
 	}{
 		{tcpKind, b.tcp}, {udpKind, b.udp}, {pacedKind, b.paced}, {latencyKind, b.latency}, {lossKind, b.loss}, {fairKind, b.fair},
+		{byHandKind, b.byHand},
 	} {
 		if !b.wants(m.kind, c) {
 			continue

@@ -42,6 +42,7 @@ type contender struct {
 	pids     func() []int // of the forwarding processes, both hosts'
 	kinds    []kind       // in which it takes part
 	third    *third       // of the measurement fair
+	hand     *contender   // of the measurement byhand: the same made by hand
 	answers  bool         // whoever gets datagrams answers the first one
 	samples  samples
 }
@@ -104,6 +105,7 @@ func (b *bench) contenders() ([]*contender, error) {
 			all = append(all, c)
 		}
 	}
+	pairByHand(all)
 	return all, nil
 }
 
@@ -116,7 +118,7 @@ func (b *bench) plain() (*contender, error) {
 	return &contender{
 		name: plainName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: b.hosts[1].Link().V4(),
 		start: nothing, check: nothing, stop: func() {}, pids: noPIDs, samples: samples{},
-		kinds: kinds(),
+		kinds: common(),
 		third: &third{from: b.hosts[0].Namespace, to: b.third.Namespace, addr: b.third.Link().V4(), start: nothing},
 	}, nil
 }

@@ -40,6 +40,8 @@ const method = `## Method
 * ` + "`weft-vxlan`" + ` and ` + "`weft-direct`" + ` are Weft's kernel paths, which are not encrypted; each line is shown once the nodes say that they use that path. Their measure is what an administrator
   would make by hand of the same parts: ` + "`routed-vxlan`" + ` and ` + "`routed-veth`" + ` lead from a workload by a veth pair to its host, which forwards, by a VXLAN device or the bare link to
   the other host, and from there to the other workload, by hosts of their own on which nothing else is set up.
+* "Kernel paths by the same made by hand" has ratios of short turns, of one stream for half a second each, which the two take one after the other; what slows the machine
+  down for longer slows both down. Processor time is all that the machine uses, with the daemons' for the kernel path alone.
 * Every round gives each contender one turn, beginning with another one each time. Processes are started for the turn and
   ended after it. Each cell is the median of the rounds, and the least and the most in parentheses.
 * Before each round the processors are watched for 2 s while nothing of this runs; the head of this document says so if others
@@ -70,6 +72,7 @@ func (k kind) about() string {
 		lossKind:    "One TCP stream over a network that loses packets",
 		fairKind:    "Others beside one workload's flood",
 		memoryKind:  "Memory",
+		byHandKind:  "Kernel paths by the same made by hand",
 	}[k]
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,13 +63,13 @@ func TestUDP(t *testing.T) {
 
 func TestTurn(t *testing.T) {
 	b, c := bareLink(t)
-	b.measure = without(kinds(), pacedKind)
+	b.measure = without(common(), pacedKind)
 	if err := b.turn(c); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range metrics() {
 		want := 1
-		if m.kind == pacedKind || m.kind == memoryKind || m.key == cpuPerGbit { // not asked for; the bare link has no process
+		if m.kind == pacedKind || m.kind == memoryKind || m.kind == byHandKind || m.key == cpuPerGbit { // not asked for; the bare link has no process
 			want = 0
 		}
 		if got := len(c.samples[m.key]); got != want {
@@ -184,6 +185,26 @@ func TestDocument(t *testing.T) {
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("lacks %q:\n%s", want, text)
+		}
+	}
+}
+
+// What is compared with something made by hand is so in turns, with ratios of all of them.
+func TestByHand(t *testing.T) {
+	b, c := bareLink(t)
+	same := *c
+	same.samples = samples{}
+	c.name, same.name = weftDirect, routedVeth
+	pairByHand([]*contender{c, &same})
+	if c.hand != &same || !slices.Contains(c.kinds, byHandKind) || same.hand != nil {
+		t.Fatalf("%+v", c)
+	}
+	if err := b.byTurns(c, 2); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{byHandRate, byHandCPU} {
+		if v := c.samples[key]; len(v) != 1 || v[0] < 0.2 || v[0] > 5 { // it is the same link
+			t.Errorf("%s: %v", key, v)
 		}
 	}
 }

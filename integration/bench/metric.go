@@ -19,10 +19,14 @@ const (
 	pacedKind   kind = "paced"   // the most datagrams a second of which hardly any is lost
 	fairKind    kind = "fair"    // what one workload's flood leaves to others
 	memoryKind  kind = "memory"  // resident memory, before and under the streams and floods
+	byHandKind  kind = "byhand"  // a stream by a kernel path, in short turns with the same made by hand
 )
 
 // kinds are all of them, in the order in which they are measured.
-func kinds() []kind {
+func kinds() []kind { return append(common(), byHandKind) }
+
+// common are those that are not for kernel paths alone.
+func common() []kind {
 	return []kind{tcpKind, udpKind, pacedKind, latencyKind, lossKind, fairKind, memoryKind}
 }
 
@@ -61,6 +65,9 @@ const (
 	idleRSS     = "idle_rss_mib"
 	loadedRSS   = "loaded_rss_mib"
 
+	byHandRate = "by_hand_stream_ratio"
+	byHandCPU  = "by_hand_cpu_ratio"
+
 	fairAlone     = "fair_alone_gbps"
 	fairFlood     = "fair_flood_gbps"
 	fairAloneP50  = "fair_alone_p50_us"
@@ -97,6 +104,8 @@ func metrics() []metric {
 		{fairKind, fairFloodKpps, "the flood, kpps", 0, false},
 		{memoryKind, idleRSS, "idle RSS, MiB", 1, false},
 		{memoryKind, loadedRSS, "loaded RSS, MiB", 1, false},
+		{byHandKind, byHandRate, "1 stream", 2, false},
+		{byHandKind, byHandCPU, "all CPU per Gbit", 2, false},
 	}
 }
 

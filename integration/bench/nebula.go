@@ -56,7 +56,7 @@ func (b *bench) nebula() (*contender, error) {
 	run := &processes{}
 	return &contender{
 		name: nebulaName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(3, 1).Addr(), samples: samples{},
-		kinds: without(kinds(), fairKind),
+		kinds: without(common(), fairKind),
 		start: func() error {
 			for i, h := range b.hosts {
 				config := filepath.Join(dir, fmt.Sprintf("host%d.yml", i+1))

@@ -236,12 +236,12 @@ type way struct {
 
 // ways are those in which Weft takes part.
 func ways() []way {
-	pair := without(kinds(), fairKind)
+	pair := without(common(), fairKind)
 	all := []way{
-		{name: weftName, suite: ownSuite, kinds: kinds()},
+		{name: weftName, suite: ownSuite, kinds: common()},
 		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
 		{name: weftWG, suite: wgSuite, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind}, env: []string{noAES}},
-		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(kinds(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
+		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(common(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
 	}
 	for _, k := range []struct{ name, path string }{{weftVXLAN, "vxlan"}, {weftDirect, "direct"}} {
 		all = append(all, way{

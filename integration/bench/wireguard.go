@@ -46,7 +46,7 @@ func (b *bench) wireguard() (*contender, error) {
 	run := &processes{}
 	return &contender{
 		name: wgName, from: b.hosts[0].Namespace, to: b.hosts[1].Namespace, addr: own(2, 1).Addr(), samples: samples{},
-		kinds: without(kinds(), fairKind),
+		kinds: without(common(), fairKind),
 		start: func() error {
 			for i, h := range b.hosts {
 				if err := run.start(h, b.wgBinary, "-f", wgInterface(i)); err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -79,6 +80,11 @@ func New(tb testing.TB, n int, options ...Option) *Cluster {
 	}
 	if c.logs == "" {
 		c.logs = filepath.Join(c.built, "logs")
+	}
+	for _, program := range []string{"runc", "nsenter", "iptables"} { // for containerd, this harness, and kube-proxy with portmap
+		if _, err := exec.LookPath(program); err != nil {
+			tb.Fatalf("%s is not installed, and nodes do not work without it; on Debian: apt-get install runc util-linux iptables", program)
+		}
 	}
 	c.logs = filepath.Join(c.logs, strings.ReplaceAll(tb.Name(), "/", "-"))
 	c.must(os.RemoveAll(c.logs))
