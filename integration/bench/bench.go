@@ -104,7 +104,12 @@ func (b *bench) turn(c *contender) error {
 		kind kind
 		run  func(*contender) error
 	}{
-		{tcpKind, b.tcp}, {udpKind, b.udp}, {pacedKind, b.paced}, {latencyKind, b.latency}, {lossKind, b.loss}, {fairKind, b.fair},
+		{tcpKind, b.tcp},
+		{udpKind, b.udp},
+		{pacedKind, b.paced},
+		{latencyKind, b.latency},
+		{lossKind, b.loss},
+		{fairKind, b.fair},
 		{byHandKind, b.byHand},
 	} {
 		if !b.wants(m.kind, c) {
