@@ -202,6 +202,11 @@ func linkTypes() []byte {
 // leaving adds the leak rule, and what is to be seen of packets after their translation.
 func (f filters) leaving(r *rules, use features) {
 	leaving := r.chain("leaving", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityConntrackHelper)
+	if use.plain { // whose addresses are not in the universe; what is not tracked is not translated either
+		for _, v6 := range []bool{false, true} {
+			leaving.add("", untracked(), peerSet(v6).lookup(), accept())
+		}
+	}
 	leaving.add("", group(expr.MetaKeyOIFGROUP, groupWorkloads), accept())
 	for _, p := range f.universe {
 		v6 := p.Addr().Is6()
