@@ -61,6 +61,7 @@ func TestModel(t *testing.T) {
 			c.Kubectl("rollout", "status", "deploy/solo", "--timeout=120s")
 			c.Kubectl("-n", "kube-system", "rollout", "status", "deploy/coredns", "--timeout=120s")
 			m := model{t, c, c.Pods("app=web"), c.Pods("app=solo")[0]}
+			m.proxied("solo", "web", "local")
 			m.podToPod()
 			m.nodeToPod()
 			m.services()
@@ -122,6 +123,20 @@ func (m model) clusterIPs(service string) (ips []netip.Addr) {
 		m.t.Fatal(err)
 	}
 	return ips
+}
+
+// proxied waits until kube-proxy on each node knows the endpoints of the Services: it hears of each family by itself, after the pods are ready.
+func (m model) proxied(services ...string) {
+	m.t.Helper()
+	for _, service := range services {
+		for _, ip := range m.clusterIPs(service) {
+			for _, n := range m.c.Nodes {
+				m.c.Wait(within, fmt.Sprintf("%s reaches Service %s at %v", n.Name(), service, ip), func() error {
+					return n.Do(func() error { return get("http://" + netip.AddrPortFrom(ip, 80).String() + "/hostname") })
+				})
+			}
+		}
+	}
 }
 
 // podToPod: every pod is seen by the address that it has, on its own node and from others.
