@@ -265,7 +265,11 @@ func (r *Ring) Only(keep Set) *Ring {
 // Same returns the slots of which r and o, which must be of the same size, know the same, and not nothing.
 func (r *Ring) Same(o *Ring) Set {
 	var out Set
-	r.zip(o, func(i Interval, x, y *Register) {
+	about, any := r.span()
+	if !any {
+		return nil
+	}
+	r.zip(o, about, func(i Interval, x, y *Register) {
 		if *x == *y && *x != (Register{}) {
 			out = out.append(i)
 		}
@@ -292,8 +296,31 @@ func (r *Ring) Merge(o *Ring) (News, error) {
 	if r.size != o.size {
 		return news, fmt.Errorf("ring: %w: %d and %d slots", ErrSize, r.size, o.size)
 	}
-	runs, last := 0, (*Register)(nil) // of the merge
-	r.zip(o, func(i Interval, x, y *Register) {
+	if about, any := o.span(); any {
+		r.mergeIn(o, about, &news)
+	}
+	news.Log, news.Split = r.mergeLog(o)
+	return news, nil
+}
+
+// span returns the shortest interval that has all the slots of which the ring knows something, false if there are none.
+func (r *Ring) span() (Interval, bool) {
+	known := func(x run) bool { return x.reg != (Register{}) }
+	first := slices.IndexFunc(r.runs, known)
+	if first < 0 {
+		return Interval{}, false
+	}
+	last := len(r.runs) - 1
+	for !known(r.runs[last]) {
+		last--
+	}
+	return Interval{r.runs[first].first, r.end(last)}, true
+}
+
+// mergeIn merges the registers in one interval, outside of which o knows nothing: what is outside is copied as it is.
+func (r *Ring) mergeIn(o *Ring, in Interval, news *News) {
+	runs, last := 0, (*Register)(nil) // of the merge, in the interval
+	r.zip(o, in, func(i Interval, x, y *Register) {
 		won, lost := x, y
 		if *x != *y {
 			if x.compare(*y) < 0 {
@@ -309,33 +336,49 @@ func (r *Ring) Merge(o *Ring) (News, error) {
 		}
 		last = won
 	})
-	if len(news.Slots) > 0 {
-		b := builder{runs: make([]run, 0, runs)}
-		r.zip(o, func(i Interval, x, y *Register) {
-			if x.compare(*y) < 0 {
-				x = y
-			}
-			b.add(i.First, *x)
-		})
-		r.runs = b.runs
+	if len(news.Slots) == 0 {
+		return
 	}
-	news.Log, news.Split = r.mergeLog(o)
-	return news, nil
+	before, after := r.index(in.First), r.index(in.Last) // the runs that the interval begins and ends in
+	b := builder{runs: make([]run, 0, before+1+runs+len(r.runs)-after)}
+	b.runs = append(b.runs, r.runs[:before]...)
+	if x := r.runs[before]; x.first < in.First {
+		b.add(x.first, x.reg)
+	}
+	r.zip(o, in, func(i Interval, x, y *Register) {
+		if x.compare(*y) < 0 {
+			x = y
+		}
+		b.add(i.First, *x)
+	})
+	if r.end(after) > in.Last {
+		b.add(in.Last+1, r.runs[after].reg)
+	}
+	if rest := r.runs[after+1:]; len(rest) > 0 {
+		b.add(rest[0].first, rest[0].reg)
+		b.runs = append(b.runs, rest[1:]...)
+	}
+	r.runs = b.runs
 }
 
-// zip walks both rings, which must be of the same size, over the longest intervals in which each has one register.
-func (r *Ring) zip(o *Ring, f func(i Interval, x, y *Register)) {
-	for i, j, first := 0, 0, uint32(0); i < len(r.runs) && j < len(o.runs); {
+// zip walks both rings, which must be of the same size, over the longest intervals in which each has one register, within
+// one that ends where a run of either does.
+func (r *Ring) zip(o *Ring, in Interval, f func(i Interval, x, y *Register)) {
+	i, j, first := r.index(in.First), o.index(in.First), in.First
+	for {
 		ri, oj := r.end(i), o.end(j)
 		last := min(ri, oj)
 		f(Interval{first, last}, &r.runs[i].reg, &o.runs[j].reg)
+		if last == in.Last {
+			return
+		}
 		if ri == last {
 			i++
 		}
 		if oj == last {
 			j++
 		}
-		first = last + 1 // at most size, which fits
+		first = last + 1
 	}
 }
 
