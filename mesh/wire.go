@@ -5,6 +5,7 @@ package mesh
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -24,20 +25,22 @@ const (
 // decodeCBOR reads one CBOR item that fills b, within narrow limits: what is
 // allocated is proportional to len(b), which every caller bounds before.
 func decodeCBOR(b []byte, into any) error {
-	mode, err := cbor.DecOptions{
-		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels:  6,
-		MaxArrayElements: 1 << 14,
-		MaxMapPairs:      64,
-		IndefLength:      cbor.IndefLengthForbidden,
-		TagsMd:           cbor.TagsForbidden,
-		UTF8:             cbor.UTF8RejectInvalid,
-	}.DecMode()
+	mode, err := decodeMode()
 	if err != nil {
 		return err
 	}
 	return mode.Unmarshal(b, into)
 }
+
+var decodeMode = sync.OnceValues(cbor.DecOptions{
+	DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+	MaxNestedLevels:  6,
+	MaxArrayElements: 1 << 14,
+	MaxMapPairs:      64,
+	IndefLength:      cbor.IndefLengthForbidden,
+	TagsMd:           cbor.TagsForbidden,
+	UTF8:             cbor.UTF8RejectInvalid,
+}.DecMode)
 
 const wireVersion = 1
 
