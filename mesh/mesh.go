@@ -114,7 +114,7 @@ type Mesh struct {
 	larder     larder
 	oddities   gate
 	echoes     echoes
-	merges     chan incoming
+	merges     chan *incoming
 	changes    chan struct{} // capacity 1
 	rejoinNow  chan struct{} // capacity 1
 	nudged     chan struct{} // capacity 1
@@ -187,7 +187,7 @@ func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
 		cfg: cfg, id: cfg.Identity.ID(), tuning: cfg.Tuning.withDefaults(), log: cfg.Log, network: cfg.Network, boot: cfg.Boot,
 		started: time.Now(), universe: cfg.Universe,
-		merges: make(chan incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
+		merges: make(chan *incoming, mergeQueue), changes: make(chan struct{}, 1), rejoinNow: make(chan struct{}, 1),
 		nudged: make(chan struct{}, 1), stirred: make(chan struct{}, 1), gossiping: make(chan struct{}, 1), digests: make(chan rawDigest, digestQueue), syncs: make(chan struct{}, maxSyncs),
 		joined: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}), leaving: make(chan struct{}, 1),
 		states: make(map[string]State), sums: make(map[string]*stateSum), budgets: make(map[string]*budget), away: make(map[NodeID]*peer), peers: make(map[NodeID]*peer),

@@ -177,7 +177,7 @@ func (m *Mesh) takeChange(b []byte, from NodeID) {
 		return
 	}
 	select {
-	case m.merges <- incoming{from: from, gossip: append([]byte{}, b...)}:
+	case m.merges <- &incoming{from: from, gossip: append([]byte{}, b...)}:
 	default:
 		m.dropped.Add(1) // the next exchange brings it
 		m.echoes.forget(b)
@@ -201,7 +201,7 @@ func (m *Mesh) queueMerge(in incoming) bool {
 	t := time.NewTimer(m.tuning.StreamTimeout)
 	defer t.Stop()
 	select {
-	case m.merges <- in:
+	case m.merges <- &in:
 		return true
 	case <-m.closing:
 	case <-t.C:
@@ -224,7 +224,7 @@ func (m *Mesh) mergeLoop(ctx context.Context) {
 			case in.states == nil:
 				m.merge(in.change.State, in.change.Delta, everybody, in.from)
 			default:
-				m.mergeStates(in)
+				m.mergeStates(*in)
 			}
 			in.drop()
 		}
