@@ -30,12 +30,16 @@ func (w *ways) blocked(id NodeID, addr netip.AddrPort, now time.Time) string {
 	if n == nil {
 		return ""
 	}
-	if n.silent.IsValid() {
-		return fmt.Sprintf("UDP does not get through to %v, TCP does: let UDP port %d pass", n.silent, n.silent.Port())
+	t := n.tcp
+	if t == nil {
+		t = &wayTCP{}
+	}
+	if t.silent.IsValid() {
+		return fmt.Sprintf("UDP does not get through to %v, TCP does: let UDP port %d pass", t.silent, t.silent.Port())
 	}
 	r, failed := w.tcp[addr]
 	switch {
-	case !failed || now.Sub(r.at) > tcpVerdict || n.answeredAt.After(r.at) || !n.direct[family(addr)].After(r.at):
+	case !failed || now.Sub(r.at) > tcpVerdict || t.answered.time(w.began).After(r.at) || !n.direct[family(addr)].time(w.began).After(r.at):
 		return ""
 	case r.refused:
 		return fmt.Sprintf("TCP is refused at %v, UDP gets through: let TCP port %d pass", addr, addr.Port())
@@ -48,10 +52,11 @@ func (w *ways) toCheck(id NodeID, now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(id)
-	if now.Sub(n.heardAt) < udpFresh || now.Sub(n.checked) < udpRecheck {
+	t := n.byTCP()
+	if now.Sub(n.heard.time(w.began)) < udpFresh || now.Sub(t.checked.time(w.began)) < udpRecheck {
 		return false
 	}
-	n.checked = now
+	t.checked = momentSince(w.began, now)
 	return true
 }
 
@@ -61,11 +66,12 @@ func (w *ways) silence(id NodeID, at netip.AddrPort, since time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(id)
-	if !n.heardAt.Before(since) {
+	if !n.heard.time(w.began).Before(since) {
 		return false
 	}
-	news := n.silent != at
-	n.silent = at
+	t := n.byTCP()
+	news := t.silent != at
+	t.silent = at
 	return news
 }
 

@@ -31,10 +31,10 @@ func (m *Mesh) noteDead(id NodeID, boot uint64) {
 	}
 	r, _ := m.records.get(id)
 	said := r.Boot == boot && r.State != StateRunning // that it goes
-	if !said && p.runs(boot) && len(p.alive) == 1 && m.deathChecks < deathChecks {
+	if !said && p.runs(boot) && p.living.len() == 1 && m.deathChecks < deathChecks {
 		if m.spawnLocked(func(ctx context.Context) { m.checkDeath(ctx, id, boot) }) {
 			m.deathChecks++
-			p.rumour = boot
+			p.lost().rumour = boot
 			return
 		}
 	}
@@ -54,12 +54,16 @@ func (m *Mesh) bury(id NodeID, boot uint64) {
 func (m *Mesh) drop(id NodeID, p *peer, boot uint64) {
 	if p.runs(boot) {
 		m.countMember(id, boot, -1)
-		if len(p.alive) == 1 {
+		if p.living.len() == 1 {
 			m.aliveCount.Add(-1)
 		}
 	}
-	p.alive.remove(boot)
-	p.lost = boot
+	l := p.lost()
+	if at := p.living.addr(boot); at.IsValid() {
+		l.last = at
+	}
+	p.living.remove(boot)
+	l.boot = boot
 }
 
 // checkDeath asks a process that memberlist calls dead, until memberlist calls it alive again or it is
@@ -86,8 +90,8 @@ func (m *Mesh) checkDeath(ctx context.Context, id NodeID, boot uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.deathChecks--
-	if p := m.peers[id]; p != nil && p.rumour == boot {
-		p.rumour = 0
+	if p := m.peers[id]; p != nil && p.rumoured(boot) {
+		p.loss.rumour = 0
 		m.bury(id, boot)
 	}
 }
@@ -97,5 +101,5 @@ func (m *Mesh) rumoured(id NodeID, boot uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.peers[id]
-	return p != nil && p.rumour == boot
+	return p != nil && p.rumoured(boot)
 }

@@ -49,7 +49,7 @@ func parseMember(name string) (NodeID, uint64, error) {
 	if len(name) == memberNameSize && name[16] == '-' {
 		id, ok := fromHex(name[:16])
 		boot, ok2 := fromHex(name[17:])
-		if ok && ok2 && NodeID(id).Valid() {
+		if ok && ok2 && NodeID(id).Valid() && boot != 0 {
 			return NodeID(id), boot, nil
 		}
 	}

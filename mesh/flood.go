@@ -36,27 +36,25 @@ type flood struct {
 	processes, unvouched, met tokens
 }
 
-// tokens is a token bucket. The zero value is full.
-type tokens struct {
-	spent float64
-	last  time.Time
-}
+// tokens is a token bucket: when it will be full again. The zero value is full.
+type tokens moment
 
 // left tells whether there is one.
-func (b *tokens) left(now time.Time, burst, rate float64) bool {
-	if !b.last.IsZero() {
-		b.spent = max(0, b.spent-rate*max(0, now.Sub(b.last).Seconds()))
-	}
-	b.last = now
-	return b.spent+1 <= burst
+func (b *tokens) left(now moment, burst int, rate time.Duration) bool {
+	return *b+tokens(time.Second/rate) <= tokens(now)+tokens(time.Duration(burst)*time.Second/rate)
+}
+
+// spend takes one, be there one or not.
+func (b *tokens) spend(now moment, rate time.Duration) {
+	*b = max(*b, tokens(now)) + tokens(time.Second/rate)
 }
 
 // take takes one, if there is one.
-func (b *tokens) take(now time.Time, burst, rate float64) bool {
+func (b *tokens) take(now moment, burst int, rate time.Duration) bool {
 	if !b.left(now, burst, rate) {
 		return false
 	}
-	b.spent++
+	b.spend(now, rate)
 	return true
 }
 
@@ -73,19 +71,19 @@ func (m *Mesh) admit(id NodeID, boot uint64) error {
 	if p != nil && p.runs(boot) { // nearly always
 		return nil
 	}
-	now := time.Now()
+	now := m.momentOf(time.Now())
 	r := m.records.byID[id]
 	vouched := r != nil && r.Boot == boot
 	switch {
-	case vouched && p != nil && p.lost == boot:
+	case vouched && p != nil && p.wasLost(boot):
 		return nil
-	case m.ways.of(id).met == boot && m.flood.met.take(now, metBurst, metRate):
+	case m.ways.met(id) == boot && m.flood.met.take(now, metBurst, metRate):
 		return nil
-	case p != nil && len(p.alive) >= maxProcesses && !vouched, p != nil && len(p.alive) >= 2*maxProcesses,
+	case p != nil && p.living.len() >= maxProcesses && !vouched, p != nil && p.living.len() >= 2*maxProcesses,
 		!vouched && !m.flood.unvouched.left(now, maxUnvouched, unvouchedRate), !m.flood.processes.take(now, processBurst, processRate):
 		return errFlood
 	case !vouched:
-		m.flood.unvouched.spent++
+		m.flood.unvouched.spend(now, unvouchedRate)
 	}
 	return nil
 }
@@ -93,10 +91,10 @@ func (m *Mesh) admit(id NodeID, boot uint64) error {
 // mayChange tells whether another record of a node may be taken in. Called with mu held, as the next is.
 func (m *Mesh) mayChange(id NodeID) bool {
 	p := m.peers[id]
-	return p == nil || p.taken.left(time.Now(), recordBurst, recordRate)
+	return p == nil || p.taken.left(m.momentOf(time.Now()), recordBurst, recordRate)
 }
 
-func (m *Mesh) noteChange(id NodeID) { m.peer(id).taken.spent++ }
+func (m *Mesh) noteChange(id NodeID) { m.peer(id).taken.spend(m.momentOf(time.Now()), recordRate) }
 
 // crowded tells whether there is no room for all nodes that others know.
 func (m *Mesh) crowded() bool {

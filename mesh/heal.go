@@ -58,7 +58,7 @@ func (m *Mesh) noteMissing(with NodeID, f found) (split bool) {
 	var dead, call []NodeID
 	m.mu.Lock()
 	for _, is := range f.missing {
-		if p := m.peers[is.id]; p != nil && p.lost == is.boot {
+		if p := m.peers[is.id]; p != nil && p.wasLost(is.boot) {
 			back = back || is.id == with
 			dead = append(dead, is.id)
 		}
@@ -68,7 +68,7 @@ func (m *Mesh) noteMissing(with NodeID, f found) (split bool) {
 	if !split && !(many && m.alarmedWithin(healTime)) {
 		for _, id := range dead {
 			if p := m.peers[id]; len(call) < maxCalls && m.tries < perRound && p.status == Failed && m.beginTry(p, now) {
-				p.retry.restart(now)
+				p.lost().retry.restart(now)
 				call = append(call, id)
 			}
 		}
@@ -143,7 +143,7 @@ func (m *Mesh) heal(ctx context.Context) {
 	var to NodeID
 	n := 0
 	for id, p := range m.away {
-		if p.status == Failed && !p.retry.busy {
+		if p.status == Failed && !p.lost().retry.busy {
 			if n++; rand.N(n) == 0 {
 				to = id
 			}

@@ -124,7 +124,7 @@ func TestInventedProcesses(t *testing.T) {
 			}
 		}
 		a.Mesh.mu.Lock()
-		got := len(a.peers[who.ID].alive)
+		got := a.peers[who.ID].living.len()
 		a.Mesh.mu.Unlock()
 		if got != maxProcesses {
 			t.Errorf("one node has %d processes", got)

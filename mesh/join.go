@@ -81,5 +81,5 @@ func (m *Mesh) isAlive(id NodeID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.peers[id]
-	return p != nil && len(p.alive) > 0
+	return p != nil && p.living.len() > 0
 }

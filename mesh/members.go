@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -13,50 +14,160 @@ import (
 
 // peer is what this process knows of another node beside its record. Guarded by
 // Mesh.mu. Invariant: there is one for every node that has a record or a living
-// process, and for no other.
+// process, and for no other. In a large mesh there are many, and nearly all are alive.
 type peer struct {
-	alive  processes      // living ones; a dead one lingers for some seconds
-	last   netip.AddrPort // where gossip last reached it
-	lost   uint64         // the process that was last found dead
-	at     int            // in Mesh.alive, if status is Alive
-	rumour uint64         // process whose death is being checked, see death.go; 0: none
+	living processes // a dead one lingers for some seconds
+	loss   *loss     // nil: it is alive, and nothing is to be remembered of when it was not
+	since  time.Time // when its status began
+	taken  tokens    // its records, see flood.go
+	at     int32     // in Mesh.alive, if status is Alive
 	status Status
-	since  time.Time
-	seen   bool   // it was alive, or has introduced itself
-	taken  tokens // its records, see flood.go
-	retry  retry  // of rejoin.go
+	seen   bool // it was alive, or has introduced itself
+}
+
+// loss is what is known of a node that is not alive.
+type loss struct {
+	last   netip.AddrPort // where gossip last reached it
+	boot   uint64         // the process that was last found dead
+	rumour uint64         // process whose death is being checked, see death.go; 0: none
+	retry  retry          // of rejoin.go
+}
+
+// lost returns what is known of the node's not being alive, for writing to.
+func (p *peer) lost() *loss {
+	if p.loss == nil {
+		p.loss = &loss{}
+	}
+	return p.loss
+}
+
+// wasLost tells whether the process was the last of the node's that was found dead.
+func (p *peer) wasLost(boot uint64) bool { return p.loss != nil && p.loss.boot == boot }
+
+// rumoured tells whether the death of the process is being checked.
+func (p *peer) rumoured(boot uint64) bool { return p.loss != nil && p.loss.rumour == boot }
+
+// forgetLoss drops what is of no more use once the node is alive.
+func (p *peer) forgetLoss() {
+	if l := p.loss; l != nil && p.status == Alive && !l.retry.busy && l.rumour == 0 && (l.boot == 0 || p.runs(l.boot)) {
+		p.loss = nil
+	}
+}
+
+// last returns where gossip last reached the node; not valid: nowhere.
+func (p *peer) last() (at netip.AddrPort) {
+	for is := range p.living.all() {
+		at = is.addr
+	}
+	if !at.IsValid() && p.loss != nil {
+		at = p.loss.last
+	}
+	return at
 }
 
 // processes are those of one node, hardly ever more than one.
-type processes []process
+type processes struct {
+	first process    // boot is 0 if there is none
+	rest  *[]process // nil: there are no others
+}
 
 type process struct {
-	boot uint64
+	boot uint64 // not 0
 	addr netip.AddrPort
 }
 
-func (ps processes) index(boot uint64) int {
-	return slices.IndexFunc(ps, func(p process) bool { return p.boot == boot })
+// all yields the processes in the order in which they came.
+func (ps *processes) all() iter.Seq[process] {
+	return func(yield func(process) bool) {
+		if ps.first.boot == 0 || !yield(ps.first) || ps.rest == nil {
+			return
+		}
+		for _, p := range *ps.rest {
+			if !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+func (ps *processes) len() int {
+	switch {
+	case ps.first.boot == 0:
+		return 0
+	case ps.rest == nil:
+		return 1
+	}
+	return 1 + len(*ps.rest)
+}
+
+func (ps *processes) has(boot uint64) bool {
+	return ps.at(boot) != nil
+}
+
+// at returns a process, nil if there is no such one.
+func (ps *processes) at(boot uint64) *process {
+	switch {
+	case boot == 0:
+		return nil
+	case ps.first.boot == boot:
+		return &ps.first
+	case ps.rest != nil:
+		if i := slices.IndexFunc(*ps.rest, func(p process) bool { return p.boot == boot }); i >= 0 {
+			return &(*ps.rest)[i]
+		}
+	}
+	return nil
 }
 
 // addr returns where a process is; not valid if there is no such process.
-func (ps processes) addr(boot uint64) netip.AddrPort {
-	if i := ps.index(boot); i >= 0 {
-		return ps[i].addr
+func (ps *processes) addr(boot uint64) netip.AddrPort {
+	if p := ps.at(boot); p != nil {
+		return p.addr
 	}
 	return netip.AddrPort{}
 }
 
 func (ps *processes) set(boot uint64, addr netip.AddrPort) {
-	if i := ps.index(boot); i >= 0 {
-		(*ps)[i].addr = addr
-		return
+	switch p := ps.at(boot); {
+	case p != nil:
+		p.addr = addr
+	case ps.first.boot == 0:
+		ps.first = process{boot, addr}
+	case ps.rest == nil:
+		ps.rest = &[]process{{boot, addr}}
+	default:
+		*ps.rest = append(*ps.rest, process{boot, addr})
 	}
-	*ps = append(*ps, process{boot, addr})
 }
 
 func (ps *processes) remove(boot uint64) {
-	*ps = slices.DeleteFunc(*ps, func(p process) bool { return p.boot == boot })
+	all := slices.DeleteFunc(slices.Collect(ps.all()), func(p process) bool { return p.boot == boot })
+	*ps = processes{}
+	for _, p := range all {
+		ps.set(p.boot, p.addr)
+	}
+}
+
+// moment is a time in nanoseconds since the mesh was made, a third of the size of a time.Time. 0: never.
+type moment int64
+
+// momentOf returns t, and never 0.
+func (m *Mesh) momentOf(t time.Time) moment { return momentSince(m.started, t) }
+
+func momentSince(began, t time.Time) moment {
+	if d := t.Sub(began); d != 0 {
+		return moment(d)
+	}
+	return 1
+}
+
+// time returns the moment as a time to compare others with; the zero one: never. What the clock shows at that time it does not tell, if
+// the clock was set since the mesh was made.
+func (at moment) time(began time.Time) time.Time {
+	if at == 0 {
+		return time.Time{}
+	}
+	return began.Add(time.Duration(at))
 }
 
 // noteAlive is memberlist's word that a process answers.
@@ -66,20 +177,18 @@ func (m *Mesh) noteAlive(id NodeID, boot uint64, addr netip.AddrPort) {
 	if !p.runs(boot) {
 		m.countMember(id, boot, 1)
 		m.ways.another(append(m.addrsLocked(id), addr))
-		if len(p.alive) == 0 {
+		if p.living.len() == 0 {
 			m.aliveCount.Add(1)
 		}
 	}
-	p.alive.set(boot, addr)
-	p.last = addr
+	p.living.set(boot, addr)
 	p.seen = true
-	switch old := p.rumour; old {
-	case 0:
-	case boot:
-		p.rumour = 0 // denied
-	default: // another process took its place
-		p.rumour = 0
-		m.drop(id, p, old)
+	if l := p.loss; l != nil && l.rumour != 0 {
+		old := l.rumour
+		l.rumour = 0     // denied
+		if old != boot { // another process took its place
+			m.drop(id, p, old)
+		}
 	}
 	m.refresh(id)
 	m.mu.Unlock()
@@ -109,18 +218,20 @@ func (m *Mesh) refresh(id NodeID) {
 		p.status, p.since = status, time.Now()
 		m.listAway(id, p)
 	}
-	if !known && len(p.alive) == 0 {
+	if !known && p.living.len() == 0 {
 		delete(m.peers, id)
-		delete(m.away, id)
+		m.unlistAway(id)
 	}
+	p.forgetLoss()
 	if !changed {
 		return
 	}
 	switch status {
 	case Failed:
-		p.retry.restart(p.since)
+		p.lost().retry.restart(p.since)
 	case Stopped: // it comes to us when it is back; a try now and then is for when it cannot
-		p.retry.wait, p.retry.next = maxRetry, p.since.Add(maxRetry)
+		l := p.lost()
+		l.retry.wait, l.retry.next = maxRetry, p.since.Add(maxRetry)
 	}
 	if known {
 		m.logStatus(r.Record, p)
@@ -129,13 +240,14 @@ func (m *Mesh) refresh(id NodeID) {
 
 func (m *Mesh) statusOf(p *peer, r storedRecord) Status {
 	current := p.runs(r.Boot)
-	successor := len(p.alive) > 1 || len(p.alive) == 1 && !current // a process that the record does not speak of yet
+	n := p.living.len()
+	successor := n > 1 || n == 1 && !current // a process that the record does not speak of yet
 	switch {
 	case r.State == StateLeft && !successor:
 		return Left
 	case r.State == StateStopped && !successor:
 		return Stopped
-	case len(p.alive) > 0:
+	case n > 0:
 		return Alive
 	}
 	return Failed
@@ -145,10 +257,10 @@ func (m *Mesh) logStatus(r Record, p *peer) {
 	f := []zap.Field{zap.String("name", r.Name), zap.Stringer("node", r.ID)}
 	switch p.status {
 	case Alive:
-		m.log.Info("node is alive", append(f, zap.Stringer("at", p.last))...)
+		m.log.Info("node is alive", append(f, zap.Stringer("at", p.last()))...)
 	case Failed:
-		if p.last.IsValid() { // else it was stopped, and its new record came before its first packet
-			m.log.Warn("node does not answer; it is tried again and again", append(f, zap.Stringer("at", p.last))...)
+		if p.last().IsValid() { // else it was stopped, and its new record came before its first packet
+			m.log.Warn("node does not answer; it is tried again and again", append(f, zap.Stringer("at", p.last()))...)
 		}
 	case Stopped:
 		m.log.Info("node has stopped for a while", f...)
@@ -167,7 +279,7 @@ func (m *Mesh) countMember(id NodeID, boot uint64, sign int) {
 func (m *Mesh) listAlive(id NodeID, p *peer, status Status) {
 	switch {
 	case status == Alive:
-		p.at = len(m.alive)
+		p.at = int32(len(m.alive))
 		m.alive = append(m.alive, id)
 	case p.status == Alive:
 		last := len(m.alive) - 1
@@ -182,7 +294,16 @@ func (m *Mesh) listAway(id NodeID, p *peer) {
 	if p.status == Failed || p.status == Stopped {
 		m.away[id] = p
 	} else {
-		delete(m.away, id)
+		m.unlistAway(id)
+	}
+}
+
+func (m *Mesh) unlistAway(id NodeID) {
+	if _, listed := m.away[id]; !listed {
+		return
+	}
+	if delete(m.away, id); len(m.away) == 0 {
+		m.away = make(map[NodeID]*peer) // one that has held thousands stays as large
 	}
 }
 
@@ -213,7 +334,7 @@ func (m *Mesh) memberNameOf(id NodeID) (string, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.peers[id]; p != nil {
-		for _, is := range p.alive {
+		for is := range p.living.all() {
 			return memberName(id, is.boot), true
 		}
 	}
@@ -225,7 +346,7 @@ func (m *Mesh) aliveElsewhere(id NodeID, boot uint64) (netip.AddrPort, uint64, b
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.peers[id]; p != nil {
-		for _, is := range p.alive {
+		for is := range p.living.all() {
 			if is.boot != boot {
 				return is.addr, is.boot, true
 			}
@@ -249,22 +370,22 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 		}
 	}
 	r, _ := m.records.get(id)
-	w := m.ways.of(id)
+	w := m.ways.byTCP(id)
 	if p := m.peers[id]; p != nil {
 		if w.boot == r.Boot {
-			add(w.tcp)
+			add(w.at)
 		}
-		add(p.alive.addr(r.Boot))
-		add(w.tcp)
-		for _, is := range p.alive {
+		add(p.living.addr(r.Boot))
+		add(w.at)
+		for is := range p.living.all() {
 			add(is.addr)
 		}
-		add(p.last)
+		add(p.last())
 	}
 	for _, a := range r.Endpoints {
 		add(a)
 	}
-	add(w.tcp)
+	add(w.at)
 	return addrs
 }
 
@@ -295,7 +416,9 @@ func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 		case m.records.put(r):
 			m.noteChange(r.ID)
 			news = append(news, r)
-			m.peer(r.ID).retry.restart(time.Now())
+			if p := m.peer(r.ID); p.status != Alive {
+				p.lost().retry.restart(time.Now())
+			}
 			m.refresh(r.ID)
 		}
 	}
@@ -385,8 +508,8 @@ func (m *Mesh) wasSeen(id NodeID) bool {
 
 // forgotten drops the peer whose record made room for others. Called with mu held.
 func (m *Mesh) forgotten(id NodeID) {
-	if p := m.peers[id]; p != nil && len(p.alive) == 0 {
+	if p := m.peers[id]; p != nil && p.living.len() == 0 {
 		delete(m.peers, id)
-		delete(m.away, id)
+		m.unlistAway(id)
 	}
 }

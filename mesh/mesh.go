@@ -194,6 +194,7 @@ func New(cfg Config) (*Mesh, error) {
 		outboxes: make(map[NodeID]*outbox), inboxes: make(map[NodeID]*inbox), conns: make(map[*io.Closer]struct{}),
 		door: doorman{bySource: make(map[string]int), byNode: make(map[NodeID]int), byHost: make(map[string]int), gossip: make(map[NodeID]int)},
 	}
+	m.ways.began = m.started
 	m.records.shared = cfg.Tuning.Shared
 	m.records.seen, m.records.forgot = m.wasSeen, m.forgotten
 	m.strangers.init(0)

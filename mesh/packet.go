@@ -57,8 +57,8 @@ func (m *Mesh) sendPacketTo(k kind, b []byte, to Addr) error {
 // packetAddr returns where the router may find the node if it does not know it: where its packets
 // come from, else where it says that it is.
 func (m *Mesh) packetAddr(id NodeID) netip.AddrPort {
-	if w := m.ways.of(id); w.udp.IsValid() {
-		return w.udp
+	if at := m.ways.udp(id); at.IsValid() {
+		return at
 	}
 	if addrs := m.addrsOf(id); len(addrs) > 0 {
 		return addrs[0]

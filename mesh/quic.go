@@ -23,7 +23,7 @@ func (m *Mesh) newStreams() *udpstream.Endpoint {
 		ResetKey: resetKey(m.cfg.Keys.Hello, m.id),
 		Send: func(b []byte, to udpstream.Addr) error {
 			a := Addr{Node: NodeID(to.Node), Addr: to.Addr}
-			if at := m.ways.of(a.Node).udp; a.Node != 0 && at.IsValid() {
+			if at := m.ways.udp(a.Node); a.Node != 0 && at.IsValid() {
 				a.Addr = at
 			}
 			return m.sendPacketTo(kindStream, b, a)

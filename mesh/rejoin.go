@@ -48,11 +48,12 @@ func (r *retry) restart(now time.Time) { r.wait, r.next, r.slow = 0, now, false 
 
 // beginTry notes that a node is being tried, unless it is already; rejoin notes the end. Called with mu held.
 func (m *Mesh) beginTry(p *peer, now time.Time) bool {
-	if p.retry.busy {
+	l := p.lost()
+	if l.retry.busy {
 		return false
 	}
 	m.tries++
-	p.retry.busy, p.retry.tried = true, now
+	l.retry.busy, l.retry.tried = true, now
 	return true
 }
 
@@ -79,7 +80,7 @@ func (m *Mesh) heardFrom(id NodeID) {
 	if p := m.peers[id]; p != nil {
 		p.seen = true
 		if p.status != Alive {
-			p.retry.restart(time.Now())
+			p.lost().retry.restart(time.Now())
 		}
 	}
 	m.mu.Unlock()
@@ -119,6 +120,7 @@ func (m *Mesh) due(now time.Time) []NodeID {
 	type candidate struct {
 		id NodeID
 		p  *peer
+		*retry
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -129,16 +131,16 @@ func (m *Mesh) due(now time.Time) []NodeID {
 		if p.status == Failed {
 			failed++
 		}
-		switch {
-		case p.retry.busy:
-		case !p.retry.next.After(now):
-			ready = append(ready, candidate{id, p})
-		case p.status == Failed && (patient == nil || p.retry.tried.Before(patient.p.retry.tried)):
-			patient = &candidate{id, p}
+		switch r := &p.lost().retry; {
+		case r.busy:
+		case !r.next.After(now):
+			ready = append(ready, candidate{id, p, r})
+		case p.status == Failed && (patient == nil || r.tried.Before(patient.tried)):
+			patient = &candidate{id, p, r}
 		}
 	}
 	slices.SortFunc(ready, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.p.retry.wait, b.p.retry.wait), a.p.retry.tried.Compare(b.p.retry.tried), cmp.Compare(a.id, b.id))
+		return cmp.Or(cmp.Compare(a.wait, b.wait), a.tried.Compare(b.tried), cmp.Compare(a.id, b.id))
 	})
 	switch alive := int(m.aliveCount.Load()); {
 	case alive > fullEffort && rand.N(alive) >= fullEffort:
@@ -164,10 +166,12 @@ func (m *Mesh) rejoin(ctx context.Context, id NodeID) {
 	name := r.Name
 	m.tries--
 	if p := m.peers[id]; p != nil {
-		p.retry.busy = false
+		l := p.lost()
+		l.retry.busy = false
 		if err != nil || p.status != Alive {
-			slow = p.retry.fail(now, m.tuning.RejoinInterval, now.Sub(p.since)) && p.status == Failed
+			slow = l.retry.fail(now, m.tuning.RejoinInterval, now.Sub(p.since)) && p.status == Failed
 		}
+		p.forgetLoss()
 	}
 	m.mu.Unlock()
 	if slow {

@@ -299,7 +299,7 @@ func (m *Mesh) memberEntries() []byte {
 	b := make([]byte, 0, entrySize*(len(m.peers)+1))
 	b = appendEntry(b, m.id, m.boot)
 	for id, p := range m.peers {
-		for _, is := range p.alive {
+		for is := range p.living.all() {
 			b = appendEntry(b, id, is.boot)
 		}
 	}
@@ -323,7 +323,7 @@ func (m *Mesh) compareMembers(theirs []byte) (missing, ahead []member) {
 		}
 	}
 	for id, p := range m.peers {
-		for _, run := range p.alive {
+		for run := range p.living.all() {
 			if is := (member{id, run.boot}); !there[is] {
 				ahead = append(ahead, is)
 			}
@@ -334,7 +334,7 @@ func (m *Mesh) compareMembers(theirs []byte) (missing, ahead []member) {
 }
 
 func (p *peer) runs(boot uint64) bool {
-	return p.alive.index(boot) >= 0
+	return p.living.has(boot)
 }
 
 // settle follows up on having joined: what was on its way through the mesh while

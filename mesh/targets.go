@@ -209,7 +209,7 @@ func (m *Mesh) rest(ctx context.Context, t *target, pause time.Duration) {
 	for end := time.Now().Add(pause); sleep(ctx, min(checkEvery, time.Until(end))); {
 		m.mu.Lock()
 		p := m.peers[t.Node]
-		back := p != nil && len(p.alive) > 0
+		back := p != nil && p.living.len() > 0
 		m.mu.Unlock()
 		if back || !time.Now().Before(end) {
 			return

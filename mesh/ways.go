@@ -15,6 +15,7 @@ const maxWays = 2 * maxRecords
 // ways is what this process has seen of how others can be reached. Its lock is a leaf: nothing
 // is locked while it is held, and each packet that comes in takes it.
 type ways struct {
+	began time.Time // of moments; fixed
 	mu    sync.Mutex
 	nodes map[NodeID]*way
 	tcp   map[netip.AddrPort]refusal // where TCP failed, and has not answered since
@@ -26,17 +27,30 @@ type refusal struct {
 	refused bool // else there was no answer
 }
 
-// way is what was seen of one node.
+// way is what was seen of one node. In a large mesh there are many, and to few of them there have been streams.
 type way struct {
-	tcp        netip.AddrPort // where it answered by TCP last; not valid: nowhere
-	boot       uint64         // the process that did
-	answeredAt time.Time
-	udp        netip.AddrPort // where its packets came from last, directly; not valid: never
-	direct     [2]time.Time   // when one did, over IPv4 and over IPv6
-	heardAt    time.Time      // when the last packet came, by whichever path
-	checked    time.Time      // when it was last asked for one, see blocked.go
-	met        uint64         // the process that introduced itself last
-	silent     netip.AddrPort // where it answers by TCP while no packet comes; not valid: packets do
+	udp    netip.AddrPort // where its packets came from last, directly; not valid: never
+	direct [2]moment      // when one did, over IPv4 and over IPv6
+	heard  moment         // when the last packet came, by whichever path
+	met    uint64         // the process that introduced itself last
+	tcp    *wayTCP        // nil: there is nothing to tell
+}
+
+// wayTCP is what was seen of a node by TCP.
+type wayTCP struct {
+	at       netip.AddrPort // where it answered last; not valid: nowhere
+	boot     uint64         // the process that did
+	answered moment
+	checked  moment         // when it was last asked for a packet, see blocked.go
+	silent   netip.AddrPort // where it answers while no packet comes; not valid: packets do
+}
+
+// byTCP returns what is known of TCP, for writing to.
+func (n *way) byTCP() *wayTCP {
+	if n.tcp == nil {
+		n.tcp = &wayTCP{}
+	}
+	return n.tcp
 }
 
 // node returns the way of id, a new one if need be. Called with mu held.
@@ -62,14 +76,34 @@ func makeRoom[K comparable, V any](m map[K]V) {
 	}
 }
 
-// of returns what is known of id.
-func (w *ways) of(id NodeID) way {
+// byTCP returns what is known of id by TCP.
+func (w *ways) byTCP(id NodeID) wayTCP {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.nodes[id]; n != nil && n.tcp != nil {
+		return *n.tcp
+	}
+	return wayTCP{}
+}
+
+// udp returns where the packets of id came from last, directly; not valid: none did.
+func (w *ways) udp(id NodeID) netip.AddrPort {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := w.nodes[id]; n != nil {
-		return *n
+		return n.udp
 	}
-	return way{}
+	return netip.AddrPort{}
+}
+
+// met returns the process of id that introduced itself last; 0: none did.
+func (w *ways) met(id NodeID) uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.nodes[id]; n != nil {
+		return n.met
+	}
+	return 0
 }
 
 // answered notes that a node greeted by TCP.
@@ -77,7 +111,8 @@ func (w *ways) answered(id NodeID, boot uint64, at netip.AddrPort) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(id)
-	n.tcp, n.boot, n.met, n.answeredAt = at, boot, boot, time.Now()
+	t := n.byTCP()
+	t.at, t.boot, t.answered, n.met = at, boot, momentSince(w.began, time.Now()), boot
 	delete(w.tcp, at)
 }
 
@@ -128,8 +163,9 @@ func family(a netip.AddrPort) int {
 func (w *ways) lastHeard(id NodeID) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if n := w.nodes[id]; n != nil {
-		return n.heardAt
+	if n := w.nodes[id]; n != nil && n.heard != 0 {
+		now := time.Now() // by the clock as it is now
+		return now.Add(n.heard.time(w.began).Sub(now))
 	}
 	return time.Time{}
 }
@@ -139,12 +175,15 @@ func (w *ways) heard(from Addr, at time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := w.node(from.Node)
-	n.heardAt = at
+	n.heard = momentSince(w.began, at)
 	if from.Addr.IsValid() {
 		n.udp = netip.AddrPortFrom(from.Addr.Addr().Unmap(), from.Addr.Port())
-		n.direct[family(n.udp)] = at
+		n.direct[family(n.udp)] = n.heard
 	}
-	ended := n.silent.IsValid()
-	n.silent = netip.AddrPort{}
+	if n.tcp == nil {
+		return false
+	}
+	ended := n.tcp.silent.IsValid()
+	n.tcp.silent = netip.AddrPort{}
 	return ended
 }
