@@ -13,6 +13,24 @@ import (
 type Shared struct {
 	mu      sync.Mutex
 	records map[uint64]*storedRecord // by sum
+	changes map[string][]byte
+}
+
+// change returns the copy that all have of a change that is gossiped.
+func (s *Shared) change(b []byte) []byte {
+	if s == nil {
+		return b
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, ok := s.changes[string(b)]; ok {
+		return old
+	}
+	if s.changes == nil {
+		s.changes = make(map[string][]byte)
+	}
+	s.changes[string(b)] = b
+	return b
 }
 
 // one returns the copy that all have of r.

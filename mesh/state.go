@@ -128,7 +128,7 @@ func (m *Mesh) spread(name, key string, delta []byte, from NodeID) {
 			if !m.mayGossip(name, len(b)) {
 				return
 			}
-			if g := (gossip{key: key, msg: b}); key != "" {
+			if g := (gossip{key: key, msg: m.tuning.Shared.change(b)}); key != "" {
 				m.gossip.QueueBroadcast(&keyedGossip{g})
 			} else {
 				m.gossip.QueueBroadcast(&uniqueGossip{g})

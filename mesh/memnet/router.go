@@ -230,7 +230,11 @@ func (n *Net) arrive(b []byte, from *Router, hops []*Router, at netip.AddrPort) 
 	a := Addr{Node: from.Node}
 	if len(hops) == 1 {
 		a.Addr = netip.AddrPortFrom(source, from.Port)
-		if ok && a.Node != 0 {
+		switch {
+		case !ok || a.Node == 0:
+		case n.first(a.Node) == from && len(n.routers[a.Node]) == 1 && source == from.host.addrs[0]:
+			delete(last.paths, a.Node) // it is sought there anyway
+		default:
 			last.paths[a.Node] = a.Addr
 		}
 	}
