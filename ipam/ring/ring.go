@@ -265,8 +265,8 @@ func (r *Ring) Only(keep Set) *Ring {
 // Same returns the slots of which r and o, which must be of the same size, know the same, and not nothing.
 func (r *Ring) Same(o *Ring) Set {
 	var out Set
-	about, any := r.span()
-	if !any {
+	about, known := r.span()
+	if !known {
 		return nil
 	}
 	r.zip(o, about, func(i Interval, x, y *Register) {
@@ -296,7 +296,7 @@ func (r *Ring) Merge(o *Ring) (News, error) {
 	if r.size != o.size {
 		return news, fmt.Errorf("ring: %w: %d and %d slots", ErrSize, r.size, o.size)
 	}
-	if about, any := o.span(); any {
+	if about, known := o.span(); known {
 		r.mergeIn(o, about, &news)
 	}
 	news.Log, news.Split = r.mergeLog(o)
