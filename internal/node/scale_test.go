@@ -5,11 +5,13 @@
 package node
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"testing"
@@ -24,6 +26,10 @@ import (
 var (
 	scaleNodes = flag.Int("scale.nodes", 100, "how many nodes TestScale has")
 	scaleDoc   = flag.String("scale.doc", "", "write what TestScale measured into the table of this document")
+	scaleAll   = flag.Bool("scale.all", false, "let a mesh of more than 1000 nodes rest, and cut it in two, too")
+	scaleShare = flag.Bool("scale.share", false, "let the nodes of a mesh of up to 1000 share what larger ones do")
+	scaleHeap  = flag.Int64("scale.heap", 11<<30, "bytes from where on TestScale collects garbage more often")
+	scaleFiles = flag.String("scale.profiles", "", "write heap profiles to files whose names begin so")
 )
 
 // scaleResult is what a run came to.
@@ -39,11 +45,17 @@ type scaleResult struct {
 }
 
 func (r scaleResult) String() string {
-	s := func(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
-	k := func(v float64) string { return fmt.Sprintf("%.3g kB/s", v/1e3) }
-	m := func(v uint64) string { return fmt.Sprintf("%.2f MiB", float64(v)/(1<<20)) }
+	known := func(format string, v float64) string {
+		if v == 0 {
+			return "-" // it has not been measured
+		}
+		return fmt.Sprintf(format, v)
+	}
+	s := func(d time.Duration) string { return known("%.1f s", d.Seconds()) }
+	k := func(v float64) string { return known("%.3g kB/s", v/1e3) }
+	m := func(v uint64) string { return known("%.2f MiB", float64(v)/(1<<20)) }
 	return fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %.0f min |", r.nodes, s(r.joined), s(r.known), s(r.failed), k(r.steady), k(r.most),
-		m(r.heap+r.stacks), m(r.peak.bytes), s(r.healed), s(r.healed+r.agreed), k(r.joining), fmt.Sprintf("%.1f MB", r.storm*(r.healed+r.agreed).Seconds()/1e6), r.real.Minutes())
+		m(r.heap+r.stacks), m(r.peak.bytes), s(r.healed), s(r.healed+r.agreed), k(r.joining), known("%.1f MB", r.storm*(r.healed+r.agreed).Seconds()/1e6), r.real.Minutes())
 }
 
 // write puts the result into the table of the document.
@@ -89,15 +101,14 @@ const (
 	scaleHeal   = 30 * time.Second
 	scaleSteady = 20e3 // bytes per second and node
 	scaleMemory = 4 << 20
-	scaleBusy   = 60       // goroutines of a node, however many others it has lost or meets again
-	scaleHeap   = 11 << 30 // bytes from where on garbage is collected more often
+	scaleBusy   = 60 // goroutines of a node, however many others it has lost or meets again
 )
 
 // TestScale has a large mesh join, hear of one more node, lose one, and be cut in two and healed.
 func TestScale(t *testing.T) {
 	began := time.Now()
 	defer debug.SetGCPercent(debug.SetGCPercent(200))
-	defer debug.SetMemoryLimit(debug.SetMemoryLimit(min(scaleHeap, debug.SetMemoryLimit(-1))))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(min(*scaleHeap, debug.SetMemoryLimit(-1))))
 	var r scaleResult
 	synctest.Test(t, func(t *testing.T) { r = scale(t, *scaleNodes) })
 	r.real = time.Since(began)
@@ -116,16 +127,38 @@ func scale(t *testing.T, size int) scaleResult {
 		return d
 	}
 	s := newScaleMesh(t)
-	if size > 1000 {
+	if size > 1000 || *scaleShare {
 		s.shared = &mesh.Shared{}
 	}
 	s.join(&r, size, allow(scaleJoin))
+	s.profile("joined")
 	time.Sleep(30 * time.Second)
 	s.oneMore(&r, allow(scaleKnown))
-	s.rest(&r)
+	whole := size <= 1000 || *scaleAll
+	if whole {
+		s.rest(&r)
+		s.profile("rest")
+	}
 	s.oneLess(&r, allow(scaleFailed))
-	s.cut(&r, allow(scaleHeal))
+	if whole {
+		s.cut(&r, allow(scaleHeal))
+	}
 	return r
+}
+
+// profile writes of what the heap is after a part of the test.
+func (s *scaleMesh) profile(part string) {
+	if *scaleFiles == "" {
+		return
+	}
+	runtime.GC()
+	f, err := os.Create(*scaleFiles + "." + part)
+	if err == nil {
+		err = errors.Join(pprof.Lookup("allocs").WriteTo(f, 0), f.Close())
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
 }
 
 // join starts all nodes and waits until they agree.

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime/metrics"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -247,7 +248,7 @@ func (s *scaleMesh) until(limit time.Duration, what string, share float64, nodes
 		}
 		left = rest
 		if d := time.Since(begin); d%(5*time.Second) == 0 && d > 0 {
-			s.t.Logf("  %v: not on %d nodes: %s", d, len(left), what)
+			s.t.Logf("  %v: not on %d nodes: %s (%s)", d, len(left), what, spent())
 		}
 		if float64(len(left)) <= (1-share)*float64(len(nodes)) {
 			return time.Since(begin)
@@ -257,6 +258,15 @@ func (s *scaleMesh) until(limit time.Duration, what string, share float64, nodes
 			return time.Since(begin)
 		}
 	}
+}
+
+// spent tells what the process has used of the machine, which virtual time does not.
+func spent() string {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("processor %d s, %d MiB at most", u.Utime.Sec+u.Stime.Sec, u.Maxrss>>10)
 }
 
 // sees tells whether a node sees so many others alive.
