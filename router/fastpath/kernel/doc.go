@@ -17,9 +17,7 @@
 //
 // There are three kinds of routes to a peer's prefixes. Those in [TableDirect] and
 // [TableVXLAN] exist for each way that may be tried; only packets with
-// [MarkDirect] and [MarkVXLAN], which are probes, are looked up there, by rules,
-// which exist as long as a table has something that the main table has not: the
-// first rule makes each packet of the host cost more. Those of
+// [MarkDirect] and [MarkVXLAN], which are probes, are looked up there. Those of
 // the main table carry the traffic of the peers that are reached by a kernel path
 // now. To change from one path to another is to replace these, and nothing else;
 // the kernel does it without losing a packet.

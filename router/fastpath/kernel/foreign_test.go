@@ -200,10 +200,10 @@ func TestForeignChanges(t *testing.T) {
 		{"rules deleted", func(t *testing.T) {
 			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 				r := netlink.NewRule()
-				r.Family, r.Priority, r.Table = family, TableDirect, TableDirect
+				r.Family, r.Priority, r.Table = family, TableVXLAN, TableVXLAN
 				must(t, h.handle.RuleDel(r))
 			}
-		}, []string{"rule 8701 of IPv4 for the mark 0x57650001 was deleted by somebody; set again", "rule 8701 of IPv6 for the mark 0x57650001 was deleted by somebody; set again"}, false},
+		}, []string{"rule 8702 of IPv4 for the mark 0x57650002 was deleted by somebody; set again", "rule 8702 of IPv6 for the mark 0x57650002 was deleted by somebody; set again"}, false},
 		{"a rule added with our mark", func(t *testing.T) {
 			r := netlink.NewRule()
 			r.Family, r.Priority, r.Table, r.Mark, r.Protocol = netlink.FAMILY_V4, 100, TableVXLAN, 7, RouteProtocol

@@ -73,7 +73,6 @@ type Kernel struct {
 	applied bool                  // there was an Apply: the fields below hold
 	doubt   bool                  // the kernel may not have what have says
 	want    objects               // of the last Apply
-	spare   map[rule]struct{}     // those of its rules that it could do without
 	have    objects               // as far as known
 	hops    map[uint64]netip.Addr // of IPv4 inside VXLAN, by peer
 	refused []error               // what of the last Apply is not possible
@@ -109,12 +108,7 @@ func (k *Kernel) Apply(d Desired) error {
 	defer k.mu.Unlock()
 	p := planner{config: k.config, desired: d, hops: k.hops}
 	want := p.plan()
-	maps.DeleteFunc(want.rules, func(r rule, _ struct{}) bool { // what is there stays until somebody has the time
-		_, spare := p.spare[r]
-		_, there := k.want.rules[r]
-		return spare && !there
-	})
-	k.want, k.spare, k.hops, k.refused = want, p.spare, p.hops, p.errs
+	k.want, k.hops, k.refused = want, p.hops, p.errs
 	if !k.applied || k.doubt || !maps.Equal(k.have.devices, want.devices) || !k.knows(want) {
 		k.applied = true
 		_, err := k.reconcile(newObjects())
@@ -131,20 +125,15 @@ func (k *Kernel) Apply(d Desired) error {
 	return joined(w.sorted())
 }
 
-// Reconcile compares everything with what the kernel has and puts it right, and removes rules that there is no need for any more. It
-// returns one line for each thing that somebody else has changed since. Before the first Apply it does nothing. Errors are as those of
-// Apply, which are repeated as long as they hold.
+// Reconcile compares everything with what the kernel has and puts it right. It returns one line for each thing that somebody
+// else has changed since. Before the first Apply it does nothing. Errors are as those of Apply, which are repeated as long as
+// they hold.
 func (k *Kernel) Reconcile() (repaired []string, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.applied {
 		return nil, nil
 	}
-	k.want.rules = maps.Clone(k.want.rules) // Watch has the old ones
-	maps.DeleteFunc(k.want.rules, func(r rule, _ struct{}) bool {
-		_, spare := k.spare[r]
-		return spare
-	})
 	return k.reconcile(k.have)
 }
 

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/weftnet/weft/router/fastpath"
 )
 
@@ -120,7 +118,6 @@ func TestFiveHundred(t *testing.T) {
 		}
 		peers = append(peers, p)
 	}
-	peers[249].Path = fastpath.Direct // so that both tables are of use
 	d := h.desired(peers...)
 	took := func(what string, f func()) time.Duration {
 		start := time.Now()
@@ -173,7 +170,7 @@ func TestOrder(t *testing.T) {
 	p := peer(2, under4(2), fastpath.VXLAN)
 	p.Device = ""
 	must(t, h.Apply(h.desired(p)))
-	order := []string{"entry", "neighbour", "candidate", "main"}
+	order := []string{"entry", "neighbour", "candidate", "rule", "main"}
 	if got := kinds(m.told(t)); !slices.Equal(got, order) {
 		t.Errorf("a peer that comes: %q", got)
 	}
@@ -181,55 +178,5 @@ func TestOrder(t *testing.T) {
 	slices.Reverse(order)
 	if got := kinds(m.told(t)); !slices.Equal(got, order) {
 		t.Errorf("a peer that goes: %q", got)
-	}
-}
-
-// There are rules while a table has something that the main table has not, but those that are too many go with the next look at everything, so that a
-// peer that goes to and fro does not change them each time. Probes take their way with them and without.
-func TestRules(t *testing.T) {
-	h := newHosts(t, 1)[0]
-	p, q := peer(2, under4(2), fastpath.VXLAN), peer(3, under4(3), fastpath.VXLAN)
-	p.Device, q.Device = "", ""
-	m := newMonitor(t, h.ns)
-	step := func(what string, paths [2]fastpath.Kind, rules, changed int) {
-		t.Helper()
-		m.told(t)
-		p.Path, q.Path = paths[0], paths[1]
-		must(t, h.Apply(h.desired(p, q)))
-		h.rules(t, what, rules)
-		got := slices.DeleteFunc(m.told(t), func(l string) bool { return !strings.Contains(l, " rule ") })
-		if len(got) != changed {
-			t.Errorf("%s: %q", what, got)
-		}
-		for _, to := range []netip.Prefix{p.Prefixes[0], q.Prefixes[0]} {
-			routes, err := h.handle.RouteGetWithOptions(to.Addr().Next().AsSlice(), &netlink.RouteGetOptions{Mark: MarkVXLAN})
-			must(t, err)
-			if len(routes) != 1 || routes[0].LinkIndex != h.link(t, Device4).Attrs().Index {
-				t.Errorf("%s: a probe to %v goes by %v", what, to, routes)
-			}
-		}
-	}
-	tunnel, sealed := fastpath.VXLAN, fastpath.UDP
-	step("both by VXLAN", [2]fastpath.Kind{tunnel, tunnel}, 0, 0)
-	step("one leaves", [2]fastpath.Kind{sealed, tunnel}, 2, 2)
-	step("it returns", [2]fastpath.Kind{tunnel, tunnel}, 2, 0)
-	step("another leaves", [2]fastpath.Kind{tunnel, sealed}, 2, 0)
-	h.reconciled(t)
-	h.rules(t, "still needed", 2)
-	step("it returns as well", [2]fastpath.Kind{tunnel, tunnel}, 2, 0)
-	h.reconciled(t)
-	h.rules(t, "not needed", 0)
-	step("both leave", [2]fastpath.Kind{sealed, sealed}, 2, 2)
-	must(t, h.newKernel(t).Apply(h.desired(p, q)))
-	h.rules(t, "found by the next run", 2)
-}
-
-// rules fails the test unless there are so many with Weft's mark.
-func (h *host) rules(t *testing.T, what string, want int) {
-	t.Helper()
-	list, err := h.handle.RuleList(netlink.FAMILY_ALL)
-	must(t, err)
-	if list = slices.DeleteFunc(list, func(r netlink.Rule) bool { return r.Protocol != RouteProtocol }); len(list) != want {
-		t.Errorf("%s: rules %v", what, list)
 	}
 }

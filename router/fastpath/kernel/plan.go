@@ -22,12 +22,10 @@ type planner struct {
 	desired Desired
 	hops    map[uint64]netip.Addr // given, and returned
 
-	out   objects
-	spare map[rule]struct{} // those of out.rules that change nothing, as all that is in their tables is in the main table as well
-	macs  map[mac]uint64
-	held  map[netip.Prefix]uint64
-	apart map[uint32]bool // tables with routes that the main table has not
-	errs  []error         // of what is left out
+	out  objects
+	macs map[mac]uint64
+	held map[netip.Prefix]uint64
+	errs []error // of what is left out
 }
 
 func (p *planner) fail(format string, args ...any) {
@@ -36,7 +34,6 @@ func (p *planner) fail(format string, args ...any) {
 
 func (p *planner) plan() objects {
 	p.out, p.macs, p.held = newObjects(), map[mac]uint64{macOf(p.config.ID): p.config.ID}, map[netip.Prefix]uint64{}
-	p.spare, p.apart = map[rule]struct{}{}, map[uint32]bool{}
 	p.device(Device4, p.desired.MTU4)
 	p.device(Device6, p.desired.MTU6)
 	peers := slices.Clone(p.desired.Peers)
@@ -84,11 +81,7 @@ func (p *planner) has(v6 bool) bool {
 // lookups are the rules of a table, and the end of it.
 func (p *planner) lookups(table, mark uint32) {
 	for _, u := range p.desired.Universe {
-		r := rule{v6: u.Addr().Is6(), priority: table, table: table, mark: mark}
-		p.out.rules[r] = struct{}{}
-		if !p.apart[table] {
-			p.spare[r] = struct{}{}
-		}
+		p.out.rules[rule{v6: u.Addr().Is6(), priority: table, table: table, mark: mark}] = struct{}{}
 		// Only the universe: the packets in which a VXLAN device wraps marked ones have the mark as well, and go elsewhere.
 		p.out.routes[routeKey{table: table, dst: u, metric: lastResort}] = route{unreachable: true}
 	}
@@ -120,7 +113,6 @@ func (p *planner) peer(x Peer, tried map[uint32]bool) {
 					table = TableDirect
 				}
 				tried[table] = true
-				p.apart[table] = p.apart[table] || kind != x.Path
 				p.out.routes[routeKey{table: table, dst: dst, metric: metricOf(dst)}] = r
 			}
 			r, ok := ways[x.Path]
