@@ -90,7 +90,7 @@ mutants: ## Break the rules of the IPAM one line at a time: the simulator must n
 
 scale: ## Simulate a mesh of each size in SCALE (default 1000 and 5000 nodes) in one process, and write what it takes into docs/scale.md (hours)
 	@for n in $(SCALE); do \
-		CGO_ENABLED=0 $(GO) test -timeout 0 -v -run '^TestScale$$' ./internal/node -scale.nodes=$$n -scale.doc='$(CURDIR)/docs/scale.md' || exit 1; \
+		GO='$(GO)' scripts/scale $$n || exit 1; \
 	done
 
 bench: build ## Compare Weft with its like on two hosts, write docs/benchmarks.md, then run the Go benchmarks (root)
