@@ -39,7 +39,7 @@ COMPARE   ?=
 NEBULA    ?= v1.11.1
 # PODS is how many pods `make benchcni` has; with other than 1000 it writes no document
 PODS      ?= 1000
-TIMEOUT   ?= 20m
+TIMEOUT   ?= 25m
 
 .DEFAULT_GOAL := build
 .PHONY: build demo test lint fmt fuzz soak model mutants scale bench benchcni benchpolicy image manifests clean help $(addprefix $(BIN)/,$(COMMANDS))
