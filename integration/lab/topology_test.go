@@ -495,7 +495,8 @@ func TestTalk(t *testing.T) {
 		if d := k.Outage(start); d < 900*time.Millisecond || d > took+500*time.Millisecond {
 			t.Errorf("an outage of %v, it was %v", d, took)
 		}
-		if c := k.Count(start); c.Arrived < c.Sent-2 || 2*(c.Sent-c.Answered) < c.Sent || c.Copies != 0 {
+		lost := k.Count(cut).Sent - k.Count(healed).Sent // a busy machine sends fewer than 50
+		if c := k.Count(start); c.Arrived < c.Sent-2 || 5*(c.Sent-c.Answered) < 4*lost || lost < 20 || c.Copies != 0 {
 			t.Errorf("nothing came back for %v: %+v", took, c)
 		}
 		if d := k.Outage(healed.Add(100 * time.Millisecond)); d > 500*time.Millisecond {
