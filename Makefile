@@ -65,7 +65,7 @@ test: build ## Run all tests with the race detector, also those that build hosts
 		CGO_ENABLED=$$cgo GO='$(GO)' RACE=$$race TIMEOUT=$(TIMEOUT) RUN='$(RUN)' scripts/race $$($(GO) list $(PKG)); \
 	if [ -n "$$race" ]; then CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -run '$(or $(RUN),$(LARGE))' ./mesh ./internal/node; fi; \
 	$(if $(RUN)$(filter-out ./...,$(PKG)),:,for m in $(MODULES); do CGO_ENABLED=0 $(GO) -C $$m test ./...; done); \
-	$(if $(RUN)$(filter-out ./...,$(PKG)),:,CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -v -run '^(TestSimulation|TestCrashAtEveryCommit)$$' ./ipam -sim.runs=$(SIMS) -sim.crashes=20)
+	$(if $(RUN)$(filter-out ./...,$(PKG)),:,CGO_ENABLED=0 $(GO) test -timeout $(TIMEOUT) -v -run '^(TestSimulation|TestCrashAtEveryCommit|TestReplaceAllNodes)$$' ./ipam -sim.runs=$(SIMS) -sim.crashes=20)
 
 lint: ## Check style, correctness and import directions (golangci-lint, pinned in tools/go.mod), and that the portable TUN builds for macOS
 	$(LINT) run

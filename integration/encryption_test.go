@@ -94,6 +94,7 @@ func onePort(t *testing.T, c *lab.Capture) {
 
 // TestOtherToken lets a host with another token knock, again and again.
 func TestOtherToken(t *testing.T) {
+	t.Parallel()
 	m := lab.Mesh(t, 2)
 	stranger := m.Host("stranger", m.Segment)
 	file := stranger.File("token", token(t, stranger)+"\n", 0o600)

@@ -16,6 +16,7 @@ import (
 // TestForgetOnTwoSides has two nodes that do not reach each other forget a third one at the same moment. One side at most can
 // do it; the other, or both, wait and say for whom, and agree when they meet again.
 func TestForgetOnTwoSides(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name     string
 		hosts    int // the last one is gone

@@ -32,6 +32,7 @@ const (
 // TestClusterMemory has a daemon follow the API server of a large cluster, with objects as large as those of real ones, and looks at
 // how much memory it has: when all is known to it, and while pods come and go.
 func TestClusterMemory(t *testing.T) {
+	t.Parallel()
 	t.Run("nodes", func(t *testing.T) { clusterMemory(t, 0, mostAloneMemory) })
 	t.Run("pods", func(t *testing.T) { clusterMemory(t, clusterPods, mostClusterMemory) })
 }

@@ -96,6 +96,7 @@ func agrees(t *testing.T, want bool, hosts []*lab.Host, from, to *lab.Workload, 
 
 // TestPoliciesOnPlainHosts applies policies on one of three hosts, and makes real connections between workloads of all of them.
 func TestPoliciesOnPlainHosts(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	lan := l.Switch("lan")
 	var hosts []*lab.Host

@@ -112,6 +112,7 @@ func TestRotationUnderTraffic(t *testing.T) {
 // TestRotationThroughDeaths: one host is away from beginning to end, and the daemon on which the rotation was begun is killed (kill -9) in
 // the middle of it. Another one goes on; the host that was away is named, refused after the revocation, and brought back.
 func TestRotationThroughDeaths(t *testing.T) {
+	t.Parallel()
 	m := lab.Mesh(t, 4)
 	hosts := m.Hosts()
 	h1, h2, h3, h4 := hosts[0], hosts[1], hosts[2], hosts[3]

@@ -15,6 +15,7 @@ import (
 // TestSplit cuts three hosts of five off from the other two. Both sides attach, and a new host joins each: the one on the
 // side that owns no majority of the range waits, and says why. After it all are one again.
 func TestSplit(t *testing.T) {
+	t.Parallel()
 	const each = 200 // workloads on each side
 	m := founders(t, 5)
 	lan, more := m.Segment, m.Hosts()[:3:3]

@@ -13,13 +13,12 @@ import (
 	"github.com/weftnet/weft/integration/lab"
 )
 
-// TestThirty has thirty daemons on one machine, of which a third is killed and launched again, several times over. All pairs of workloads talk after
-// each time, and no daemon ever has more memory than it may.
+// TestThirty has many daemons on one machine, with -soak thirty, of which a third is killed and launched again, several times over. All pairs of workloads talk
+// after each time, and no daemon ever has more memory than it may.
 func TestThirty(t *testing.T) {
-	const nodes = 30
-	rounds := 2
+	nodes, rounds := 12, 2
 	if *soak {
-		rounds = 10
+		nodes, rounds = 30, 10
 	}
 	l := lab.New(t)
 	lan := l.Switch("lan")
@@ -76,7 +75,7 @@ func TestThirty(t *testing.T) {
 			t.Errorf("%s had %.1f MiB in memory, more than %d", h.Name(), float64(most)/(1<<20), mostMemory>>20)
 		}
 	}
-	t.Logf("a daemon had %.1f MiB at most, %.1f MiB on average now", float64(highest)/(1<<20), float64(sum)/nodes/(1<<20))
+	t.Logf("a daemon had %.1f MiB at most, %.1f MiB on average now", float64(highest)/(1<<20), float64(sum/nodes)/(1<<20))
 	if _, err := sameRing(hosts...); err != nil {
 		t.Error(err)
 	}

@@ -18,6 +18,7 @@ import (
 // there was no way to join the two. Here they wait and say for whom; and meshes that were founded apart stay apart, and both
 // say what to do.
 func TestWeave3902SecondNetwork(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t)
 	lan := l.Switch("lan")
 	var hosts []*lab.Host
@@ -79,6 +80,7 @@ func TestWeave3902SecondNetwork(t *testing.T) {
 // what it had stays with the node that it was, until somebody forgets that one; and its workloads, whose addresses could be
 // given to others then, are off the network.
 func TestWeave4005DatabaseLost(t *testing.T) {
+	t.Parallel()
 	m := lab.Mesh(t, 2, lab.PerHost(3), lab.Flags("--range", "10.32.0.0/26"))
 	first, h := m.Hosts()[0], m.Hosts()[1]
 	elsewhere, old := m.Workloads[:3], m.Workloads[3:]

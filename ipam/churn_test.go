@@ -12,11 +12,14 @@ import (
 	"github.com/weftnet/weft/ipam/ring"
 )
 
-// Twenty nodes, each of which is replaced ten times over by a new one, and forgotten: nothing of the universe gets lost, and
+// Twenty nodes, each of which is replaced ten times over by a new one (three times with the race detector), and forgotten: nothing of the universe gets lost, and
 // what a node has stays in one piece, or few.
 func TestReplaceAllNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const n, rounds = 20, 10
+		n, rounds := 20, 10
+		if raceDetector {
+			rounds = 3
+		}
 		c, nodes := founded(t, "10.32.0.0/20", n)
 		next := ring.Owner(n)
 		worst := 0

@@ -126,8 +126,12 @@ func TestRelayOverKernel(t *testing.T) {
 	if raceDetector {
 		size = 2 << 20
 	}
-	for _, s := range setups {
-		for _, m := range []setup{s, setups[0], setups[2]} {
+	for i, s := range setups {
+		relays := []setup{s, setups[0], setups[2]}
+		if raceDetector { // each of them has its turn
+			relays = relays[i%3:][:1]
+		}
+		for _, m := range relays {
 			m.v6, m.suite = s.v6, s.suite
 			t.Run(fmt.Sprint(s, "; relay ", m), func(t *testing.T) {
 				x := newBend(t, s, m, 1500)

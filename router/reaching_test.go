@@ -381,11 +381,15 @@ func TestRoamingOfTheSilent(t *testing.T) {
 
 // Many keys come and go on a path through a relay.
 func TestRekeyThroughRelay(t *testing.T) {
+	length := 3 * session.RejectAfterTime
+	if raceDetector {
+		length = session.RejectAfterTime + session.RekeyAfterTime/4
+	}
 	inEachMesh(t, 3, func(t *testing.T, m *mesh) {
 		time.Sleep(3 * time.Second)
 		f := &flow{m: m, i: 1, j: 2}
 		f.run(2 * time.Second)
-		if silence, lost := f.run(3 * session.RejectAfterTime); silence > 2*flowGap || lost > 0 {
+		if silence, lost := f.run(length); silence > 2*flowGap || lost > 0 {
 			t.Errorf("silence of %v, %d lost", silence, lost)
 		}
 	}, [2]int{1, 2}, [2]int{2, 1})

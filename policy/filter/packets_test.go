@@ -381,7 +381,7 @@ func TestRepairsALargeTable(t *testing.T) {
 	time.Sleep(100 * time.Millisecond) // it listens
 	for _, script := range []string{"flush table inet weft-policy", "flush ruleset", "flush map inet weft-policy cells", "flush map inet weft-policy egress4; flush map inet weft-policy ingress4"} {
 		w.node.nft(t, script)
-		eventually(t, "repair after "+script, func() bool {
+		within(t, 6*patience, "repair after "+script, func() bool { // thousands of elements are read, with the race detector
 			f.mu.Lock()
 			have, err := f.conn.look(Table, small)
 			right := err == nil && !f.dirty && !f.distrust && len(f.damage(have, small)) == 0
