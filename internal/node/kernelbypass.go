@@ -99,18 +99,25 @@ func (f *flows) done() {
 	f.bypass, f.resume = nil, nil
 }
 
-// serveBypass names the devices by which peers are reached without a tunnel; the others are known by their groups.
+// serveBypass names the devices by which peers are reached without a tunnel, and those by which tunnels leave the host; the others are known by their groups.
 func (k *kernelPaths) serveBypass() {
 	if k.bypass == nil {
 		return
 	}
-	var devices []string
+	var devices, tunnels []string
 	for _, p := range k.desired.Peers {
 		if p.Path == fastpath.Direct && !slices.Contains(devices, p.Device) {
 			devices = append(devices, p.Device)
 		}
 	}
-	k.bypass.Serve(devices)
+	for i := range k.candidates {
+		c := &k.candidates[i]
+		w, ok := c.Way(fastpath.VXLAN)
+		if ok && k.machine.Status(c.ID).Path == fastpath.VXLAN && w.Remote.Addr().Is4() && !slices.Contains(tunnels, w.Link) {
+			tunnels = append(tunnels, w.Link)
+		}
+	}
+	k.bypass.Serve(devices, tunnels)
 }
 
 // removeBypass has all packets go through the stack, for good: kernel paths go.

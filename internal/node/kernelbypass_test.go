@@ -29,6 +29,7 @@ type fakeBypass struct {
 	pauses  int
 	forgot  int
 	devices []string
+	tunnels []string // devices that they leave by
 }
 
 func (b *fakeBypass) forgets() int {
@@ -56,7 +57,7 @@ func (m *machine) bypass([]netip.Prefix, *zap.Logger) (flowBypass, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m.ways.flow = b
-	b.pauses, b.running, b.devices = 0, false, nil
+	b.pauses, b.running, b.devices, b.tunnels = 0, false, nil, nil
 	if b.lacks != nil {
 		return nil, b.lacks
 	}
@@ -71,10 +72,10 @@ func (b *fakeBypass) Run(ctx context.Context) error {
 	return nil
 }
 
-func (b *fakeBypass) Serve(devices []string) {
+func (b *fakeBypass) Serve(devices, tunnels []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.devices = slices.Clone(devices)
+	b.devices, b.tunnels = slices.Clone(devices), slices.Clone(tunnels)
 }
 
 func (b *fakeBypass) Pause() func() {
@@ -108,18 +109,27 @@ func (b *fakeBypass) Remove() {
 
 func (b *fakeBypass) Close() { b.Remove() }
 
-// serves says by which devices packets go around the stack, but for those of groups.
-func (b *fakeBypass) serves() []string {
+// serves says by which devices packets go around the stack, but for those of groups, and by which tunnels leave.
+func (b *fakeBypass) serves() (devices, tunnels []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.devices
+	return b.devices, b.tunnels
+}
+
+// links says whether the link between the hosts is served for packets, and for tunnels, and nothing else is.
+func (b *fakeBypass) links(packets, tunnels bool) bool {
+	is := func(list []string, wanted bool) bool {
+		return len(list) == 0 && !wanted || slices.Equal(list, []string{"eth0"}) && wanted
+	}
+	d, t := b.serves()
+	return is(d, packets) && is(t, tunnels)
 }
 
 // Where there are kernel paths packets go around the stack, not while routes change (which fakeKernel checks), and not after the daemon has ended in order.
 func TestBypass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, n1, _ := newDirect(t)
-		if !n1.flows.repeats() || !n1.flows.running || !slices.Equal(n1.flows.serves(), []string{"eth0"}) {
+		if !n1.flows.repeats() || !n1.flows.running || !n1.flows.links(true, false) {
 			t.Errorf("%+v", &n1.flows)
 		}
 		if st := n1.service().Status(); st.Kernel.Bypass != "" {
@@ -129,8 +139,8 @@ func TestBypass(t *testing.T) {
 			if _, err := n1.service().Path(t.Context(), api.PathRequest{Node: "n2", Path: path}); err != nil {
 				t.Error(err)
 			}
-			c.eventually(10*time.Second, "the link between the hosts is served if it is used", func() bool {
-				return (len(n1.flows.serves()) == 1) == (path == "direct")
+			c.eventually(10*time.Second, "the link between the hosts is served for what uses it", func() bool {
+				return n1.flows.links(path == "direct", path == "vxlan")
 			})
 			if !n1.flows.repeats() {
 				t.Error("the pause does not end")

@@ -169,6 +169,7 @@ func (k *kernelPaths) carryOut() {
 	k.lostRules()
 	narrower := !reflect.DeepEqual(p, k.rules)
 	if !narrower && reflect.DeepEqual(d, k.desired) && k.failed == "" {
+		k.serveBypass() // tunnels may leave by another device now
 		return
 	}
 	defer k.pauseBypass()()

@@ -41,7 +41,7 @@ type plainHost interface {
 // flowBypass takes packets of established flows around the host's stack, as bypass.Bypass does.
 type flowBypass interface {
 	Run(ctx context.Context) error
-	Serve(devices []string)
+	Serve(devices, tunnels []string)
 	Pause() (resume func())
 	Forget()
 	State() string

@@ -90,6 +90,7 @@ func (c *Candidate) Way(k Kind) (Way, bool) {
 type Way struct {
 	Kind       Kind
 	Remote     netip.AddrPort // of VXLAN
+	Link       string         // of VXLAN: the device of this host by which it leaves
 	Device     string         // of Direct
 	Hop4, Hop6 netip.Addr     // of Direct: next hops of packets of each family of the overlay; Hop4 may be v6
 	MTU        int            // largest inner packet in bytes
@@ -381,7 +382,7 @@ func (pl *planner) vxlan(p *Peer, ends []ending, last *Candidate, macs map[[6]by
 			return Way{}, fmt.Sprintf("%s would have the hardware address %x of %s: reset one of them", p.Name, mac, other)
 		}
 		macs[mac] = p.Name
-		return Way{Kind: VXLAN, Remote: netip.AddrPortFrom(e.addr, p.VXLANPort), MTU: mtu}, ""
+		return Way{Kind: VXLAN, Remote: netip.AddrPortFrom(e.addr, p.VXLANPort), Link: e.hop.Device, MTU: mtu}, ""
 	}
 	return Way{}, why
 }

@@ -68,6 +68,7 @@ const (
 	fromRegister  = 0x08
 
 	opWide   = 0x18 // 64 bits of constant, two instructions long
+	opSwap   = 0xdc // to big endian
 	opCall   = 0x85
 	opExit   = 0x95
 	opAlways = 0x05
@@ -153,6 +154,15 @@ func (a *assembler) wide(dst reg, kind reg, fd int) {
 	a.emit(opWide, dst, kind, 0, int64(fd))
 	a.emit(0, 0, 0, 0, 0)
 }
+
+// long loads 64 bits.
+func (a *assembler) long(dst reg, v uint64) {
+	a.emit(opWide, dst, 0, 0, int64(uint32(v)))
+	a.emit(0, 0, 0, 0, int64(v>>32))
+}
+
+// swap16 turns the lower 16 bits into the order in which packets have them, or back, and clears the others.
+func (a *assembler) swap16(dst reg) { a.emit(opSwap, dst, 0, 0, 16) }
 
 func (a *assembler) call(helper int64) { a.emit(opCall, 0, 0, 0, helper) }
 func (a *assembler) exit()             { a.emit(opExit, 0, 0, 0, 0) }

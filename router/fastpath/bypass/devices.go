@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -76,17 +77,17 @@ func (b *Bypass) raise() {
 	}
 }
 
-// Serve has the devices of these names served as well, and no others but those of the groups.
-func (b *Bypass) Serve(names []string) {
+// Serve has the devices of these names served as well, and no others but those of the groups. What tunnels leave the host by is served for that alone.
+func (b *Bypass) Serve(names, tunnels []string) {
 	b.mu.Lock()
 	next := map[string]bool{}
+	for _, n := range tunnels {
+		next[n] = false
+	}
 	for _, n := range names {
 		next[n] = true
 	}
-	same := len(next) == len(b.names)
-	for n := range next {
-		same = same && b.names[n]
-	}
+	same := maps.Equal(b.names, next)
 	b.names = next
 	b.mu.Unlock()
 	if !same {
@@ -96,7 +97,13 @@ func (b *Bypass) Serve(names []string) {
 
 // ours says whether a device is one to be served. b.mu is held.
 func (b *Bypass) ours(a *netlink.LinkAttrs) bool {
-	return !b.gone && a.EncapType == "ether" && a.Flags&net.FlagLoopback == 0 && (slices.Contains(b.config.Groups, a.Group) || b.names[a.Name])
+	_, named := b.names[a.Name]
+	return !b.gone && a.EncapType == "ether" && a.Flags&net.FlagLoopback == 0 && (slices.Contains(b.config.Groups, a.Group) || named)
+}
+
+// bothWays says whether a device that is served is for what comes in by it as well. b.mu is held.
+func (b *Bypass) bothWays(a *netlink.LinkAttrs) bool {
+	return slices.Contains(b.config.Groups, a.Group) || b.names[a.Name]
 }
 
 // look looks at all devices, and says whether packets can go around the stack. What could be found out counts; what could not is looked at again.
@@ -127,7 +134,7 @@ func (b *Bypass) look(ctx context.Context) (ready bool) {
 			}
 			a := l.Attrs()
 			there[a.Index] = true
-			b.ignore(a, b.device(a, filtered[a.Index], known))
+			b.ignore(a, b.device(l, filtered[a.Index], known))
 		}
 		if whole {
 			b.prune(there)
@@ -178,7 +185,11 @@ func (b *Bypass) prune(there map[int]bool) {
 
 // device gives a device the programs that it should have. Where somebody filters what comes in, or has a program there, packets are not taken around it; if that is
 // not known it stays as it is.
-func (b *Bypass) device(a *netlink.LinkAttrs, filtered, known bool) error {
+func (b *Bypass) device(l netlink.Link, filtered, known bool) error {
+	a, out := l.Attrs(), b.out
+	if l.Type() == "vxlan" {
+		out = b.tunnel
+	}
 	b.mu.Lock()
 	held, served := b.links[a.Index]
 	if !served {
@@ -188,13 +199,14 @@ func (b *Bypass) device(a *netlink.LinkAttrs, filtered, known bool) error {
 	if ours && !served && !b.worth(a.Name) {
 		ours = false
 	}
+	in := ours && !filtered && b.bothWays(a)
 	b.mu.Unlock()
 	if !known || !ours && !served {
 		return nil
 	}
 	var err error
-	if held.in, err = b.in.put(a.Index, held.in, ours && !filtered, true); err == nil {
-		held.out, err = b.out.put(a.Index, held.out, ours, false)
+	if held.in, err = b.in.put(a.Index, held.in, in, true); err == nil {
+		held.out, err = out.put(a.Index, held.out, ours, false)
 	}
 	b.mu.Lock()
 	keep := ours && !b.gone

@@ -14,6 +14,11 @@
 // packets leave by a device, looks at the note: if what leaves is what came in it
 // refreshes the flow, or counts, and asks for a flow that is worth it.
 //
+// By a tunnel of VXLAN over IPv4 a packet meets the stack once more on its way out.
+// So the exit follows the noted packet to the link by which the tunnel leaves the host
+// and learns what was put ahead of it; the entry puts the same ahead of the others, and hands
+// them to the link (tunnel.go).
+//
 // Follow a flow: entry.go and exit.go are the programs, ring.go hears what the
 // exit asks for, admit.go answers, tracking.go tells connection tracking, and
 // kept.go how long it is to remember. devices.go and watch.go look after the
@@ -59,6 +64,11 @@
 // What cannot be looked after is off: where devices are not watched, tracking
 // cannot be told, a program has an nfqueue or a rule copies packets, and when Run
 // has ended, nothing is taken around the stack, and [Bypass.State] says why.
+//
+// What is put ahead of a packet is what the stack has put ahead of the last one that it
+// let pass: the same tunnel, the same link, the same class of service; else the packet goes
+// by the tunnel's device. Only what must not be fragmented is put into a tunnel so, as
+// identifications are not those of the host; UDP's checksum is zero there (RFC 7348, 5).
 //
 // Order is kept: a packet that bypasses the stack is queued at the device behind
 // those that went through it. What counts packets in nftables counts about one for

@@ -98,22 +98,28 @@ func (f form) repeat(a *assembler) {
 		a.label("summed")
 		a.store(word16, r10, stackHead+ethernet+10, r2)
 	}
-	a.mathReg(mov, r1, r6)
-	a.math(mov, r2, 0)
-	a.mathReg(mov, r3, r10)
-	a.math(add, r3, stackHead)
-	a.math(mov, r4, int64(end))
-	a.math(mov, r5, 0)
-	a.call(callStore)
+	f.encapsulate(a)
+	a.label("plain" + f.name)
+	put(a, 0, stackHead, end, 0)
 	a.jump(notEqual, r0, 0, "next")
 	if f.v6 { // there is no checksum but that which a network card may have made of the whole packet
 		a.mathReg(mov, r1, r6)
 		a.math(mov, r2, ^loaded16(1))
 		a.call(callChecksum)
 	}
-	a.load(word32, r2, r7, flowPriority)
-	a.store(word32, r6, ctxPriority, r2)
+	a.load(word32, r9, r7, flowDevice)
 	a.always("send")
+}
+
+// put writes bytes of the stack over those of the packet from at on; r0 is not 0 if that has failed.
+func put(a *assembler, at, stack, size int, flags int64) {
+	a.mathReg(mov, r1, r6)
+	a.math(mov, r2, int64(at))
+	a.mathReg(mov, r3, r10)
+	a.math(add, r3, int64(stack))
+	a.math(mov, r4, int64(size))
+	a.math(mov, r5, flags)
+	a.call(callStore)
 }
 
 // note takes a note of a packet that the stack is to decide about, unless a connection begins or ends with it: that ends the flow, for r0, so that the stack sees
@@ -158,15 +164,20 @@ func (f form) note(a *assembler, t tables) {
 	a.always("next")
 }
 
-// send counts the packet and hands it on.
+// send counts the packet and hands it on, to the device in r9.
 func send(a *assembler, t tables) {
 	a.label("send")
 	only(a, t.counts)
 	a.load(word64, r2, r0, 0)
 	a.math(add, r2, 1)
 	a.store(word64, r0, 0, r2)
-	a.load(word32, r1, r7, flowDevice)
+	a.load(word32, r2, r7, flowPriority)
+	a.store(word32, r6, ctxPriority, r2)
+	a.mathReg(mov, r1, r9)
 	a.math(mov, r2, 0)
 	a.call(callRedirect)
+	a.exit()
+	a.label("drop")
+	a.math(mov, r0, resultDrop)
 	a.exit()
 }

@@ -4,8 +4,8 @@ package bypass
 
 import "net/netip"
 
-// exit is the program for packets that leave by a device.
-func exit(t tables, universe []netip.Prefix) ([]byte, error) {
+// exit is the program for packets that leave by a device. What leaves by that of a tunnel goes on, and may meet the program again.
+func exit(t tables, universe []netip.Prefix, tunnel bool) ([]byte, error) {
 	a := newAssembler()
 	a.mathReg(mov, r6, r1)
 	a.load(word32, r9, r6, ctxIndex)
@@ -23,6 +23,10 @@ func exit(t tables, universe []netip.Prefix) ([]byte, error) {
 		a.jumpReg(notEqual, x, y, "next")
 	}
 	same(r2, r9, func() { a.load(word32, r2, r7, noteNumber) })
+	if !tunnel {
+		a.load(word32, r2, r7, noteTunnel)
+		a.jumpReg(equal, r2, r9, "outer")
+	}
 	same(r2, r3, func() { a.load(word32, r2, r7, noteLen); a.load(word32, r3, r6, ctxLen) })
 	list := carried(universe)
 	families(a, list)
@@ -33,21 +37,32 @@ func exit(t tables, universe []netip.Prefix) ([]byte, error) {
 		f.parse(a)
 		a.load(word32, r2, r6, ctxIngress)
 		a.store(word32, r10, stackKey+f.keyDev, r2)
-		f.words(func(o int) {
-			same(r2, r3, func() { a.load(word32, r2, r10, stackKey+o); a.load(word32, r3, r7, noteKey+o) })
-		})
-		for o := 0; o < 8; o += 4 {
-			same(r2, r3, func() { a.load(word32, r2, r10, stackTCP+o); a.load(word32, r3, r7, noteTCP+o) })
-		}
+		f.noted(a)
 		same(r2, r3, func() { a.load(word8, r2, r8, f.ttl); a.math(add, r2, 1); a.load(word32, r3, r7, noteTTL) })
 		same(r2, r3, func() { f.class(a, r2); a.load(word32, r3, r7, noteClass) })
-		f.learn(a, t)
+		f.learn(a, t, tunnel)
+	}
+	if !tunnel {
+		outer(a, t, list)
 	}
 	return a.program()
 }
 
+// noted ends unless the packet on the stack is that of the note in r7.
+func (f form) noted(a *assembler) {
+	same := func(stack, note int) {
+		a.load(word32, r2, r10, stack)
+		a.load(word32, r3, r7, note)
+		a.jumpReg(notEqual, r2, r3, "next")
+	}
+	f.words(func(o int) { same(stackKey+o, noteKey+o) })
+	for o := 0; o < 8; o += 4 {
+		same(stackTCP+o, noteTCP+o)
+	}
+}
+
 // learn fills the flow, if it was admitted, or counts what may be.
-func (f form) learn(a *assembler, t tables) {
+func (f form) learn(a *assembler, t tables, tunnel bool) {
 	a.wide(r1, wideMap, t.flows[f.index])
 	a.mathReg(mov, r2, r10)
 	a.math(add, r2, stackKey)
@@ -80,6 +95,9 @@ func (f form) learn(a *assembler, t tables) {
 	a.mathReg(mov, r7, r0)
 	a.call(callClock)
 	a.store(word64, r7, flowTime, r0)
+	if tunnel {
+		goOn(a, t)
+	}
 	a.always("next")
 	a.label("ends" + f.name)
 	a.storeImm(word32, r0, flowEpoch, 0)

@@ -17,6 +17,7 @@ import (
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
@@ -145,9 +146,7 @@ func newPlaces(t testing.TB) [2]*place {
 		must(t, p.handle.LinkAdd(v))
 		p.veth = p.up(t, p.handle, "workload", v4(p.n, 1), v6(p.n, 1))
 		p.up(t, p.inside, "eth0", v4(p.n, 2), v6(p.n, 2))
-		x := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: 7, Port: 6784, SrcAddr: net.IPv4(192, 0, 2, byte(p.n)), Group: net.IPv4(192, 0, 2, byte(2-i))}
-		x.Name, x.MTU, x.LinkAttrs.Group = "vxlan7", innerMTU, testGroup
-		must(t, p.handle.LinkAdd(x))
+		p.addTunnel(t, netip.AddrFrom4([4]byte{192, 0, 2, byte(2 - i)}))
 		p.vxlan = p.up(t, p.handle, "vxlan7", v4(7, p.n), v6(7, p.n))
 		must(t, p.handle.LinkSetGroup(p.vxlan, testGroup))
 	}
@@ -167,6 +166,27 @@ func newPlaces(t testing.TB) [2]*place {
 		p.start(t)
 	}
 	return ps
+}
+
+// addTunnel makes the device of the tunnel to the other place, whose packets are not to be fragmented on their way.
+func (p *place) addTunnel(t testing.TB, to netip.Addr) {
+	t.Helper()
+	in(t, p.ns, func() error {
+		r := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
+		data := info.AddRtAttr(unix.IFLA_INFO_DATA, nil)
+		data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(7))
+		data.AddRtAttr(nl.IFLA_VXLAN_PORT, nl.BEUint16Attr(6784))
+		data.AddRtAttr(nl.IFLA_VXLAN_GROUP, to.AsSlice())
+		data.AddRtAttr(unix.IFLA_VXLAN_DF, nl.Uint8Attr(1))
+		r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		r.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("vxlan7")))
+		r.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(innerMTU)))
+		r.AddData(info)
+		_, err := r.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
 }
 
 // up gives a device its addresses and brings it up.
@@ -190,8 +210,9 @@ func (p *place) start(t testing.TB) {
 	t.Helper()
 	b, err := newAt(Config{Universe: universe, Groups: []uint32{testGroup}, Log: zap.NewNop()}, p.ns)
 	must(t, err)
+	b.Serve(nil, []string{"eth0"})
 	p.Bypass, p.end = b, run(t, b)
-	eventually(t, "the programs are in place", func() bool { return b.State() == "" && len(b.held()) >= 2 })
+	eventually(t, "the programs are in place", func() bool { return b.State() == "" && len(b.held()) >= 3 })
 }
 
 // run runs a Bypass until the function that it returns is called, or the test ends.

@@ -32,6 +32,7 @@ const (
 	ctxIndex   = 44
 	ctxData    = 76
 	ctxEnd     = 80
+	ctxCut     = 164 // into how many segments it will be cut, else 0
 	ctxSegment = 176 // of what will be cut: bytes of payload in each segment, else 0
 )
 
@@ -42,6 +43,7 @@ const (
 	callStore    = 9 // skb_store_bytes
 	callRedirect = 23
 	callChecksum = 40  // csum_update
+	callRoom     = 50  // skb_adjust_room
 	callOutput   = 130 // ringbuf_output
 	callClock    = 160 // ktime_get_coarse_ns
 )
@@ -49,7 +51,29 @@ const (
 // Results of a program (linux/bpf.h, enum tcx_action_base).
 const (
 	resultNext     = -1 // others decide
+	resultDrop     = 2
 	resultRedirect = 7
+)
+
+// tunnelRoom is what the helper is told that makes room for the headers of VXLAN over IPv4 (linux/bpf.h, BPF_F_ADJ_ROOM_*): segments stay as large as they are, and what
+// is ahead of the inner ethernet header, of 14 bytes, is UDP and IPv4.
+const tunnelRoom = 1<<0 | 1<<1 | 1<<4 | 1<<6 | ethernet<<56
+
+// Offsets in a packet of VXLAN over IPv4 (RFC 7348, 5), from the ethernet header on.
+const (
+	outerIP     = ethernet
+	outerLen    = outerIP + 2
+	outerID     = outerIP + 4
+	outerFlags  = outerIP + 6
+	outerTTL    = outerIP + 8
+	outerProto  = outerIP + 9
+	outerSum    = outerIP + 10
+	outerUDP    = outerIP + 20
+	outerUDPLen = outerUDP + 4
+	outerUDPSum = outerUDP + 6
+	outerVXLAN  = outerUDP + 8
+	innerHeader = outerVXLAN + 8
+	outerSize   = innerHeader + ethernet // all that is ahead of the inner IP header
 )
 
 // A note is what the entry leaves to the exit about the packet that it lets pass: one for each processor, since a packet stays on one until it leaves, or
@@ -65,6 +89,7 @@ const (
 	noteFamily  = 32 // form.l4
 	noteKey     = 40 //
 	noteTCP     = 84 // sequence number and acknowledgment
+	noteTunnel  = 92 // the number of the packet if it goes on in a tunnel, and has been looked at
 	noteSize    = 96
 )
 
@@ -78,7 +103,14 @@ const (
 	flowPriority = 20 //
 	flowHeader   = 24 // ethernet, its first 12 bytes
 	flowMAC      = 36 // of the sender, 6 bytes
-	flowSize     = 48
+
+	// Of one that goes on in a tunnel: what the exit has seen at the device by which that leaves the host.
+	flowOuterTime   = 48 // 8 bytes, as flowTime. It counts if it is not before that: the same packet was seen at both
+	flowOuterDevice = 56 // by which it leaves
+	flowOuterClass  = 60 // noteClass of the packet: the outer header depends on it
+	flowOuterID     = 64 // the next identification
+	flowOuter       = 72 // all that was ahead of the inner IP header, outerSize bytes
+	flowSize        = 136
 )
 
 // A candidate is what the exit counts of a flow that is not admitted.
@@ -111,6 +143,7 @@ const (
 	stackTCP     = stackSize - 8  // noteTCP of the packet, 0 if it is no TCP
 	stackEnds    = stackTCP - 8   // those flags of it that begin or end a connection
 	stackHead    = stackEnds - 32
+	stackOuter   = stackHead - outerSize - 16 // the head of a packet in a tunnel
 )
 
 // form is how packets of a family are laid out, from the ethernet header on, and the keys of their flows: addresses, ports, device, protocol.
