@@ -77,11 +77,11 @@ func noWayBack() []expr.Any {
 	}
 }
 
-// toThisHost matches packets whose destination is an address of the host.
-func toThisHost() []expr.Any {
+// toAnother matches packets whose destination is another host alone.
+func toAnother() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: register, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_UNICAST)},
 	}
 }
 

@@ -45,7 +45,7 @@ func (s setKind) lookup() []expr.Any {
 // plainSets are the sets of kernel paths: Linux 5.6 has them, and 5.7 counts by element.
 func plainSets() (all []setKind) {
 	for _, v6 := range []bool{false, true} {
-		all = append(all, outSet(v6), segmentSet(v6), peerSet(v6).setKind, tunnelSet(v6, false), tunnelSet(v6, true))
+		all = append(all, outSet(v6), segmentSet(v6), peerSet(v6), tunnelSet(v6, false), tunnelSet(v6, true))
 	}
 	return append(all, portSet())
 }
@@ -91,30 +91,14 @@ func tunnelSet(outer6, inner6 bool) setKind {
 	return s
 }
 
-// peers is [peerSet] with two things to be looked up: what a packet goes to, and where it comes from.
-type peers struct {
-	setKind
-	v6 bool
-}
-
 // peerSet holds the underlay addresses and UDP ports where tunnels end.
-func peerSet(v6 bool) peers {
+func peerSet(v6 bool) setKind {
 	s := concatenation("peers"+digit(v6), v6, addrType(v6), nftables.TypeInetService)
 	s.ranges = false
-	s.register = append(protocols(v6, unix.IPPROTO_UDP), keyOfPeer(destination, v6)...)
-	return peers{s, v6}
-}
-
-// from matches UDP packets, known to be such, from the address of a peer to a port where its tunnels end: where all nodes have the same port, tunnels from it.
-func (p peers) from() []expr.Any {
-	return append(append(familyOf(p.v6), keyOfPeer(source, p.v6)...), &expr.Lookup{SourceRegister: register, SetName: p.name})
-}
-
-func keyOfPeer(addr field, v6 bool) []expr.Any {
-	return []expr.Any{
-		addr.load(v6, word(0)),
-		&expr.Payload{DestRegister: word(addrSize(v6)), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-	}
+	s.register = append(protocols(v6, unix.IPPROTO_UDP),
+		destination.load(v6, word(0)),
+		&expr.Payload{DestRegister: word(addrSize(v6)), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
+	return s
 }
 
 // portSet holds the UDP ports where tunnels end, on whatever host: a node takes them at any of its addresses, also at some that this one

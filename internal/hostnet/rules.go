@@ -17,7 +17,8 @@ import (
 //
 //	prerouting   before connection tracking: a workload sends from its own addresses only, and what comes from
 //	             the universe comes by Weft's devices only, or by the kernel path of the peer that has the source, or from a
-//	             workload whose interface is not Weft's
+//	             workload whose interface is not Weft's; a tunnel brings only what its sender has, by the inner source, and is not
+//	             tracked
 //	postrouting  address translation
 //	leaving      a packet to the universe leaves by Weft's devices, by a kernel path to the peer that has the destination,
 //	             as a probe of one, or not at all, whatever became of its routes (the leak rule); and nobody is told of a shorter way, which
@@ -25,7 +26,7 @@ import (
 //
 // and if there are kernel paths:
 //
-//	input        a tunnel brings only what its sender has, by the inner source
+//	input        no packet has become a tunnel by a translation after that
 //	transit      what comes by a kernel path goes to this host, its workloads or the router
 //	leaving      what was translated to an address of this host is no tunnel of its, to whatever host outside of the universe
 //	output       tunnels are not tracked
@@ -105,7 +106,7 @@ func (f filters) table(use features, elements contents) rules {
 		f.translation(&r, use)
 	}
 	if use.plain {
-		f.tunnels(&r)
+		f.host(&r)
 		f.transit(&r)
 	}
 	return r
@@ -132,10 +133,7 @@ func (f filters) arriving(r *rules, use features) {
 	}
 	own.add("", workloads(expr.MetaKeyIIFNAME), fromWorkload)
 	if use.plain {
-		for _, v6 := range []bool{false, true} { // of peers at once, of others after a look at the routes
-			pre.add("tunnels are not tracked", udpTo(f.port), peerSet(v6).from(), &expr.Notrack{}, accept())
-		}
-		pre.add("tunnels are not tracked", udpTo(f.port), toThisHost(), &expr.Notrack{}, accept())
+		pre.add("", udpTo(f.port), verdict(expr.VerdictJump, f.tunnels(r).name))
 	}
 	for _, p := range f.universe {
 		strange := r.chain("strange"+digit(p.Addr().Is6()), "", nil, nil)
@@ -287,22 +285,32 @@ func sourceNAT(a netip.Addr) []expr.Any {
 	}
 }
 
-// tunnels adds the checks of VXLAN itself: what arrives, whatever its VNI, is from a peer and bears an inner source of that peer;
-// and nobody whose address is translated to one of this host can send it. Nothing else of a packet needs a look: the kernel takes
-// an inner packet for what its ethertype says.
-func (f filters) tunnels(r *rules) {
-	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+// notOfPeer is the comment of the rules that drop tunnels.
+const notOfPeer = "forged: not a tunnel of this peer"
+
+// tunnels adds the checks of VXLAN itself: what arrives, whatever its VNI, is from a peer and bears an inner source of that peer. Nothing else
+// of a packet needs a look: the kernel takes an inner packet for what its ethertype says. What goes on to another host is none of this one's.
+func (f filters) tunnels(r *rules) *chain {
 	vxlan := r.chain("vxlan", "", nil, nil)
-	input.add("", udpTo(f.port), verdict(expr.VerdictGoto, vxlan.name))
 	for _, outer6 := range []bool{false, true} {
 		for _, inner6 := range []bool{false, true} {
-			vxlan.add("", tunnelSet(outer6, inner6).lookup(), accept())
+			vxlan.add("", tunnelSet(outer6, inner6).lookup(), &expr.Notrack{}, accept())
 		}
 	}
+	vxlan.add("", toAnother(), verdict(expr.VerdictReturn, ""))
 	// Connection tracking puts fragments together before all else, of both families, as long as a rule like this one uses it: a
 	// source could be hidden from the rules in a fragment otherwise.
 	vxlan.add("whole datagrams only", &expr.Ct{Key: expr.CtKeySTATE, Register: register})
-	vxlan.add("forged: not a tunnel of this peer", drop())
+	vxlan.add(notOfPeer, drop())
+	return vxlan
+}
+
+// host adds what is to be seen of tunnels where packets come to this host and leave it. What is not tracked cannot have been translated since the chain vxlan
+// has seen it.
+func (f filters) host(r *rules) {
+	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	input.add("", untracked(), accept())
+	input.add(notOfPeer, udpTo(f.port), drop())
 
 	output := r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw)
 	for _, v6 := range []bool{false, true} {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -201,7 +203,7 @@ func TestForgedTunnels(t *testing.T) {
 						outer := netip.AddrPortFrom(host, vxlanPort)
 						return ip(from.Addr(), host, unix.IPPROTO_UDP, udp(from, outer, b))
 					}
-					before := dropped(t, h.ns, "forged: not a tunnel of this peer")
+					before := dropped(t, h.ns, notOfPeer)
 					if x.vni == 0 {
 						x.vni = vxlanVNI
 					}
@@ -213,7 +215,7 @@ func TestForgedTunnels(t *testing.T) {
 					}, func(port uint16) error {
 						return sendRaw(t, h.outside, host, packet(netip.AddrPortFrom(member[outer6], 40000), netip.AddrPortFrom(victim, port), mine, vxlanVNI, ethertype(victim), "good", 0))
 					}, w.ns(t), victim)
-					if n := dropped(t, h.ns, "forged: not a tunnel of this peer") - before; n != 1 {
+					if n := dropped(t, h.ns, notOfPeer) - before; n != 1 {
 						t.Errorf("%d packets dropped, want 1", n)
 					}
 				})
@@ -255,12 +257,47 @@ func TestForgedFragments(t *testing.T) {
 						}
 						return
 					}
-					before := dropped(t, h.ns, "forged: not a tunnel of this peer")
+					before := dropped(t, h.ns, notOfPeer)
 					onlySecond(t, send(theirs, "bad"), send(mine, "good"), w.ns(t), victim)
-					if n := dropped(t, h.ns, "forged: not a tunnel of this peer") - before; n != 1 {
+					if n := dropped(t, h.ns, notOfPeer) - before; n != 1 {
 						t.Errorf("%d packets dropped, want 1", n)
 					}
 				})
+			}
+		}
+	}
+}
+
+// Nobody sends tunnels by a port of this host from which rules of others lead to that of tunnels, as a service whose end is the host does.
+func TestForgedByTranslation(t *testing.T) {
+	const open = 5000
+	h := newHost(t)
+	macs := h.tunnels(t)
+	d := desired()
+	d.Plain = plain()
+	h.apply(t, d)
+	w := h.attach(t, 1)
+	others := h.connection(t)
+	table := others.AddTable(&nftables.Table{Name: "others", Family: nftables.TableFamilyINet})
+	nat := others.AddChain(&nftables.Chain{Table: table, Name: "nat", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+	others.AddRule(&nftables.Rule{Table: table, Chain: nat, Exprs: append(udpTo(open),
+		&expr.Immediate{Register: register, Data: binary.BigEndian.AppendUint16(nil, vxlanPort)}, &expr.Redir{RegisterProtoMin: register})})
+	must(t, others.Flush())
+	for k, host := range []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")} {
+		for i, victim := range w.Addrs {
+			mine, theirs := []netip.Addr{remote4, remote6}[i], []netip.Addr{remoteO4, remoteO6}[i]
+			send := func(src netip.Addr, by uint16, payload string) func(uint16) error {
+				return func(port uint16) error {
+					from := []netip.Addr{peer4, peer6}[k]
+					inner := ip(src, victim, unix.IPPROTO_UDP, udp(netip.AddrPortFrom(src, 7), netip.AddrPortFrom(victim, port), []byte(payload)))
+					outer := udp(netip.AddrPortFrom(from, 40000+uint16(i)), netip.AddrPortFrom(host, by), encapsulate(vxlanVNI, macs[k], ethertype(victim), inner))
+					return sendRaw(t, h.outside, host, ip(from, host, unix.IPPROTO_UDP, outer))
+				}
+			}
+			before := dropped(t, h.ns, notOfPeer)
+			onlySecond(t, send(theirs, open, "bad"), send(mine, vxlanPort, "good"), w.ns(t), victim)
+			if n := dropped(t, h.ns, notOfPeer) - before; n != 1 {
+				t.Errorf("to %v by %v: %d packets dropped, want 1", victim, host, n)
 			}
 		}
 	}
