@@ -215,6 +215,9 @@ func (h *testHost) attach(t testing.TB, n int) Workload {
 	if len(got.Warnings) > 0 {
 		t.Fatalf("warnings: %q", got.Warnings)
 	}
+	if got.Unsettled {
+		must(t, h.Settle(w))
+	}
 	return w
 }
 
