@@ -279,16 +279,7 @@ func TestForgedNumbers(t *testing.T) {
 	ps := newPlaces(t)
 	ps[1].end() // only the first is tried
 	p := ps[0]
-	runtime.LockOSThread()
-	var before unix.CPUSet
-	must(t, unix.SchedGetaffinity(0, &before))
-	defer func() {
-		_ = unix.SchedSetaffinity(0, &before)
-		runtime.UnlockOSThread()
-	}()
-	var one unix.CPUSet
-	one.Set(0)
-	must(t, unix.SchedSetaffinity(0, &one))
+	defer pinned(t)()
 	d := newDatagrams(t, ps[0], ps[1], v4(2, 2))
 	around := func() bool {
 		n := p.count(t)
@@ -306,25 +297,7 @@ func TestForgedNumbers(t *testing.T) {
 		must(t, element(unix.BPF_MAP_LOOKUP_ELEM, p.tables.notes, make([]byte, 4), notes))
 		return around()
 	})
-	code := newAssembler()
-	code.math(mov, r2, int64(binary.NativeEndian.Uint32(notes[noteNumber:])))
-	code.store(word32, r1, ctxIndex, r2)
-	code.math(mov, r0, resultNext)
-	code.exit()
-	program, err := code.program()
-	must(t, err)
-	forger, err := newProgram("forger", program)
-	must(t, err)
-	defer unix.Close(forger)
-	l, err := p.inside.LinkByName("eth0")
-	must(t, err)
-	in(t, p.work, func() error {
-		link, err := attach(l.Attrs().Index, forger, hookOut)
-		if err == nil {
-			t.Cleanup(func() { _ = unix.Close(link) })
-		}
-		return err
-	})
+	number(t, p.work, binary.NativeEndian.Uint32(notes[noteNumber:]))
 	p.forbid(t)
 	since := time.Now()
 	for d.passWithin(t, 100, 50*time.Millisecond) {
@@ -332,6 +305,46 @@ func TestForgedNumbers(t *testing.T) {
 			t.Fatalf("datagrams arrive %v after they were forbidden", took)
 		}
 	}
+}
+
+// pinned has the test run on the first processor until the function that it returns is called.
+func pinned(t *testing.T) (end func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	var before, one unix.CPUSet
+	must(t, unix.SchedGetaffinity(0, &before))
+	one.Set(0)
+	must(t, unix.SchedSetaffinity(0, &one))
+	return func() {
+		_ = unix.SchedSetaffinity(0, &before)
+		runtime.UnlockOSThread()
+	}
+}
+
+// number has all that leaves a namespace by eth0 bear a number, until the test ends.
+func number(t *testing.T, n namespace, value uint32) {
+	t.Helper()
+	code := newAssembler()
+	code.math(mov, r2, int64(value))
+	code.store(word32, r1, ctxIndex, r2)
+	code.math(mov, r0, resultNext)
+	code.exit()
+	program, err := code.program()
+	must(t, err)
+	forger, err := newProgram("forger", program)
+	must(t, err)
+	t.Cleanup(func() { _ = unix.Close(forger) })
+	in(t, n, func() error {
+		l, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		link, err := attach(l.Index, forger, hookOut)
+		if err == nil {
+			t.Cleanup(func() { _ = unix.Close(link) })
+		}
+		return err
+	})
 }
 
 // forbid has a rule of somebody forbid all datagrams.

@@ -122,6 +122,8 @@ func outer(a *assembler, t tables, list []form) {
 	}
 	a.label("outer")
 	a.storeImm(word32, r7, noteTunnel, 0)
+	a.load(word32, r2, r6, ctxIngress)
+	a.jump(notEqual, r2, 0, "next") // what leaves a tunnel's device has come by none, what somebody else sends through this host has
 	a.load(word32, r2, r7, noteLen)
 	a.math(add, r2, grow)
 	a.load(word32, r3, r6, ctxLen)

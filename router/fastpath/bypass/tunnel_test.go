@@ -304,3 +304,128 @@ func TestTunnelMoves(t *testing.T) {
 		return ps[0].sent(t)-before < 10 && ps[0].count(t)-around > 40
 	})
 }
+
+// Who sends through a host something that looks like a tunnel with a flow's packet in it, and guesses the number of that, does not lead the flow elsewhere.
+func TestForgedTunnels(t *testing.T) {
+	ps := newPlaces(t)
+	ps[1].end() // only the first is tried
+	p := ps[0]
+	container := newNamespace(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "lan0"
+	v := netlink.NewVeth(attrs)
+	v.PeerName, v.PeerNamespace = "eth0", netlink.NsFd(container)
+	must(t, p.handle.LinkAdd(v))
+	p.up(t, p.handle, "lan0", netip.MustParseAddr("198.51.100.1"))
+	outside := handle(t, container)
+	p.up(t, outside, "eth0", netip.MustParseAddr("198.51.100.2"))
+	must(t, outside.RouteAdd(&netlink.Route{Gw: net.IPv4(198, 51, 100, 1)}))
+	defer pinned(t)()
+
+	const size = 100
+	d := newDatagrams(t, ps[0], ps[1], v4(2, 2))
+	eventually(t, "datagrams go around the stack", func() bool {
+		n := p.count(t)
+		return d.pass(t, size) && p.count(t) > n
+	})
+	from, to := d.from.LocalAddr().(*net.UDPAddr).AddrPort(), d.from.RemoteAddr().(*net.UDPAddr).AddrPort()
+	f := forms()[0]
+	s := sample{form: f, src: from.Addr().Unmap(), dst: to.Addr().Unmap(), proto: unix.IPPROTO_UDP, payload: size}
+	inner := s.packet()
+	binary.BigEndian.PutUint16(inner[f.l4:], from.Port())
+	binary.BigEndian.PutUint16(inner[f.l4+2:], to.Port())
+	key := f.key(inner, uint32(p.veth.Attrs().Index))
+	learned := func() []byte {
+		v := make([]byte, flowSize)
+		must(t, element(unix.BPF_MAP_LOOKUP_ELEM, p.tables.flows[f.index], key, v))
+		return slices.Concat(v[flowOuterTime:flowOuterTime+8], v[flowOuter:flowOuter+outerSize])
+	}
+	n, err := possible()
+	must(t, err)
+	notes := make([]byte, n*noteSize)
+	eventually(t, "the last note is that of the flow", func() bool {
+		time.Sleep(fresh * time.Nanosecond)
+		if !d.pass(t, size) {
+			return false
+		}
+		must(t, element(unix.BPF_MAP_LOOKUP_ELEM, p.tables.notes, make([]byte, 4), notes))
+		return bytes.Equal(notes[noteKey:noteKey+f.keySize], key) && notes[noteLen] == byte(len(inner))
+	})
+	forge := func(source namespace) {
+		copy(notes[noteTunnel:noteTunnel+4], notes[noteNumber:]) // as if it had not left the host yet
+		must(t, element(unix.BPF_MAP_UPDATE_ELEM, p.tables.notes, make([]byte, 4), notes))
+		in(t, source, func() error {
+			c, err := net.Dial("udp", "192.0.2.2:6784")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write(slices.Concat([]byte{8, 0, 0, 0, 0, 0, 7, 0}, inner))
+			return err
+		})
+		time.Sleep(10 * time.Millisecond)
+	}
+	number(t, container, binary.NativeEndian.Uint32(notes[noteNumber:]))
+	before := learned()
+	for range 20 { // on this processor or another one
+		forge(container)
+	}
+	if now := learned(); !bytes.Equal(now, before) {
+		t.Errorf("the flow is led elsewhere\n% x, was\n% x", now, before)
+	}
+	// From the host itself it would be believed: the test is worth something.
+	number(t, p.ns, binary.NativeEndian.Uint32(notes[noteNumber:]))
+	link, err := p.handle.LinkByName("eth0")
+	must(t, err)
+	must(t, detachLink(p.held()[link.Attrs().Index].out)) // it comes again, behind the other
+	p.raise()
+	eventually(t, "the exit is there again", func() (there bool) {
+		in(t, p.ns, func() error {
+			ids, err := attached(link.Attrs().Index, hookOut)
+			there = slices.Contains(ids, p.out.id)
+			return err
+		})
+		return there
+	})
+	eventually(t, "what the host itself sends is believed", func() bool {
+		forge(p.ns)
+		return !bytes.Equal(learned(), before)
+	})
+}
+
+// Datagrams that one call sends together are cut as they should be, in the tunnel, whoever cuts them.
+func TestTogetherInTunnel(t *testing.T) {
+	ps := newPlaces(t)
+	for _, on := range []bool{true, false} {
+		for _, p := range ps {
+			offloads(t, p.ns, "eth0", on)
+		}
+		for _, a := range []netip.Addr{v4(2, 2), v6(2, 2)} {
+			d := newDatagrams(t, ps[0], ps[1], a)
+			d.warm(t, ps)
+			raw, err := d.from.SyscallConn()
+			must(t, err)
+			const size, many = 900, 20
+			must(t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) }))
+			must(t, err)
+			b, got := make([]byte, 1<<16), make([]byte, 1<<16)
+			for i := range b {
+				b[i] = byte(i / size)
+			}
+			eventually(t, "large ones go around the stack", func() bool { // the first is larger than all before
+				sent, around := ps[0].sent(t), ps[0].count(t)
+				_, err := d.from.Write(b[:size*many])
+				must(t, err)
+				must(t, d.to.SetReadDeadline(time.Now().Add(patience)))
+				for i := range many {
+					n, err := d.to.Read(got)
+					must(t, err)
+					if n != size || got[0] != byte(i) || got[size-1] != byte(i) {
+						t.Fatalf("datagram %d has %d bytes, of datagram %d", i, n, got[0])
+					}
+				}
+				return ps[0].sent(t) == sent && ps[0].count(t) > around
+			})
+		}
+	}
+}
