@@ -33,50 +33,45 @@ func (n *Net) pipe(a, b netip.AddrPort) (near, far *conn) {
 
 func (c *conn) Write(b []byte) (int, error) {
 	for {
-		c.net.mu.Lock()
+		c.net.mu.RLock()
 		ok, changed := c.net.reach("tcp", c.local.Addr(), c.remote.Addr())
 		d, tap := c.net.delay(), c.net.tap
 		if ok && tap != nil {
 			tap("tcp", c.local, c.remote, b)
 		}
-		c.net.mu.Unlock()
-		if ok {
-			if err := c.wait(nil, d); err != nil {
+		var due time.Time
+		stop := func() {}
+		if ok && d > 0 {
+			changed, due, stop = c.net.after(d)
+		}
+		c.net.mu.RUnlock()
+		if !ok || d > 0 {
+			err := c.wait(changed, due)
+			stop()
+			if err != nil {
 				return 0, err
 			}
-			return c.Conn.Write(b)
 		}
-		if err := c.wait(changed, 0); err != nil {
-			return 0, err
+		if ok {
+			return c.Conn.Write(b)
 		}
 	}
 }
 
-// wait returns nil when changed closes or, if there is none, d has passed.
-func (c *conn) wait(changed <-chan struct{}, d time.Duration) error {
-	var passed <-chan time.Time
-	if changed == nil {
-		if d == 0 {
-			return nil
-		}
-		t := time.NewTimer(d)
-		defer t.Stop()
-		passed = t.C
-	}
+// wait returns nil when closes does, which will be at due if that is not zero.
+func (c *conn) wait(closes <-chan struct{}, due time.Time) error {
 	for {
 		c.mu.Lock()
 		deadline := c.deadline
 		c.mu.Unlock()
 		var late <-chan time.Time
-		if !deadline.IsZero() {
+		if !deadline.IsZero() && (due.IsZero() || deadline.Before(due)) {
 			t := time.NewTimer(time.Until(deadline))
 			defer t.Stop()
 			late = t.C
 		}
 		select {
-		case <-changed:
-			return nil
-		case <-passed:
+		case <-closes:
 			return nil
 		case <-late:
 			return os.ErrDeadlineExceeded
@@ -92,9 +87,9 @@ func (c *conn) Close() error {
 	err := net.ErrClosed
 	c.once.Do(func() {
 		close(c.closed)
-		c.net.mu.Lock()
+		c.net.mu.RLock()
 		ok, _ := c.net.reach("tcp", c.local.Addr(), c.remote.Addr())
-		c.net.mu.Unlock()
+		c.net.mu.RUnlock()
 		if ok {
 			err = c.Conn.Close()
 			return

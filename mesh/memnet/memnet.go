@@ -26,8 +26,12 @@ import (
 // Net is a network. Its methods are safe for concurrent use. The zero value is
 // not ready: use New.
 type Net struct {
-	mu       sync.Mutex
-	rng      *rand.Rand
+	luck sync.Mutex // a leaf, guards rng
+	rng  *rand.Rand
+
+	ticks ticks
+
+	mu       sync.RWMutex // guards the rest
 	hosts    map[netip.Addr]*Host
 	names    map[string][]netip.Addr
 	routers  map[uint64][]*Router // by node; more than one if one is a copy
@@ -36,6 +40,7 @@ type Net struct {
 	loss     float64
 	dup      float64
 	min, max time.Duration
+	step     time.Duration // see Step
 	changed  chan struct{} // closed at every change of who reaches whom
 	tap      func(proto string, from, to netip.AddrPort, b []byte)
 }
@@ -54,6 +59,7 @@ func (n *Net) Host(addrs ...netip.Addr) *Host {
 	h := &Host{net: n, addrs: addrs, listeners: make(map[uint16]*listener), routers: make(map[uint16]*Router)}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	h.lane = len(n.hosts) % lanes
 	for _, a := range addrs {
 		n.hosts[a] = h
 	}
@@ -81,6 +87,15 @@ func (n *Net) Delay(least, most time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.min, n.max = least, most
+}
+
+// Step has everything arrive at whole multiples of d, as near as they are to when it would arrive else. What arrives at the
+// same moment is handed over in parallel, where one after the other everybody would wait for each packet: virtual time stands still while
+// anybody does anything. 0, as at first: it arrives when it does.
+func (n *Net) Step(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.step = d
 }
 
 // Partition lets only hosts of the same group reach each other; hosts in none are
@@ -117,7 +132,7 @@ func (n *Net) Filter(f func(proto string, from, to *Host) bool) {
 }
 
 // Tap has f see everything that is sent; proto is "udp" or "tcp". f must not
-// call the network or keep b.
+// call the network or keep b. It is called from many goroutines.
 func (n *Net) Tap(f func(proto string, from, to netip.AddrPort, b []byte)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -130,7 +145,7 @@ func (n *Net) change() {
 }
 
 // reach tells whether a packet gets from one address to the other now, and the
-// channel to wait on for that to change. Called with mu held.
+// channel to wait on for that to change. Called with mu held, if only for reading.
 func (n *Net) reach(proto string, from, to netip.Addr) (bool, <-chan struct{}) {
 	a, b := n.hosts[from], n.hosts[to]
 	ok := a != nil && b != nil && !a.dark && !b.dark && !a.still && !(b.still && proto == "tcp") &&
@@ -138,16 +153,30 @@ func (n *Net) reach(proto string, from, to netip.Addr) (bool, <-chan struct{}) {
 	return ok, n.changed
 }
 
+// delay draws a one-way delay. Called with mu held, if only for reading.
 func (n *Net) delay() time.Duration {
 	if n.max <= n.min {
 		return n.min
 	}
+	n.luck.Lock()
+	defer n.luck.Unlock()
 	return n.min + time.Duration(n.rng.Int64N(int64(n.max-n.min)))
+}
+
+// happens tells whether something does that happens to a share of the datagrams.
+func (n *Net) happens(share float64) bool {
+	if share == 0 {
+		return false
+	}
+	n.luck.Lock()
+	defer n.luck.Unlock()
+	return n.rng.Float64() < share
 }
 
 // Host is a machine on the network. It implements mesh.Network.
 type Host struct {
 	net       *Net
+	lane      int // of ticks; fixed
 	addrs     []netip.Addr
 	dark      bool // guarded by net.mu, as all below
 	still     bool
@@ -185,6 +214,20 @@ func (h *Host) Still(still bool) {
 	}
 }
 
+// hold keeps a datagram for when the host goes on, which may be now. b is copied.
+func (h *Host) hold(b []byte, arrive func([]byte)) {
+	h.net.mu.Lock()
+	still := h.still
+	if still && len(h.held) < maxHeld {
+		c := append([]byte(nil), b...)
+		h.held = append(h.held, func() { arrive(c) })
+	}
+	h.net.mu.Unlock()
+	if !still {
+		arrive(b)
+	}
+}
+
 // Renumber gives the host other addresses in place of all that it has. Streams to and from the old
 // ones stall, and nobody is told.
 func (h *Host) Renumber(addrs ...netip.Addr) {
@@ -201,7 +244,7 @@ func (h *Host) Renumber(addrs ...netip.Addr) {
 	n.change()
 }
 
-// source returns the host's address of to's family. Called with mu held.
+// source returns the host's address of to's family. Called with mu held, if only for reading.
 func (h *Host) source(to netip.Addr) (netip.Addr, error) {
 	for _, a := range h.addrs {
 		if a.Is4() == to.Is4() {
@@ -213,8 +256,8 @@ func (h *Host) source(to netip.Addr) (netip.Addr, error) {
 
 // Lookup implements mesh.Network.
 func (h *Host) Lookup(_ context.Context, host string) ([]netip.Addr, error) {
-	h.net.mu.Lock()
-	defer h.net.mu.Unlock()
+	h.net.mu.RLock()
+	defer h.net.mu.RUnlock()
 	if addrs := h.net.names[host]; len(addrs) > 0 {
 		return append([]netip.Addr(nil), addrs...), nil
 	}
@@ -247,14 +290,14 @@ func (h *Host) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) 
 	n := h.net
 	refuse := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
 	for again := time.Second; ; again *= 2 {
-		n.mu.Lock()
+		n.mu.RLock()
 		src, err := h.source(addr.Addr())
 		if err != nil {
-			n.mu.Unlock()
+			n.mu.RUnlock()
 			return nil, refuse(err)
 		}
 		if ok, _ := n.reach("tcp", src, addr.Addr()); !ok {
-			n.mu.Unlock()
+			n.mu.RUnlock()
 			t := time.NewTimer(again)
 			select {
 			case <-t.C:
@@ -265,14 +308,13 @@ func (h *Host) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) 
 			}
 		}
 		l := n.hosts[addr.Addr()].listeners[addr.Port()]
-		rtt := n.delay() + n.delay()
-		local := netip.AddrPortFrom(src, uint16(32768+n.rng.IntN(16384)))
-		n.mu.Unlock()
-		t := time.NewTimer(rtt)
+		passed, _, stop := n.after(n.delay() + n.delay())
+		n.mu.RUnlock()
+		local := netip.AddrPortFrom(src, n.port())
 		select {
-		case <-t.C:
+		case <-passed:
 		case <-ctx.Done():
-			t.Stop()
+			stop()
 			return nil, refuse(ctx.Err())
 		}
 		if l == nil {
@@ -288,6 +330,13 @@ func (h *Host) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) 
 			return nil, refuse(ctx.Err())
 		}
 	}
+}
+
+// port draws a port to dial from.
+func (n *Net) port() uint16 {
+	n.luck.Lock()
+	defer n.luck.Unlock()
+	return uint16(32768 + n.rng.IntN(16384))
 }
 
 type listener struct {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -224,5 +225,82 @@ func TestRelays(t *testing.T) {
 			t.Error(err)
 		}
 		say(Addr{Node: 2}, "2: x from 1 at 10.0.0.0:7")
+	})
+}
+
+// With a step all arrives at multiples of it, in the order in which it was sent where the delay is the same, and many at once.
+func TestStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const step = 10 * time.Millisecond
+		time.Sleep(time.Until(time.Now().Truncate(step).Add(step)))
+		n := New(1)
+		n.Delay(12*time.Millisecond, 12*time.Millisecond)
+		n.Step(step)
+		var hosts []*Host
+		var mu sync.Mutex
+		got := make(map[uint64][]byte) // by who got it
+		for i := range 20 {
+			h := n.Host(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+			h.Router(Member{Node: uint64(i + 1), Port: 7}, func(p []byte, from Addr, at time.Time) {
+				mu.Lock()
+				defer mu.Unlock()
+				if at.Sub(at.Truncate(step)) != 0 || from != (Addr{1, netip.MustParseAddrPort("10.0.0.0:7")}) {
+					t.Errorf("from %v at %v", from, at)
+				}
+				got[uint64(i+1)] = append(got[uint64(i+1)], p...)
+			})
+			hosts = append(hosts, h)
+		}
+		begin := time.Now()
+		for i := range 3 {
+			for to := range 20 {
+				if err := hosts[0].routers[7].SendControl([]byte{'a' + byte(i)}, Addr{Node: uint64(to + 1)}); err != nil {
+					t.Error(err)
+				}
+			}
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		mu.Lock()
+		if len(got) != 0 {
+			t.Errorf("%d have got something too soon", len(got))
+		}
+		mu.Unlock()
+		time.Sleep(time.Until(begin.Add(step)))
+		synctest.Wait()
+		for to := range uint64(20) {
+			if string(got[to+1]) != "abc" {
+				t.Errorf("node %d has got %q", to+1, got[to+1])
+			}
+		}
+		l, err := hosts[1].Listen(80)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		c, err := hosts[0].Dial(t.Context(), netip.AddrPortFrom(hosts[1].Addr(), 80))
+		if d := time.Since(begin); err != nil || d != 4*step { // 11 ms and two delays are 35
+			t.Fatal(err, d)
+		}
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				_, _ = io.Copy(io.Discard, c)
+			}
+		}()
+		if err := c.SetWriteDeadline(time.Now().Add(step / 2)); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+		if err := c.SetWriteDeadline(time.Time{}); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Write([]byte("x")); err != nil || time.Since(begin) != 6*step { // 45 ms and 12 are 57
+			t.Error(err, time.Since(begin))
+		}
+		if err := errors.Join(c.Close(), l.Close()); err != nil {
+			t.Error(err)
+		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -33,9 +34,19 @@ type Router struct {
 	Member
 	host    *Host
 	receive func(b []byte, from Addr, at time.Time)
-	open    bool // guarded by Net.mu, as all below
-	paths   map[uint64]netip.AddrPort
+	open    bool       // guarded by Net.mu, as the next
 	accept  [][32]byte // secrets besides Member.Secret
+
+	finding sync.Mutex // a leaf, guards paths
+	paths   map[uint64]netip.AddrPort
+}
+
+// journey is how a datagram travels.
+type journey struct {
+	by  *Router        // who sent it
+	to  *Router        // nil: nobody is there
+	via []*Router      // those that it goes by, and to behind them; nil: directly
+	at  netip.AddrPort // where it goes first
 }
 
 // SetSecrets makes the router send under the first secret and hear those who send under any.
@@ -45,13 +56,13 @@ func (r *Router) SetSecrets(secrets ...[32]byte) {
 	r.Secret, r.accept = secrets[0], secrets[1:]
 }
 
-// hears tells whether r opens what was sent under a secret. Called with mu held.
+// hears tells whether r opens what was sent under a secret. Called with mu held, if only for reading.
 func (r *Router) hears(secret [32]byte) bool {
 	return r.Secret == secret || slices.Contains(r.accept, secret)
 }
 
 // Router opens m's port on the host, of which there must be none yet, and has receive called
-// with every datagram that comes in for it. receive owns b and is called from many goroutines.
+// with every datagram that comes in for it. receive must not keep b and is called from many goroutines.
 func (h *Host) Router(m Member, receive func(b []byte, from Addr, at time.Time)) *Router {
 	n := h.net
 	n.mu.Lock()
@@ -81,47 +92,52 @@ func (r *Router) Close() error {
 // SendControl sends a datagram. It does not keep b.
 func (r *Router) SendControl(b []byte, to Addr) error {
 	n := r.host.net
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.mu.RLock()
+	defer n.mu.RUnlock()
 	if !r.open {
 		return net.ErrClosed
 	}
-	hops, at, err := n.route(r, to)
+	j, err := n.route(r, to)
 	if err != nil {
 		return err
 	}
 	if n.tap != nil {
-		src, _ := r.host.source(at.Addr()) // not valid if there is no way
-		n.tap("udp", netip.AddrPortFrom(src, r.Port), at, b)
+		src, _ := r.host.source(j.at.Addr()) // not valid if there is no way
+		n.tap("udp", netip.AddrPortFrom(src, r.Port), j.at, b)
 	}
-	if hops == nil {
-		return nil // nobody is there
+	if j.to == nil {
+		return nil
 	}
 	copies := 1
-	if n.rng.Float64() < n.dup {
+	if n.happens(n.dup) {
 		copies = 2
 	}
 	for range copies {
 		var d time.Duration
 		lost := false
-		for range hops {
-			lost = lost || n.rng.Float64() < n.loss
+		for range max(1, len(j.via)) {
+			lost = lost || n.happens(n.loss)
 			d += n.delay()
 		}
-		if !lost {
+		switch {
+		case lost:
+		case n.step > 0:
+			n.ticks.send(b, j, d, n.step)
+		default:
 			c := append([]byte(nil), b...)
-			time.AfterFunc(d, func() { n.arrive(c, r, hops, at) })
+			time.AfterFunc(d, func() { j.arrive(c) })
 		}
 	}
 	return nil
 }
 
-// route returns the routers on the way to a node or an address, the last one is the destination;
-// nil: there is none. at is where the datagram goes first. Called with mu held.
-func (n *Net) route(r *Router, to Addr) (hops []*Router, at netip.AddrPort, err error) {
-	try := []netip.AddrPort{to.Addr}
+// route returns the way to a node or an address. Called with mu held, if only for reading.
+func (n *Net) route(r *Router, to Addr) (j journey, err error) {
+	j.by = r
+	var room [4]netip.AddrPort
+	try := append(room[:0], to.Addr)
 	if to.Node != 0 {
-		try = []netip.AddrPort{r.paths[to.Node], to.Addr}
+		try = append(room[:0], r.path(to.Node), to.Addr)
 		if o := n.first(to.Node); o != nil {
 			for _, a := range o.host.addrs {
 				try = append(try, netip.AddrPortFrom(a, o.Port))
@@ -137,23 +153,32 @@ func (n *Net) route(r *Router, to Addr) (hops []*Router, at netip.AddrPort, err 
 			err = serr
 			continue
 		}
-		if !at.IsValid() {
-			at = a
+		if !j.at.IsValid() {
+			j.at = a
 		}
 		d := n.routerAt(a)
 		if ok, _ := n.reach("udp", src, a.Addr()); ok && d != nil && (to.Node == 0 || d.Node == to.Node) {
-			return []*Router{d}, a, nil
+			j.to, j.at = d, a
+			return j, nil
 		}
 	}
 	if o := n.first(to.Node); o != nil && n.filter != nil {
 		if hops := n.relays(r, o); hops != nil {
-			return hops, n.addrTowards(r, hops[0]), nil
+			j.to, j.via, j.at = o, hops, n.addrTowards(r, hops[0])
+			return j, nil
 		}
 	}
-	if at.IsValid() {
+	if j.at.IsValid() {
 		err = nil
 	}
-	return nil, at, err
+	return j, err
+}
+
+// path returns where a node was heard from last, if it is not where it is sought anyway.
+func (r *Router) path(node uint64) netip.AddrPort {
+	r.finding.Lock()
+	defer r.finding.Unlock()
+	return r.paths[node]
 }
 
 // first returns the node's router, of several (copies) the first: so the node's record would have it.
@@ -172,7 +197,7 @@ func (n *Net) routerAt(a netip.AddrPort) *Router {
 }
 
 // addrTowards returns the address at which a reaches b directly; not valid: it does not.
-// Called with mu held.
+// Called with mu held, if only for reading.
 func (n *Net) addrTowards(a, b *Router) netip.AddrPort {
 	for _, addr := range b.host.addrs {
 		if src, err := a.host.source(addr); err == nil {
@@ -184,7 +209,7 @@ func (n *Net) addrTowards(a, b *Router) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// relays searches the shortest way by other routers. Called with mu held.
+// relays searches the shortest way by other routers. Called with mu held, if only for reading.
 func (n *Net) relays(from, to *Router) []*Router {
 	before := map[*Router]*Router{from: nil}
 	for queue := []*Router{from}; len(queue) > 0; queue = queue[1:] {
@@ -215,37 +240,44 @@ func (n *Net) relays(from, to *Router) []*Router {
 	return nil
 }
 
-// arrive hands a datagram over that went to at first, unless the way is closed by now.
-func (n *Net) arrive(b []byte, from *Router, hops []*Router, at netip.AddrPort) {
-	n.mu.Lock()
-	source, err := from.host.source(at.Addr())
+// arrive hands a datagram over, unless the way is closed by now.
+func (j *journey) arrive(b []byte) {
+	n, last := j.by.host.net, j.to
+	n.mu.RLock()
+	source, err := j.by.host.source(j.at.Addr())
 	ok := err == nil
 	if ok {
-		ok, _ = n.reach("udp", source, at.Addr())
+		ok, _ = n.reach("udp", source, j.at.Addr())
 	}
-	last := hops[len(hops)-1]
-	for i, h := range hops {
-		ok = ok && h.open && h.hears(from.Secret) && (i == 0 || n.addrTowards(hops[i-1], h).IsValid())
+	ok = ok && last.open && last.hears(j.by.Secret)
+	for i, h := range j.via {
+		ok = ok && h.open && h.hears(j.by.Secret) && (i == 0 || n.addrTowards(j.via[i-1], h).IsValid())
 	}
-	a := Addr{Node: from.Node}
-	if len(hops) == 1 {
-		a.Addr = netip.AddrPortFrom(source, from.Port)
-		switch {
-		case !ok || a.Node == 0:
-		case n.first(a.Node) == from && len(n.routers[a.Node]) == 1 && source == from.host.addrs[0]:
-			delete(last.paths, a.Node) // it is sought there anyway
-		default:
-			last.paths[a.Node] = a.Addr
+	a := Addr{Node: j.by.Node}
+	if len(j.via) <= 1 {
+		a.Addr = netip.AddrPortFrom(source, j.by.Port)
+		if ok && a.Node != 0 {
+			sought := n.first(a.Node) == j.by && len(n.routers[a.Node]) == 1 && source == j.by.host.addrs[0]
+			last.learn(a, sought)
 		}
 	}
-	if ok && last.host.still {
-		if h := last.host; len(h.held) < maxHeld {
-			h.held = append(h.held, func() { last.receive(b, a, time.Now()) })
-		}
-		ok = false
-	}
-	n.mu.Unlock()
-	if ok {
+	still := last.host.still
+	n.mu.RUnlock()
+	switch {
+	case ok && still:
+		last.host.hold(b, func(b []byte) { last.receive(b, a, time.Now()) })
+	case ok:
 		last.receive(b, a, time.Now())
+	}
+}
+
+// learn notes where a node was heard from; sought: that is where it is sought anyway.
+func (r *Router) learn(from Addr, sought bool) {
+	r.finding.Lock()
+	defer r.finding.Unlock()
+	if sought {
+		delete(r.paths, from.Node)
+	} else {
+		r.paths[from.Node] = from.Addr
 	}
 }
