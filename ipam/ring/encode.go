@@ -5,7 +5,6 @@ package ring
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 )
@@ -52,8 +51,8 @@ func (r *Ring) Encode() []byte { return r.AppendEncode(nil) }
 
 // AppendEncode appends to b what Encode returns.
 func (r *Ring) AppendEncode(b []byte) []byte {
-	e := encoder{index: r.named()}
-	owners := slices.Sorted(maps.Keys(e.index))
+	owners := r.named()
+	e := encoder{owners}
 	known := 0
 	for _, x := range r.runs {
 		if x.reg != (Register{}) {
@@ -64,8 +63,7 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 	b = append(b, format)
 	b = binary.AppendUvarint(b, uint64(r.size))
 	b = binary.AppendUvarint(b, uint64(len(owners)))
-	for i, o := range owners {
-		e.index[o] = uint64(i)
+	for _, o := range owners {
 		b = binary.LittleEndian.AppendUint64(b, uint64(o))
 	}
 	b = binary.AppendUvarint(b, uint64(known))
@@ -85,21 +83,34 @@ func (r *Ring) AppendEncode(b []byte) []byte {
 	return e.votes(b, r.votes)
 }
 
-// named is the set of everybody whom the ring names.
-func (r *Ring) named() map[Owner]uint64 {
-	m := r.owners()
-	entry := func(e Retirement) { m[e.Dead], m[e.Heir], m[e.By] = 0, 0, 0 }
+// named returns everybody whom the ring names, in ascending order.
+func (r *Ring) named() []Owner {
+	all := make([]Owner, 0, 2*len(r.runs)+3*len(r.log.entries)+5)
+	for _, x := range r.runs {
+		all = append(all, x.reg.Owner, x.reg.From)
+	}
+	entry := func(e Retirement) { all = append(all, e.Dead, e.Heir, e.By) }
 	for _, e := range r.log.entries {
 		entry(e)
 	}
 	entry(r.votes.Value)
-	m[r.votes.Promised.Node], m[r.votes.Accepted.Node] = 0, 0
-	delete(m, 0)
-	return m
+	all = append(all, r.votes.Promised.Node, r.votes.Accepted.Node)
+	all = slices.DeleteFunc(all, func(o Owner) bool { return o == 0 })
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 type encoder struct {
-	index map[Owner]uint64 // of whom in the table of owners
+	owners []Owner // the table
+}
+
+// index returns where in the table somebody is; 0 for nobody.
+func (e *encoder) index(o Owner) uint64 {
+	i, found := slices.BinarySearch(e.owners, o)
+	if !found {
+		return 0
+	}
+	return uint64(i)
 }
 
 // run appends a run of length+1 slots after gap unknown ones.
@@ -114,7 +125,7 @@ func (e *encoder) run(b []byte, gap, length uint32, x Register) []byte {
 	if gap != 0 {
 		flags |= runGap
 	}
-	b = binary.AppendUvarint(b, e.index[x.Owner]<<runFlags|flags)
+	b = binary.AppendUvarint(b, e.index(x.Owner)<<runFlags|flags)
 	if gap != 0 {
 		b = binary.AppendUvarint(b, uint64(gap))
 	}
@@ -123,7 +134,7 @@ func (e *encoder) run(b []byte, gap, length uint32, x Register) []byte {
 		b = binary.AppendUvarint(b, uint64(x.Version.Epoch))
 	}
 	if x.From != 0 {
-		b = binary.AppendUvarint(b, e.index[x.From])
+		b = binary.AppendUvarint(b, e.index(x.From))
 	}
 	return binary.AppendUvarint(b, uint64(x.Version.Count))
 }
@@ -133,15 +144,15 @@ func (e *encoder) entry(b []byte, x Retirement) []byte {
 	if x.Forced {
 		forced = 1
 	}
-	b = binary.AppendUvarint(b, e.index[x.Dead]<<1|forced)
-	b = binary.AppendUvarint(b, e.index[x.Heir])
-	b = binary.AppendUvarint(b, e.index[x.By])
+	b = binary.AppendUvarint(b, e.index(x.Dead)<<1|forced)
+	b = binary.AppendUvarint(b, e.index(x.Heir))
+	b = binary.AppendUvarint(b, e.index(x.By))
 	return binary.AppendUvarint(b, uint64(x.At))
 }
 
 func (e *encoder) ballot(b []byte, x Ballot) []byte {
 	b = binary.AppendUvarint(b, uint64(x.Count))
-	return binary.AppendUvarint(b, e.index[x.Node])
+	return binary.AppendUvarint(b, e.index(x.Node))
 }
 
 func (e *encoder) votes(b []byte, v Votes) []byte {

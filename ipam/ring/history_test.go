@@ -195,13 +195,13 @@ func (h *history) write(t *rapid.T, i int, w write, may func(Register) bool, f f
 	for s := first; s <= last; s++ {
 		legal = legal && may(h.truth[s]) && h.oracle[i].slots[s] == h.truth[s]
 	}
-	r, s := *h.replicas[i], h.oracle[i].clone()
+	r, s := h.replicas[i].Clone(), h.oracle[i].clone()
 	if err, ok := f(iv); (err == nil) != ok {
 		t.Fatalf("%v of %v: error %v, the oracle says %v", w.kind, iv, err, ok)
 	}
 	check(t, h.replicas[i], h.oracle[i])
 	if !legal {
-		*h.replicas[i], *h.oracle[i] = r, *s
+		*h.replicas[i], *h.oracle[i] = *r, *s
 		check(t, h.replicas[i], h.oracle[i])
 		return
 	}

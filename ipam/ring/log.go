@@ -155,9 +155,9 @@ func (r *Ring) Accept(b Ballot, e Retirement) (bool, error) {
 
 // WithLog returns a copy of r that has the log and the votes of o.
 func (r *Ring) WithLog(o *Ring) *Ring {
-	c := *r
+	c := r.Clone()
 	c.log, c.votes = o.log, o.votes
-	return &c
+	return c
 }
 
 // mergeLog takes over the log of o if it is after r's, and merges the votes if the logs are the same. The longer log is

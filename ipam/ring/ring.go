@@ -30,6 +30,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"sync/atomic"
 )
 
 // Owner identifies who owns a slot: a node, or the name of a node that is still to adopt its seeded share. 0 is nobody.
@@ -90,7 +91,8 @@ type run struct {
 // the users writes. Use New, Seed or Decode to make one; the zero Ring has no slots.
 type Ring struct {
 	size  uint32
-	runs  []run // runs[0].first == 0; ascending; no two neighbours have equal registers; never modified, only replaced
+	runs  []run  // runs[0].first == 0; ascending; no two neighbours have equal registers; never modified where lent says so, only replaced
+	lent  uint32 // 1: another ring may have the same runs in memory; atomic, as many may clone at the same time
 	log   log
 	votes Votes
 }
@@ -141,8 +143,8 @@ func (r *Ring) Size() uint32 { return r.size }
 // Clone returns a copy: what is written to one of the two does not show in the other. It costs next to nothing, since they
 // share what neither modifies but only replaces.
 func (r *Ring) Clone() *Ring {
-	c := *r
-	return &c
+	atomic.StoreUint32(&r.lent, 1)
+	return &Ring{size: r.size, runs: r.runs, lent: 1, log: r.log, votes: r.votes}
 }
 
 // Equal reports whether both rings have the same size, the same register in every slot, the same log and the same votes.
@@ -319,46 +321,59 @@ func (r *Ring) span() (Interval, bool) {
 
 // mergeIn merges the registers in one interval, outside of which o knows nothing: what is outside is copied as it is.
 func (r *Ring) mergeIn(o *Ring, in Interval, news *News) {
-	runs, last := 0, (*Register)(nil) // of the merge, in the interval
+	runs := 0 // that there may be then
 	r.zip(o, in, func(i Interval, x, y *Register) {
+		runs++
+		if *x == *y {
+			return
+		}
 		won, lost := x, y
-		if *x != *y {
-			if x.compare(*y) < 0 {
-				won, lost = y, x
-				news.Slots = news.Slots.append(i)
-			}
-			if x.Version == y.Version {
-				news.Conflicts = append(news.Conflicts, Conflict{i, x.Version, won.Owner, lost.Owner})
-			}
+		if x.compare(*y) < 0 {
+			won, lost = y, x
+			news.Slots = news.Slots.append(i)
 		}
-		if last == nil || *last != *won {
-			runs++
+		if x.Version == y.Version {
+			news.Conflicts = append(news.Conflicts, Conflict{i, x.Version, won.Owner, lost.Owner})
 		}
-		last = won
 	})
 	if len(news.Slots) == 0 {
 		return
 	}
+	r.change(in, runs, func(b *builder) {
+		r.zip(o, in, func(i Interval, x, y *Register) {
+			if x.compare(*y) < 0 {
+				x = y
+			}
+			b.add(i.First, *x)
+		})
+	})
+}
+
+// change replaces the registers of one interval by those that f adds for it, of which there are about as many as said.
+func (r *Ring) change(in Interval, more int, f func(b *builder)) {
 	before, after := r.index(in.First), r.index(in.Last) // the runs that the interval begins and ends in
-	b := builder{runs: make([]run, 0, before+1+runs+len(r.runs)-after)}
-	b.runs = append(b.runs, r.runs[:before]...)
+	from, to := before, after+1                          // those that may change: what is next to the interval may become one with what is in it
+	b := builder{runs: make([]run, 0, more+4)}
 	if x := r.runs[before]; x.first < in.First {
 		b.add(x.first, x.reg)
+	} else if before > 0 {
+		from--
+		b.runs = append(b.runs, r.runs[from])
 	}
-	r.zip(o, in, func(i Interval, x, y *Register) {
-		if x.compare(*y) < 0 {
-			x = y
-		}
-		b.add(i.First, *x)
-	})
+	f(&b)
 	if r.end(after) > in.Last {
 		b.add(in.Last+1, r.runs[after].reg)
 	}
-	if rest := r.runs[after+1:]; len(rest) > 0 {
-		b.add(rest[0].first, rest[0].reg)
-		b.runs = append(b.runs, rest[1:]...)
+	if to < len(r.runs) {
+		b.add(r.runs[to].first, r.runs[to].reg)
+		to++
 	}
-	r.runs = b.runs
+	if atomic.LoadUint32(&r.lent) != 0 {
+		r.runs = slices.Concat(r.runs[:from], b.runs, r.runs[to:])
+		r.lent = 0
+		return
+	}
+	r.runs = slices.Replace(r.runs, from, to, b.runs...)
 }
 
 // zip walks both rings, which must be of the same size, over the longest intervals in which each has one register, within

@@ -108,26 +108,19 @@ func (r *Ring) write(i Interval, f func(Register) (Register, error)) error {
 	if i.First > i.Last || i.Last >= r.size {
 		return fmt.Errorf("ring: %v is not within the %d slots of the ring", i, r.size)
 	}
-	n := r.index(i.First)
-	b := builder{runs: append(make([]run, 0, len(r.runs)+2), r.runs[:n]...)}
-	for ; n < len(r.runs) && r.runs[n].first <= i.Last; n++ {
-		x, last := r.runs[n], r.end(n)
-		if x.first < i.First {
-			b.add(x.first, x.reg)
-		}
+	var regs []run // what becomes of the runs in i
+	for n := r.index(i.First); n < len(r.runs) && r.runs[n].first <= i.Last; n++ {
+		x := r.runs[n]
 		reg, err := f(x.reg)
 		if err != nil {
 			return err
 		}
-		b.add(max(x.first, i.First), reg)
-		if last > i.Last {
-			b.add(i.Last+1, x.reg)
+		regs = append(regs, run{max(x.first, i.First), reg})
+	}
+	r.change(i, len(regs), func(b *builder) {
+		for _, x := range regs {
+			b.add(x.first, x.reg)
 		}
-	}
-	if n < len(r.runs) {
-		b.add(r.runs[n].first, r.runs[n].reg)
-		b.runs = append(b.runs, r.runs[n+1:]...)
-	}
-	r.runs = b.runs
+	})
 	return nil
 }
