@@ -483,7 +483,7 @@ func FuzzInspect(f *testing.F) {
 		parts := [][]byte{rest}
 		if rest[0] == memberCompound {
 			var err error
-			if parts, err = partsOf(rest); err != nil {
+			if parts, err = partsOf(rest, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -30,22 +30,21 @@ func checkIncarnation(b []byte) error {
 	default:
 		return nil
 	}
-	odd := fmt.Errorf("a message of type %d of another form: %w", b[0], errWire)
+	odd := func() error { return fmt.Errorf("a message of type %d of another form: %w", b[0], errWire) }
 	if len(b) < 2 || b[1]&0xf0 != 0x80 {
-		return odd
+		return odd()
 	}
 	pairs, rest := int(b[1]&0x0f), b[2:]
 	for range pairs {
 		key, after, ok := packedValue(rest)
 		if !ok {
-			return odd
+			return odd()
 		}
-		name := string(key.text)
 		value, after, ok := packedValue(after)
 		if !ok {
-			return odd
+			return odd()
 		}
-		if rest = after; name != "Incarnation" {
+		if rest = after; string(key.text) != "Incarnation" {
 			continue
 		}
 		if !value.number || value.n > limit {

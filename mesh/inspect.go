@@ -43,8 +43,9 @@ func inspect(b []byte, change func([]byte), echo func([]byte) bool) (rest []byte
 	if b[0] != memberCompound {
 		return inspectOne(b, change, echo)
 	}
-	parts, err := partsOf(b)
-	var keep [][]byte
+	var room [32][]byte
+	parts, err := partsOf(b, room[:0])
+	keep := parts[:0]
 	for _, p := range parts {
 		one, odd := inspectOne(p, change, echo)
 		if odd != nil {
@@ -75,17 +76,17 @@ func inspectOne(b []byte, change func([]byte), echo func([]byte) bool) ([]byte, 
 	return b, nil
 }
 
-// partsOf returns the parts of a compound message: their number (1 byte), the length of each (2 bytes), and then they.
-func partsOf(b []byte) (parts [][]byte, err error) {
-	odd := fmt.Errorf("a compound message is cut short: %w", errWire)
+// partsOf appends the parts of a compound message to parts: their number (1 byte), the length of each (2 bytes), and then they.
+func partsOf(b []byte, parts [][]byte) ([][]byte, error) {
+	cut := func() error { return fmt.Errorf("a compound message is cut short: %w", errWire) }
 	if len(b) < 2 || len(b) < 2+2*int(b[1]) {
-		return nil, odd
+		return parts, cut()
 	}
 	lengths, rest := b[2:2+2*int(b[1])], b[2+2*int(b[1]):]
 	for ; len(lengths) > 0; lengths = lengths[2:] {
 		n := int(binary.BigEndian.Uint16(lengths))
 		if n > len(rest) {
-			return parts, odd
+			return parts, cut()
 		}
 		parts, rest = append(parts, rest[:n]), rest[n:]
 	}
@@ -100,7 +101,11 @@ func compound(parts [][]byte) []byte {
 	case 1:
 		return parts[0]
 	}
-	b := []byte{memberCompound, byte(len(parts))}
+	size := 2 + 2*len(parts)
+	for _, p := range parts {
+		size += len(p)
+	}
+	b := append(make([]byte, 0, size), memberCompound, byte(len(parts)))
 	for _, p := range parts {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(p)))
 	}
