@@ -34,7 +34,7 @@ const (
 	healInterval  = time.Second
 	knockLeast    = 1500 * time.Millisecond
 	knockSpread   = 2 * time.Second
-	pullAgain     = 10 * time.Second // between exchanges of lists, by this node's will
+	pullAgain     = 5 * time.Second // between exchanges of lists, by this node's will
 	pullAgainHeal = 3 * time.Second
 )
 

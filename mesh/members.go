@@ -298,7 +298,7 @@ func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 		m.oddity(from, "a node record was left out", errSignature)
 	}
 	var news []storedRecord
-	outbid, hasty := false, NodeID(0)
+	outbid, due, hasty := false, false, NodeID(0)
 	m.mu.Lock()
 	for _, r := range rs {
 		switch {
@@ -310,9 +310,7 @@ func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 		case m.records.put(r):
 			m.noteChange(r.ID)
 			news = append(news, r)
-			if p := m.peer(r.ID); p.status != Alive {
-				p.lost().retry.restart(time.Now())
-			}
+			due = m.callOn(m.peer(r.ID)) || due
 			m.refresh(r.ID)
 		}
 	}
@@ -326,7 +324,9 @@ func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 	if len(news) == 0 {
 		return
 	}
-	m.pokeRejoin()
+	if due {
+		m.pokeRejoin()
+	}
 	switch {
 	case len(news) <= recordsAlone || to == everybody:
 		m.spreadRecords(news)

@@ -46,6 +46,21 @@ type retry struct {
 // restart makes the node due at once.
 func (r *retry) restart(now time.Time) { r.wait, r.next, r.slow = 0, now, false }
 
+// callOn has a node tried of which a new record has come, if it is not alive, and tells whether that is due at once. One that was never alive here has just
+// come, most likely: in a mesh with many others word that it is alive is on its way, too, at the latest with the next exchange of lists, and if all
+// that hear of a node called on it they would keep it, and each other, busy. Called with mu held.
+func (m *Mesh) callOn(p *peer) (due bool) {
+	if p.status == Alive {
+		return false
+	}
+	at := time.Now()
+	if due = p.seen || len(m.alive) <= fullEffort; !due {
+		at = at.Add(jitter(pullAgain))
+	}
+	p.lost().retry.restart(at)
+	return due
+}
+
 // beginTry notes that a node is being tried, unless it is already; rejoin notes the end. Called with mu held.
 func (m *Mesh) beginTry(p *peer, now time.Time) bool {
 	l := p.lost()
