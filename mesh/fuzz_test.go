@@ -84,7 +84,7 @@ func normal(r Record) Record {
 }
 
 func FuzzRecords(f *testing.F) {
-	f.Add(must(f)(encodeRecords([]storedRecord{makeRecord(f, 1, 2, "b", StateRunning), {raw: []byte{1}}})))
+	f.Add(must(f)(encodeRecords([]*storedRecord{makeRecord(f, 1, 2, "b", StateRunning), {raw: []byte{1}}})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		rs, _, err := decodeRecords(b)
 		if err != nil {

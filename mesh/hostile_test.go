@@ -32,7 +32,7 @@ func invented(t testing.TB, i int) Identity {
 	return who
 }
 
-func inventedRecord(t testing.TB, u UniverseInfo, i int) storedRecord {
+func inventedRecord(t testing.TB, u UniverseInfo, i int) *storedRecord {
 	t.Helper()
 	who := invented(t, i)
 	r, err := who.signRecord(Record{ID: who.ID(), Seq: 1, Boot: 1, Name: "ghost", Universe: u.ID})
@@ -56,7 +56,7 @@ func TestInventedNodes(t *testing.T) {
 		c.eventually(2*time.Second, "whole", whole(a, b))
 		const flood = maxRecords + 1000
 		for i := 0; i < flood; i += 100 {
-			var rs []storedRecord
+			var rs []*storedRecord
 			for j := range 100 {
 				rs = append(rs, inventedRecord(t, c.uni, i+j))
 			}
@@ -113,7 +113,7 @@ func TestInventedProcesses(t *testing.T) {
 			t.Error("a node that was met is kept out:", err)
 		}
 		who := inventedRecord(t, c.uni, 1)
-		a.mergeRecords(must(t)(encodeRecords([]storedRecord{who})), nobody, 0)
+		a.mergeRecords(must(t)(encodeRecords([]*storedRecord{who})), nobody, 0)
 		if err := say(who.ID, who.Boot); err != nil {
 			t.Error("a node is kept out though its record speaks of it:", err)
 		}
@@ -265,13 +265,13 @@ func TestOdditiesNameTheSender(t *testing.T) {
 			m.takeChange(must(t)(encodeChange(u.ID, recordsName, []byte("junk"))), from)
 		},
 		"a node record that makes no sense": func(m *Mesh, from NodeID, u UniverseInfo) {
-			m.takeChange(must(t)(encodeChange(u.ID, recordsName, must(t)(encodeRecords([]storedRecord{{raw: []byte{1}}})))), from)
+			m.takeChange(must(t)(encodeChange(u.ID, recordsName, must(t)(encodeRecords([]*storedRecord{{raw: []byte{1}}})))), from)
 		},
 		"a node record was left out": func(m *Mesh, from NodeID, u UniverseInfo) {
 			r := inventedRecord(t, u, 5)
 			r.raw = bytes.Clone(r.raw)
 			r.raw[40] ^= 1
-			m.takeChange(must(t)(encodeChange(u.ID, recordsName, must(t)(encodeRecords([]storedRecord{r})))), from)
+			m.takeChange(must(t)(encodeChange(u.ID, recordsName, must(t)(encodeRecords([]*storedRecord{r})))), from)
 		},
 		`the state "bag" that another node sent`: func(m *Mesh, from NodeID, u UniverseInfo) {
 			m.takeChange(must(t)(encodeChange(u.ID, "bag", []byte("junk"))), from)

@@ -91,7 +91,7 @@ func TestForgedRecords(t *testing.T) {
 		patched := append(bytes.Clone(old.raw[:signedHead]), body...) // under the old signature
 		for _, raw := range [][]byte{thief, patched, old.raw} {
 			for _, m := range []*testNode{a, b} {
-				m.takeChange(must(t)(encodeChange(c.uni.ID, recordsName, must(t)(encodeRecords([]storedRecord{{raw: raw}})))), testIdentity(9).ID())
+				m.takeChange(must(t)(encodeChange(c.uni.ID, recordsName, must(t)(encodeRecords([]*storedRecord{{raw: raw}})))), testIdentity(9).ID())
 			}
 		}
 		time.Sleep(time.Second)

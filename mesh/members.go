@@ -132,7 +132,7 @@ func (m *Mesh) refresh(id NodeID) {
 	}
 }
 
-func (m *Mesh) statusOf(p *peer, r storedRecord) Status {
+func (m *Mesh) statusOf(p *peer, r *storedRecord) Status {
 	current := p.runs(r.Boot)
 	n := p.living.len()
 	successor := n > 1 || n == 1 && !current // a process that the record does not speak of yet
@@ -297,7 +297,7 @@ func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 	if forged > 0 {
 		m.oddity(from, "a node record was left out", errSignature)
 	}
-	var news []storedRecord
+	var news []*storedRecord
 	outbid, due, hasty := false, false, NodeID(0)
 	m.mu.Lock()
 	for _, r := range rs {
@@ -338,12 +338,12 @@ func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
 
 // screen returns those of rs that may be news and that their nodes have made, and how many may be news but are forged. Signatures are
 // checked outside of the lock, as that takes its time.
-func (m *Mesh) screen(rs []storedRecord) (good []storedRecord, forged int) {
+func (m *Mesh) screen(rs []*storedRecord) (good []*storedRecord, forged int) {
 	m.mu.Lock()
-	good = slices.DeleteFunc(rs, func(r storedRecord) bool { return !m.records.wants(r) })
+	good = slices.DeleteFunc(rs, func(r *storedRecord) bool { return !m.records.wants(r) })
 	m.mu.Unlock()
 	n := len(good)
-	good = slices.DeleteFunc(good, func(r storedRecord) bool { return !m.authentic(r) })
+	good = slices.DeleteFunc(good, func(r *storedRecord) bool { return !m.authentic(r) })
 	return good, n - len(good)
 }
 
@@ -362,7 +362,7 @@ func (m *Mesh) Node(id NodeID) (Node, bool) {
 }
 
 // nodeOf is the node whose record r is. Called with mu held.
-func (m *Mesh) nodeOf(r storedRecord) Node {
+func (m *Mesh) nodeOf(r *storedRecord) Node {
 	p := m.peers[r.ID]
 	if p == nil {
 		return Node{Record: r.Record, Signed: r.raw, Status: Self, Since: m.started, Addr: m.addr}

@@ -307,12 +307,14 @@ func (m *Mesh) firstRecords() error {
 	for _, raw := range m.cfg.Known {
 		s, err := parseRecord(raw)
 		switch {
-		case err == nil && s.ID == m.id:
+		case err != nil:
+			s = &noRecord
+		case s.ID == m.id:
 			own.Seq = max(own.Seq, s.Seq+1)
 			continue
-		case err == nil && !m.authentic(s):
+		case !m.authentic(s):
 			err = errSignature
-		case err == nil && s.Universe != m.universe.ID:
+		case s.Universe != m.universe.ID:
 			err = errors.New("it is of another mesh")
 		}
 		if err != nil {
@@ -334,7 +336,7 @@ func (m *Mesh) firstRecords() error {
 }
 
 // authentic tells whether the node itself made the record.
-func (m *Mesh) authentic(s storedRecord) bool {
+func (m *Mesh) authentic(s *storedRecord) bool {
 	if m.cfg.Authentic != nil {
 		return m.cfg.Authentic(s.raw, s.authentic)
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -133,7 +134,7 @@ func TestNewerRecord(t *testing.T) {
 	if err != nil || !s.authentic() || !reflect.DeepEqual(s.Record, fullRecord()) {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	out, err := encodeRecords([]storedRecord{s})
+	out, err := encodeRecords([]*storedRecord{s})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,20 +144,20 @@ func TestNewerRecord(t *testing.T) {
 	}
 }
 
-func makeRecord(t testing.TB, id NodeID, seq uint64, build string, state NodeState) storedRecord {
+func makeRecord(t testing.TB, id NodeID, seq uint64, build string, state NodeState) *storedRecord {
 	t.Helper()
 	r := Record{ID: id, Seq: seq, Name: "n", Build: build, State: state}
 	raw, err := r.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return storedRecord{Record: r, raw: raw} // who keeps it need not know who signed it
+	return &storedRecord{Record: r, raw: raw} // who keeps it need not know who signed it
 }
 
 // However a set of records is cut, ordered and repeated, all end with the same.
 func TestRecordsConverge(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		var all []storedRecord
+		var all []*storedRecord
 		for range rapid.IntRange(1, 12).Draw(rt, "n") {
 			all = append(all, makeRecord(t, NodeID(rapid.IntRange(1, 3).Draw(rt, "id")), uint64(rapid.IntRange(1, 3).Draw(rt, "seq")),
 				rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, "build"), StateRunning))
@@ -164,7 +165,7 @@ func TestRecordsConverge(t *testing.T) {
 		want := map[NodeID]*storedRecord{} // the slow, obvious way
 		for _, r := range all {
 			if w, ok := want[r.ID]; !ok || r.Seq > w.Seq || r.Seq == w.Seq && bytes.Compare(r.raw, w.raw) > 0 {
-				want[r.ID] = &r
+				want[r.ID] = r
 			}
 		}
 		for range 3 {
@@ -222,8 +223,8 @@ func TestDecodeRecordsBounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad := storedRecord{raw: []byte{1, 2, 3}}
-	b, err := encodeRecords([]storedRecord{bad, ok, bad})
+	bad := &storedRecord{raw: []byte{1, 2, 3}}
+	b, err := encodeRecords([]*storedRecord{bad, ok, bad})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +232,7 @@ func TestDecodeRecordsBounds(t *testing.T) {
 	if err != nil || len(rs) != 1 || insane != 2 {
 		t.Errorf("%d records, %d insane, %v", len(rs), insane, err)
 	}
-	many, err := encodeRecords(make([]storedRecord, 2*maxRecords+1))
+	many, err := encodeRecords(slices.Repeat([]*storedRecord{{}}, 2*maxRecords+1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,29 +41,29 @@ type storedRecord struct {
 }
 
 // parseRecord decodes a signed record and keeps a copy of it. Whether the signature is right is for [storedRecord.authentic] to tell.
-func parseRecord(raw []byte) (storedRecord, error) {
+func parseRecord(raw []byte) (*storedRecord, error) {
 	id, body, err := bodyOf(raw)
 	if err != nil {
-		return storedRecord{}, fmt.Errorf("decode a node record: %w", err)
+		return nil, fmt.Errorf("decode a node record: %w", err)
 	}
-	s := storedRecord{raw: bytes.Clone(raw), sum: sumOf(raw)}
+	s := &storedRecord{raw: bytes.Clone(raw), sum: sumOf(raw)}
 	if err := s.UnmarshalBinary(body); err != nil {
-		return storedRecord{}, err
+		return nil, err
 	}
 	if s.ID != id {
-		return storedRecord{}, fmt.Errorf("the record of node %v (%q) was signed by node %v: %w", s.ID, clip(s.Name), id, errSignature)
+		return nil, fmt.Errorf("the record of node %v (%q) was signed by node %v: %w", s.ID, clip(s.Name), id, errSignature)
 	}
 	return s, nil
 }
 
 // authentic tells whether the node itself made the record.
-func (s storedRecord) authentic() bool { return verify(recordLabel, nil, s.raw) }
+func (s *storedRecord) authentic() bool { return verify(recordLabel, nil, s.raw) }
 
 // signRecord makes r, which is the identity's own, what travels.
-func (i Identity) signRecord(r Record) (storedRecord, error) {
+func (i Identity) signRecord(r Record) (*storedRecord, error) {
 	body, err := r.MarshalBinary()
 	if err != nil {
-		return storedRecord{}, err
+		return nil, err
 	}
 	return parseRecord(i.sign(recordLabel, nil, body))
 }
@@ -81,28 +81,31 @@ func ParseSigned(raw []byte) (Record, error) {
 }
 
 // beats tells whether s replaces old.
-func (s storedRecord) beats(old storedRecord) bool {
+func (s *storedRecord) beats(old *storedRecord) bool {
 	return cmp.Or(cmp.Compare(s.Seq, old.Seq), bytes.Compare(s.raw, old.raw)) > 0
 }
 
-// get returns the record of a node, the zero one and false if there is none.
-func (rs *recordSet) get(id NodeID) (storedRecord, bool) {
+// noRecord is that of a node of which none is known.
+var noRecord storedRecord
+
+// get returns the record of a node, an empty one and false if there is none. It must not be written to.
+func (rs *recordSet) get(id NodeID) (*storedRecord, bool) {
 	if r := rs.byID[id]; r != nil {
-		return *r, true
+		return r, true
 	}
-	return storedRecord{}, false
+	return &noRecord, false
 }
 
 // wants tells whether put would take r in, as far as what is known of its node decides.
-func (rs *recordSet) wants(r storedRecord) bool {
+func (rs *recordSet) wants(r *storedRecord) bool {
 	old, known := rs.get(r.ID)
 	return !known || r.beats(old)
 }
 
-// put takes r in if it beats what is there. When the set is full, nodes that left
+// put takes r, which must not be written to from here on, in if it beats what is there. When the set is full, nodes that left
 // make room for others, then any of those that were never alive here, whoever still knows them. If
 // there are none of these, no others are taken in.
-func (rs *recordSet) put(r storedRecord) (changed bool) {
+func (rs *recordSet) put(r *storedRecord) (changed bool) {
 	old, known := rs.get(r.ID)
 	switch {
 	case known && !r.beats(old):
@@ -118,17 +121,17 @@ func (rs *recordSet) put(r storedRecord) (changed bool) {
 func bucketOf(id NodeID) int { return int(id % buckets) }
 
 // set puts r in the place of whatever is there.
-func (rs *recordSet) set(r storedRecord) {
+func (rs *recordSet) set(r *storedRecord) {
 	if rs.byID == nil {
 		rs.byID = make(map[NodeID]*storedRecord)
 	}
 	old, _ := rs.get(r.ID)
 	rs.add(r.ID, r.sum-old.sum)
 	rs.left += leftOf(r) - leftOf(old)
-	rs.byID[r.ID] = rs.shared.one(&r)
+	rs.byID[r.ID] = rs.shared.one(r)
 }
 
-func leftOf(r storedRecord) int {
+func leftOf(r *storedRecord) int {
 	if r.State == StateLeft {
 		return 1
 	}
@@ -146,7 +149,7 @@ func (rs *recordSet) makeRoom() bool {
 	for id, r := range rs.byID {
 		if rs.left > 0 && r.State == StateLeft || rs.left == 0 && rs.seen != nil && !rs.seen(id) {
 			rs.add(id, -r.sum)
-			rs.left -= leftOf(*r)
+			rs.left -= leftOf(r)
 			delete(rs.byID, id)
 			if rs.forgot != nil {
 				rs.forgot(id)
@@ -161,10 +164,10 @@ func (rs *recordSet) makeRoom() bool {
 func (rs *recordSet) full() bool { return rs.limited && len(rs.byID) >= maxRecords }
 
 // all returns the records ordered by node.
-func (rs *recordSet) all() []storedRecord {
-	all := make([]storedRecord, 0, len(rs.byID))
+func (rs *recordSet) all() []*storedRecord {
+	all := make([]*storedRecord, 0, len(rs.byID))
 	for _, id := range slices.Sorted(maps.Keys(rs.byID)) {
-		all = append(all, *rs.byID[id])
+		all = append(all, rs.byID[id])
 	}
 	return all
 }
@@ -177,7 +180,7 @@ type wireRecords struct {
 
 const recordsVersion = 1
 
-func encodeRecords(rs []storedRecord) ([]byte, error) {
+func encodeRecords(rs []*storedRecord) ([]byte, error) {
 	w := wireRecords{Version: recordsVersion, Records: make([][]byte, 0, len(rs))}
 	for _, r := range rs {
 		w.Records = append(w.Records, r.raw)
@@ -187,7 +190,7 @@ func encodeRecords(rs []storedRecord) ([]byte, error) {
 
 // decodeRecords returns the sane records of b and how many were not. One bad
 // record does not keep the others out.
-func decodeRecords(b []byte) (rs []storedRecord, insane int, err error) {
+func decodeRecords(b []byte) (rs []*storedRecord, insane int, err error) {
 	var w wireRecords
 	if err := decodeCBOR(b, &w); err != nil {
 		return nil, 0, fmt.Errorf("decode node records: %w", err)
@@ -198,6 +201,7 @@ func decodeRecords(b []byte) (rs []storedRecord, insane int, err error) {
 	if len(w.Records) > 2*maxRecords {
 		return nil, 0, fmt.Errorf("%d node records: %w", len(w.Records), ErrTooLarge)
 	}
+	rs = make([]*storedRecord, 0, len(w.Records))
 	for _, raw := range w.Records {
 		r, err := parseRecord(raw)
 		if err != nil {

@@ -201,9 +201,9 @@ func (m *Mesh) sayGoodbye(ctx context.Context, left bool) {
 }
 
 // tellDirectly sends the record in one packet to each member.
-func (m *Mesh) tellDirectly(ml *memberlist.Memberlist, own storedRecord) {
+func (m *Mesh) tellDirectly(ml *memberlist.Memberlist, own *storedRecord) {
 	u := m.Universe()
-	b, err := encodeRecords([]storedRecord{own})
+	b, err := encodeRecords([]*storedRecord{own})
 	if err == nil {
 		b, err = encodeChange(u.ID, recordsName, b)
 	}

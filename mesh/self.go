@@ -64,7 +64,7 @@ func (m *Mesh) spreadOwn() {
 	m.mu.Lock()
 	own, _ := m.records.get(m.id)
 	m.mu.Unlock()
-	m.spreadRecords([]storedRecord{own})
+	m.spreadRecords([]*storedRecord{own})
 }
 
 // outbid answers a record of this node that is not the one it wrote last, and not
@@ -72,7 +72,7 @@ func (m *Mesh) spreadOwn() {
 // The own record moves above it. A living copy does the same: who is outbid again
 // and again says so, and from then on the process with the smaller Boot yields, so that
 // the records come to rest. Called with mu held.
-func (m *Mesh) outbid(r storedRecord) bool {
+func (m *Mesh) outbid(r *storedRecord) bool {
 	own, _ := m.records.get(m.id)
 	if r.Seq < own.Seq || string(r.raw) == string(own.raw) {
 		return false

@@ -148,7 +148,7 @@ func (m *Mesh) spread(name, key string, delta []byte, from NodeID) {
 }
 
 // spreadRecords passes on records that were new here.
-func (m *Mesh) spreadRecords(rs []storedRecord) {
+func (m *Mesh) spreadRecords(rs []*storedRecord) {
 	if len(rs) == 0 {
 		return
 	}
@@ -162,7 +162,7 @@ func (m *Mesh) spreadRecords(rs []storedRecord) {
 		return
 	}
 	for _, r := range rs {
-		b, err := encodeRecords([]storedRecord{r})
+		b, err := encodeRecords([]*storedRecord{r})
 		if err != nil {
 			m.log.Error("cannot encode a node record", zap.Error(err))
 			return

@@ -30,7 +30,7 @@ func TestNonsenseFromInside(t *testing.T) {
 			a.takeChange([]byte("junk"), testIdentity(9).ID())
 			a.takeChange(enc(encodeChange(c.uni.ID, "bag", []byte("junk"))), testIdentity(9).ID())
 			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, []byte("junk"))), testIdentity(9).ID())
-			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{{raw: []byte{1}}})))), testIdentity(9).ID())
+			a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]*storedRecord{{raw: []byte{1}}})))), testIdentity(9).ID())
 			a.takeChange(enc(encodeChange(c.uni.ID, "of a newer release", item)), testIdentity(9).ID())
 			a.takeChange(enc(encodeChange(other.ID, "bag", item)), testIdentity(9).ID())
 			a.Deliver([]byte("\x02junk"), Addr{Node: 2}, time.Now())
@@ -42,7 +42,7 @@ func TestNonsenseFromInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]storedRecord{foreign})))), testIdentity(9).ID())
+		a.takeChange(enc(encodeChange(c.uni.ID, recordsName, enc(encodeRecords([]*storedRecord{foreign})))), testIdentity(9).ID())
 		synctest.Wait()
 		if a.bag.has("x") || len(a.Nodes()) != 1 {
 			t.Error("nonsense was taken in")

@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -178,14 +177,20 @@ func (s *stream) readLength(limit int) (int, error) {
 }
 
 func (s *stream) readRest(n int) ([]byte, error) {
-	var buf bytes.Buffer
-	if _, err := io.CopyN(&buf, s, int64(n)); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+	b := make([]byte, 0, min(n, smallFrame))
+	for {
+		m, err := io.ReadFull(s, b[len(b):cap(b)])
+		b = b[:len(b)+m]
+		switch {
+		case errors.Is(err, io.EOF) && n > 0:
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		case len(b) == n:
+			return b, nil
 		}
-		return nil, err
+		b = append(make([]byte, 0, min(n, 2*len(b))), b...)
 	}
-	return buf.Bytes(), nil
 }
 
 // within sets a deadline for both directions, d from now; 0 removes it.

@@ -96,7 +96,7 @@ func (m *Mesh) beginSync(c *peerConn, with NodeID) (f found, in incoming, err er
 		return f, in, err
 	}
 	rest := syncRest{Version: syncVersion, States: make(map[string][]byte)}
-	var records []storedRecord
+	var records []*storedRecord
 	records, rest.Want = m.compare(answer.Differ, answer.Entries)
 	if rest.States[recordsName], err = encodeRecords(records); err != nil {
 		return f, in, err
@@ -245,7 +245,7 @@ func bucketSet(differ []byte) (in [buckets]bool) {
 
 // compare returns which records in buckets that differ the other side, which has
 // the entries, lacks, and which are to be had from it.
-func (m *Mesh) compare(differ, theirs []byte) (lacks []storedRecord, want []byte) {
+func (m *Mesh) compare(differ, theirs []byte) (lacks []*storedRecord, want []byte) {
 	if len(differ) == 0 {
 		return nil, nil
 	}
@@ -268,14 +268,14 @@ func (m *Mesh) compare(differ, theirs []byte) (lacks []storedRecord, want []byte
 			if size += len(r.raw); size > most {
 				break
 			}
-			lacks = append(lacks, *r)
+			lacks = append(lacks, r)
 		}
 	}
 	return lacks, want
 }
 
 // wantedRecords returns the records with these ids, as many as one frame carries.
-func (m *Mesh) wantedRecords(want []byte) (rs []storedRecord) {
+func (m *Mesh) wantedRecords(want []byte) (rs []*storedRecord) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	most := m.syncPart()
@@ -287,7 +287,7 @@ func (m *Mesh) wantedRecords(want []byte) (rs []storedRecord) {
 		if size += len(r.raw); size > most {
 			break
 		}
-		rs = append(rs, *r)
+		rs = append(rs, r)
 	}
 	return rs
 }
