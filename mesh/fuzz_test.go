@@ -86,11 +86,11 @@ func normal(r Record) Record {
 func FuzzRecords(f *testing.F) {
 	f.Add(must(f)(encodeRecords([]*storedRecord{makeRecord(f, 1, 2, "b", StateRunning), {raw: []byte{1}}})))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		rs, _, err := decodeRecords(b)
+		rs, _, err := decodeRecords(b, parseRecord)
 		if err != nil {
 			return
 		}
-		again, insane, err := decodeRecords(must(t)(encodeRecords(rs)))
+		again, insane, err := decodeRecords(must(t)(encodeRecords(rs)), parseRecord)
 		if err != nil || insane != 0 || !reflect.DeepEqual(again, rs) {
 			t.Fatalf("%v became %v, %v", rs, again, err)
 		}

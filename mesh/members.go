@@ -285,7 +285,7 @@ func (m *Mesh) addrsLocked(id NodeID) []netip.AddrPort {
 
 // mergeRecords takes node records in, and passes on those that were new.
 func (m *Mesh) mergeRecords(b []byte, to audience, from NodeID) {
-	rs, insane, err := decodeRecords(b)
+	rs, insane, err := m.tuning.Shared.decodeRecords(b)
 	if err != nil {
 		m.oddity(from, "node records that make no sense were dropped", err)
 		return

@@ -138,7 +138,7 @@ func TestNewerRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rs, insane, err := decodeRecords(out)
+	rs, insane, err := decodeRecords(out, parseRecord)
 	if err != nil || insane != 0 || !bytes.Equal(rs[0].raw[signedHead:], newer) {
 		t.Errorf("%d, %v", insane, err)
 	}
@@ -228,7 +228,7 @@ func TestDecodeRecordsBounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rs, insane, err := decodeRecords(b)
+	rs, insane, err := decodeRecords(b, parseRecord)
 	if err != nil || len(rs) != 1 || insane != 2 {
 		t.Errorf("%d records, %d insane, %v", len(rs), insane, err)
 	}
@@ -241,7 +241,7 @@ func TestDecodeRecordsBounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, b := range map[string][]byte{"too many": many, "other version": other, "nothing": nil, "junk": {0xff, 0x00}} {
-		if _, _, err := decodeRecords(b); err == nil {
+		if _, _, err := decodeRecords(b, parseRecord); err == nil {
 			t.Errorf("%s was taken", name)
 		}
 	}

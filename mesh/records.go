@@ -188,9 +188,9 @@ func encodeRecords(rs []*storedRecord) ([]byte, error) {
 	return cbor.Marshal(w)
 }
 
-// decodeRecords returns the sane records of b and how many were not. One bad
+// decodeRecords returns the sane records of b, by parse, and how many were not. One bad
 // record does not keep the others out.
-func decodeRecords(b []byte) (rs []*storedRecord, insane int, err error) {
+func decodeRecords(b []byte, parse func(raw []byte) (*storedRecord, error)) (rs []*storedRecord, insane int, err error) {
 	var w wireRecords
 	if err := decodeCBOR(b, &w); err != nil {
 		return nil, 0, fmt.Errorf("decode node records: %w", err)
@@ -203,7 +203,7 @@ func decodeRecords(b []byte) (rs []*storedRecord, insane int, err error) {
 	}
 	rs = make([]*storedRecord, 0, len(w.Records))
 	for _, raw := range w.Records {
-		r, err := parseRecord(raw)
+		r, err := parse(raw)
 		if err != nil {
 			insane++
 			continue

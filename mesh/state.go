@@ -186,7 +186,7 @@ func (m *Mesh) takeChange(b []byte, from NodeID) {
 
 // mergeGossip takes in a change that was gossiped.
 func (m *Mesh) mergeGossip(b []byte, from NodeID) {
-	c, err := decodeChange(b)
+	c, err := m.tuning.Shared.decodeChange(b)
 	if err != nil {
 		m.oddity(from, "a change that makes no sense was dropped", err)
 		return
