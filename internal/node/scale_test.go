@@ -27,6 +27,7 @@ var (
 	scaleNodes = flag.Int("scale.nodes", 100, "how many nodes TestScale has")
 	scaleDoc   = flag.String("scale.doc", "", "write what TestScale measured into the table of this document")
 	scaleAll   = flag.Bool("scale.all", false, "let a mesh of more than 1000 nodes rest, and cut it in two, too")
+	scaleBrief = flag.Bool("scale.brief", false, "do with a mesh of up to 1000 nodes what is done with larger ones, and no more")
 	scaleShare = flag.Bool("scale.share", false, "let the nodes of a mesh of up to 1000 share what larger ones do")
 	scaleHeap  = flag.Int64("scale.heap", 11<<30, "bytes from where on TestScale collects garbage more often")
 	scaleFiles = flag.String("scale.profiles", "", "write heap profiles to files whose names begin so")
@@ -134,7 +135,7 @@ func scale(t *testing.T, size int) scaleResult {
 	s.profile("joined")
 	time.Sleep(30 * time.Second)
 	s.oneMore(&r, allow(scaleKnown))
-	whole := size <= 1000 || *scaleAll
+	whole := size <= 1000 && !*scaleBrief || *scaleAll
 	if whole {
 		s.rest(&r)
 		s.profile("rest")
@@ -170,24 +171,23 @@ func (s *scaleMesh) join(r *scaleResult, size int, limit time.Duration) {
 		time.Sleep(startAll / time.Duration(size))
 	}
 	granted := make([]bool, size)
-	s.until(limit-startAll, "it sees all others", 1, s.nodes, func(n *scaleNode) bool {
-		for i, n := range s.nodes[1:] {
-			if granted[i] {
-				continue
-			}
+	granted[0] = true
+	s.until(limit-startAll, "it sees all others and has its grant", 1, s.nodes, func(n *scaleNode) bool {
+		i := n.number - 1
+		if !granted[i] {
 			select {
 			case <-n.Joined():
 				granted[i] = true
-				s.grant(s.nodes[0], n, i+1)
+				s.grant(s.nodes[0], n, i)
 			default:
 			}
 		}
-		return n.Alive() == size-1
+		return granted[i] && n.Alive() == size-1
 	})
 	s.equal(limit-time.Since(begin), s.nodes)
 	r.joined = time.Since(begin)
 	r.joining, _ = s.rate(r.joined)
-	s.t.Logf("joined after %v", r.joined)
+	s.t.Logf("joined after %v (%s)", r.joined, spent())
 }
 
 // oneMore starts another node.
@@ -203,7 +203,7 @@ func (s *scaleMesh) oneMore(r *scaleResult, limit time.Duration) {
 		r := n.ring.at(uint32(size * scaleBlock))
 		return r.Owner == ring.Owner(fresh.id) && r.From == 0
 	})
-	s.t.Logf("one more is known after %v, its grant after %v", r.known, r.granted)
+	s.t.Logf("one more is known after %v, its grant after %v (%s)", r.known, r.granted, spent())
 }
 
 // rest measures what nothing costs.
@@ -238,7 +238,7 @@ func (s *scaleMesh) oneLess(r *scaleResult, limit time.Duration) {
 	r.failedAll = r.failed + s.until(limit, "it misses the node that failed", 1, others, sees(size-2))
 	lost.host.Dark(false)
 	r.back = s.until(2*limit, "all are back", 1, s.nodes, sees(size-1))
-	s.t.Logf("a failure is known to 99%% after %v, to all after %v; that it is back after %v", r.failed, r.failedAll, r.back)
+	s.t.Logf("a failure is known to 99%% after %v, to all after %v; that it is back after %v (%s)", r.failed, r.failedAll, r.back, spent())
 }
 
 // cut parts the mesh in two halves that go on, and puts them together again.

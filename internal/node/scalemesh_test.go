@@ -8,10 +8,12 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"hash/fnv"
+	"hash/maphash"
 	"net/netip"
+	"runtime"
 	"runtime/metrics"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,19 +25,22 @@ import (
 
 // scaleRing is the ring as a replicated state, without the allocator around it.
 type scaleRing struct {
-	mu sync.Mutex
-	r  *ring.Ring
+	mu      sync.Mutex
+	r       *ring.Ring
+	decoded *sync.Map // of all rings, by bytes: changes that are gossiped
 }
+
+// scaleGossip is the most bytes of a change that comes to each ring as it is.
+const scaleGossip = 1 << 10
 
 func (s *scaleRing) Encode() []byte {
 	s.mu.Lock()
-	r := s.r.Clone()
-	s.mu.Unlock()
-	return r.Encode()
+	defer s.mu.Unlock()
+	return s.r.Encode()
 }
 
 func (s *scaleRing) Merge(b []byte) ([]byte, error) {
-	o, err := ring.Decode(b)
+	o, err := s.decode(b)
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +51,21 @@ func (s *scaleRing) Merge(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	return s.r.Only(news.Slots).Encode(), nil
+}
+
+// decode decodes each change once for all.
+func (s *scaleRing) decode(b []byte) (*ring.Ring, error) {
+	if len(b) > scaleGossip {
+		return ring.Decode(b)
+	}
+	if o, ok := s.decoded.Load(string(b)); ok {
+		return o.(*ring.Ring), nil
+	}
+	o, err := ring.Decode(b)
+	if err == nil {
+		s.decoded.Store(string(b), o)
+	}
+	return o, err
 }
 
 // write changes the ring and returns the change.
@@ -68,6 +88,7 @@ func (s *scaleRing) at(slot uint32) ring.Register {
 // scaleNode is a mesh on a host in memory.
 type scaleNode struct {
 	*mesh.Mesh
+	number int // from 1
 	id     mesh.NodeID
 	host   *memnet.Host
 	router *memnet.Router
@@ -75,7 +96,7 @@ type scaleNode struct {
 	cancel context.CancelFunc
 	done   chan error
 
-	bytes uint64 // both directions
+	bytes atomic.Uint64 // both directions
 }
 
 // scaleMesh is many of them.
@@ -83,9 +104,10 @@ type scaleMesh struct {
 	t      *testing.T
 	net    *memnet.Net
 	nodes  []*scaleNode
-	mu     sync.Mutex // guards byAddr and the counts
+	mu     sync.RWMutex // guards byAddr
 	byAddr map[netip.Addr]*scaleNode
 	shared *mesh.Shared // nil: each node has copies of its own, and its memory can be measured
+	deltas sync.Map     // by what is gossiped of a ring: what it says
 	signed sync.Map     // by signed record: whether the signature is right
 	peak   scalePeak
 }
@@ -118,6 +140,7 @@ const (
 func newScaleMesh(t *testing.T) *scaleMesh {
 	s := &scaleMesh{t: t, net: memnet.New(1), byAddr: make(map[netip.Addr]*scaleNode)}
 	s.net.Delay(500*time.Microsecond, 5*time.Millisecond)
+	s.net.Step(500 * time.Microsecond) // so that it uses more than one processor
 	t.Cleanup(func() {
 		for _, n := range s.nodes {
 			n.cancel()
@@ -155,13 +178,14 @@ func (s *scaleMesh) start() *scaleNode {
 	i := len(s.nodes) + 1
 	addr := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 	identity := newIdentity(s.t, i)
-	n := &scaleNode{id: identity.ID(), host: s.net.Host(addr), done: make(chan error, 1)}
+	n := &scaleNode{number: i, id: identity.ID(), host: s.net.Host(addr), done: make(chan error, 1)}
 	s.net.Name(fmt.Sprint("n", i), addr)
 	var targets []string
 	if i > 1 { // the first three are what the others are told
 		targets = []string{fmt.Sprint("n", 1+i%min(i-1, 3))}
 	}
 	var err error
+	n.ring.decoded = &s.deltas
 	n.ring.r, err = ring.Seed(scaleSize, []ring.Owner{ring.Owner(newIdentity(s.t, 1).ID())})
 	if err != nil {
 		s.t.Fatal(err)
@@ -266,7 +290,10 @@ func spent() string {
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		return err.Error()
 	}
-	return fmt.Sprintf("processor %d s, %d MiB at most", u.Utime.Sec+u.Stime.Sec, u.Maxrss>>10)
+	now := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	metrics.Read(now)
+	return fmt.Sprintf("processor %d s, %d GiB allocated, %d MiB live, %d MiB at most",
+		u.Utime.Sec+u.Stime.Sec, now[0].Value.Uint64()>>30, now[1].Value.Uint64()>>20, u.Maxrss>>10)
 }
 
 // sees tells whether a node sees so many others alive.
@@ -277,17 +304,15 @@ func sees(others int) func(*scaleNode) bool {
 // equal waits until all nodes have the same records and rings.
 func (s *scaleMesh) equal(limit time.Duration, nodes []*scaleNode) time.Duration {
 	s.t.Helper()
+	seed := maphash.MakeSeed()
 	begin := time.Now()
+	suspect := nodes[0] // who differed last
 	for {
-		r, k := s.state(nodes[0])
-		odd := 0
-		for _, n := range nodes[1:] {
-			if r2, k2 := s.state(n); r2 != r || k2 != k {
-				odd++
-				break
-			}
+		want := nodes[0].state(seed)
+		if suspect.state(seed) == want {
+			suspect = unlike(nodes, func(n *scaleNode) bool { return n.state(seed) == want })
 		}
-		if odd == 0 {
+		if suspect == nil {
 			return time.Since(begin)
 		}
 		if time.Since(begin) > limit {
@@ -298,16 +323,34 @@ func (s *scaleMesh) equal(limit time.Duration, nodes []*scaleNode) time.Duration
 	}
 }
 
-// state hashes what a node has of records and ring.
-func (s *scaleMesh) state(n *scaleNode) (records, owners uint64) {
-	h := fnv.New64a()
-	for _, k := range n.Nodes() {
-		fmt.Fprint(h, k.ID, k.Seq, k.Boot, k.State, k.Name, k.MTU)
+// unlike returns one of the nodes that are not ok, nil if all are. It asks several at the same time.
+func unlike(nodes []*scaleNode, ok func(*scaleNode) bool) *scaleNode {
+	var next atomic.Int64
+	var found atomic.Pointer[scaleNode]
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(nodes) && found.Load() == nil; i = int(next.Add(1)) - 1 {
+				if !ok(nodes[i]) {
+					found.Store(nodes[i])
+				}
+			}
+		})
 	}
-	records = h.Sum64()
-	h = fnv.New64a()
-	_, _ = h.Write(n.ring.Encode())
-	return records, h.Sum64()
+	wg.Wait()
+	return found.Load()
+}
+
+// scaleState is a hash of what a node has.
+type scaleState struct{ records, owners uint64 }
+
+func (n *scaleNode) state(seed maphash.Seed) scaleState {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	for _, k := range n.Nodes() {
+		_, _ = h.Write(k.Signed)
+	}
+	return scaleState{h.Sum64(), maphash.Bytes(seed, n.ring.Encode())}
 }
 
 // count begins or ends counting bytes.
@@ -316,31 +359,27 @@ func (s *scaleMesh) count(on bool) {
 		s.net.Tap(nil)
 		return
 	}
-	s.mu.Lock()
 	for _, n := range s.nodes {
-		n.bytes = 0
+		n.bytes.Store(0)
 	}
-	s.mu.Unlock()
 	s.net.Tap(func(proto string, from, to netip.AddrPort, b []byte) {
 		size := len(b) + datagramHeads
 		if proto == "tcp" {
 			size = len(b) + segmentHeads*(len(b)+segmentSize-1)/segmentSize
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, a := range []netip.Addr{from.Addr(), to.Addr()} {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		for _, a := range [...]netip.Addr{from.Addr(), to.Addr()} {
 			if n := s.byAddr[a]; n != nil {
-				n.bytes += uint64(size)
+				n.bytes.Add(uint64(size))
 			}
 		}
 	})
 }
 
 func (s *scaleMesh) rate(over time.Duration) (mean, most float64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		r := float64(n.bytes) / over.Seconds()
+		r := float64(n.bytes.Load()) / over.Seconds()
 		mean += r / float64(len(s.nodes))
 		most = max(most, r)
 	}
