@@ -308,7 +308,7 @@ func (m *Mesh) firstRecords() error {
 		s, err := parseRecord(raw)
 		switch {
 		case err != nil:
-			s = &noRecord
+			s = new(storedRecord)
 		case s.ID == m.id:
 			own.Seq = max(own.Seq, s.Seq+1)
 			continue

@@ -85,15 +85,12 @@ func (s *storedRecord) beats(old *storedRecord) bool {
 	return cmp.Or(cmp.Compare(s.Seq, old.Seq), bytes.Compare(s.raw, old.raw)) > 0
 }
 
-// noRecord is that of a node of which none is known.
-var noRecord storedRecord
-
 // get returns the record of a node, an empty one and false if there is none. It must not be written to.
 func (rs *recordSet) get(id NodeID) (*storedRecord, bool) {
 	if r := rs.byID[id]; r != nil {
 		return r, true
 	}
-	return &noRecord, false
+	return new(storedRecord), false
 }
 
 // wants tells whether put would take r in, as far as what is known of its node decides.
