@@ -123,20 +123,38 @@ func (n *Net) Heal() {
 }
 
 // Filter lets through what f says; proto is "udp" or "tcp". What is filtered
-// vanishes, and streams stall. nil: everything. f must not call the network.
+// vanishes, and streams stall. nil: everything. f must not call the network; it is not called twice at a time.
 func (n *Net) Filter(f func(proto string, from, to *Host) bool) {
+	var one sync.Mutex
+	filter := func(proto string, from, to *Host) bool {
+		one.Lock()
+		defer one.Unlock()
+		return f(proto, from, to)
+	}
+	if f == nil {
+		filter = nil
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.filter = f
+	n.filter = filter
 	n.change()
 }
 
 // Tap has f see everything that is sent; proto is "udp" or "tcp". f must not
-// call the network or keep b. It is called from many goroutines.
+// call the network or keep b; it is not called twice at a time.
 func (n *Net) Tap(f func(proto string, from, to netip.AddrPort, b []byte)) {
+	var one sync.Mutex
+	tap := func(proto string, from, to netip.AddrPort, b []byte) {
+		one.Lock()
+		defer one.Unlock()
+		f(proto, from, to, b)
+	}
+	if f == nil {
+		tap = nil
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.tap = f
+	n.tap = tap
 }
 
 func (n *Net) change() {
