@@ -140,6 +140,22 @@ func TestHowOften(t *testing.T) {
 	}
 }
 
+// A way on which nobody answers yet, as the other node is about to start, is tried twice again soon, also without traffic.
+func TestHasty(t *testing.T) {
+	for down, most := range map[time.Duration]time.Duration{2 * time.Second: 4 * time.Second, 7 * time.Second: 10 * time.Second, 10 * time.Second: 70 * time.Second} {
+		s := newSim(t, 2, 5)
+		s.hosts[0].cands[2] = candidateOf(2, VXLAN)
+		s.line(1, 2, VXLAN).down = true
+		s.start()
+		s.run(down)
+		s.line(1, 2, VXLAN).down = false
+		s.run(most - down)
+		if s.path(1, 2) != VXLAN {
+			t.Errorf("nobody answered for %v: not in use after %v\n%s", down, most, strings.Join(s.hosts[0].trace, "\n"))
+		}
+	}
+}
+
 // What fails again and again is tried less and less often; what has worked for a minute is trusted again.
 func TestPatience(t *testing.T) {
 	s := newSim(t, 2, 4)

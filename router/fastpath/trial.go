@@ -41,10 +41,13 @@ const (
 
 	// activeFor is how long there is traffic, after it was seen.
 	activeFor = 5 * time.Second
-	// againActive and againIdle are after how long a way is tried again that could not be proven; failedFirst one that has failed, twice
+	// againActive and againIdle are after how long a way is tried again that could not be proven, but for the first hasty times, as the other node may be about to start:
+	// after againFirst, and twice as long each time. failedFirst is after how long one is that has failed, twice
 	// as long each time, up to failedMost, until it has not for wellFor.
 	againActive = 10 * time.Second
 	againIdle   = time.Minute
+	againFirst  = 2 * time.Second
+	hasty       = 2
 	failedFirst = 2 * time.Second
 	failedMost  = time.Minute
 	wellFor     = time.Minute
@@ -83,6 +86,7 @@ type trial struct {
 
 	retry time.Time // resting: not before; zero: it depends on whether there is traffic
 	fails int       // how often it has failed since it went well for long
+	vain  int       // how often it has been tried in vain since it was proven last
 	clean bool      // proving: without a loss
 	lossy bool      // proving: there was a loss
 	why   string    // why it is not proven
@@ -231,7 +235,7 @@ func (t *trial) begin(now time.Time) {
 
 // prove makes it proven.
 func (t *trial) prove(now time.Time) {
-	t.state, t.since, t.why = proven, now, ""
+	t.state, t.since, t.why, t.vain = proven, now, "", 0
 }
 
 // fail ends proof, or an attempt.
@@ -239,6 +243,9 @@ func (t *trial) fail(why string, now time.Time) {
 	switch {
 	case t.state == proving && !t.clean: // it has never worked
 		t.retry = time.Time{}
+		if t.vain++; t.vain <= hasty {
+			t.retry = now.Add(againFirst << (t.vain - 1))
+		}
 	default:
 		if t.state == proven && now.Sub(t.since) >= wellFor {
 			t.fails = 0
