@@ -28,12 +28,12 @@ func TestGuard(t *testing.T) {
 	}()
 	h.apply(t, d)
 	before := ruleset(t, h.ns)
-	expect := func(want string) {
+	expect := func(wants ...string) {
 		t.Helper()
 		select {
 		case lines := <-told:
-			if !slices.Equal(lines, []string{want}) {
-				t.Fatalf("told %q, want %q", lines, want)
+			if len(lines) != 1 || !slices.Contains(wants, lines[0]) {
+				t.Fatalf("told %q, want one of %q", lines, wants)
 			}
 		case <-time.After(patience):
 			t.Fatal("nothing is told")
@@ -65,7 +65,8 @@ func TestGuard(t *testing.T) {
 	for range 3 {
 		c.FlushRuleset()
 		must(t, c.Flush())
-		expect("nftables table inet weft was removed by somebody; made again")
+		// If it was just being read, a part of it was still there.
+		expect("nftables table inet weft was removed by somebody; made again", "nftables table inet weft was changed by somebody; made again")
 	}
 	c.FlushSet(&nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, Name: "vx66"})
 	must(t, c.Flush())
