@@ -66,6 +66,13 @@ func newChance(t *testing.T, seed uint64) *chance {
 	for i := range randomWorkloads {
 		c.attach(i)
 	}
+	for _, e := range c.ends { // until all know whom the policies will speak of
+		labels := e.Labels
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labelled(t, hosts, e.Name, labels)
+	}
 	return c
 }
 
