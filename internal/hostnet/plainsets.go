@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,10 +19,11 @@ import (
 type setKind struct {
 	name     string
 	key      nftables.SetDatatype
-	parts    bool       // the key is a concatenation
-	ranges   bool       // its elements are ranges
-	counted  bool       // each of them counts packets
-	register []expr.Any // puts into register what is looked up
+	parts    bool          // the key is a concatenation
+	ranges   bool          // its elements are ranges
+	counted  bool          // each of them counts packets
+	lasting  time.Duration // rules add its elements, each for so long; 0: none do
+	register []expr.Any    // puts into register what is looked up
 }
 
 // element of a set: its key, and the last one of a range of keys.
@@ -42,10 +44,15 @@ func (s setKind) lookup() []expr.Any {
 	return append(slices.Clone(s.register), &expr.Lookup{SourceRegister: register, SetName: s.name})
 }
 
+// add adds what is in register to the set, or ends the rule if that is full.
+func (s setKind) add() expr.Any {
+	return &expr.Dynset{SrcRegKey: register, SetName: s.name, Operation: unix.NFT_DYNSET_OP_ADD, Timeout: s.lasting}
+}
+
 // plainSets are the sets of kernel paths: Linux 5.6 has them, and 5.7 counts by element.
 func plainSets() (all []setKind) {
 	for _, v6 := range []bool{false, true} {
-		all = append(all, outSet(v6), segmentSet(v6), peerSet(v6), tunnelSet(v6, false), tunnelSet(v6, true))
+		all = append(all, outSet(v6), segmentSet(v6), peerSet(v6), tunnelSet(v6, false), tunnelSet(v6, true), seenSet(v6, false), seenSet(v6, true))
 	}
 	return append(all, portSet())
 }
@@ -88,6 +95,22 @@ func tunnelSet(outer6, inner6 bool) setKind {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: kind},
 		&expr.Payload{DestRegister: word(0), Base: expr.PayloadBaseTransportHeader, Offset: inner + at, Len: addrSize(inner6)},
 		source.load(outer6, word(addrSize(inner6))))
+	return s
+}
+
+const (
+	// seenFor is how long what was found in a tunnelSet is in the seenSet. It is as many ticks of whatever clock a kernel has: the kernel tells the same.
+	seenFor = 200 * time.Millisecond
+	// seenMost is how many elements a seenSet has at most, those included whose time is over: the kernel looks for these each second.
+	seenMost = 16384
+)
+
+// seenSet holds those sources, as tunnelSet has them, that were found there a moment ago. The kernel looks for single keys several times as fast as for ranges, for which it
+// needs the registers of floating point. What is no longer in the tunnelSet passes until its time is over.
+func seenSet(outer6, inner6 bool) setKind {
+	s := tunnelSet(outer6, inner6)
+	s.name = "seen" + digit(outer6) + digit(inner6)
+	s.ranges, s.lasting = false, seenFor
 	return s
 }
 

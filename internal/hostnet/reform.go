@@ -94,7 +94,7 @@ func (r rules) against(have *found) (add, surplus []setKind, ok bool) {
 
 // line describes a set, without elements.
 func (s setKind) line() string {
-	return fmt.Sprintf("set %s: %s of %d bytes, parts %v, ranges %v", s.name, s.key.Name, s.key.Bytes, s.parts, s.ranges)
+	return fmt.Sprintf("set %s: %s of %d bytes, parts %v, ranges %v, lasting %v", s.name, s.key.Name, s.key.Bytes, s.parts, s.ranges, s.lasting)
 }
 
 // line describes a chain, without rules.

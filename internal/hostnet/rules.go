@@ -120,7 +120,10 @@ func (f filters) arriving(r *rules, use features) {
 		f.fromWorkloads(r, use)
 		fromWorkload = verdict(expr.VerdictGoto, "workload")
 	}
+	var toTunnels expr.Any
 	if use.plain {
+		toTunnels = verdict(expr.VerdictJump, f.tunnels(r).name)
+		pre.add("", group(expr.MetaKeyIIFGROUP, 0), udpTo(f.port), toTunnels) // the links of most hosts are in no group
 		pre.add("", group(expr.MetaKeyIIFGROUP, GroupPaths), accept())
 	}
 	pre.add("", group(expr.MetaKeyIIFGROUP, groupWorkloads), fromWorkload)
@@ -133,7 +136,7 @@ func (f filters) arriving(r *rules, use features) {
 	}
 	own.add("", workloads(expr.MetaKeyIIFNAME), fromWorkload)
 	if use.plain {
-		pre.add("", udpTo(f.port), verdict(expr.VerdictJump, f.tunnels(r).name))
+		pre.add("", udpTo(f.port), toTunnels)
 	}
 	for _, p := range f.universe {
 		strange := r.chain("strange"+digit(p.Addr().Is6()), "", nil, nil)
@@ -292,10 +295,14 @@ const notOfPeer = "forged: not a tunnel of this peer"
 // of a packet needs a look: the kernel takes an inner packet for what its ethertype says. What goes on to another host is none of this one's.
 func (f filters) tunnels(r *rules) *chain {
 	vxlan := r.chain("vxlan", "", nil, nil)
-	for _, outer6 := range []bool{false, true} {
-		for _, inner6 := range []bool{false, true} {
-			vxlan.add("", tunnelSet(outer6, inner6).lookup(), &expr.Notrack{}, accept())
-		}
+	kinds := [][2]bool{{false, false}, {false, true}, {true, false}, {true, true}}
+	for _, v6 := range kinds {
+		vxlan.add("", seenSet(v6[0], v6[1]).lookup(), &expr.Notrack{}, accept())
+	}
+	for _, v6 := range kinds {
+		known := tunnelSet(v6[0], v6[1]).lookup()
+		vxlan.add("", known, seenSet(v6[0], v6[1]).add()) // which ends the rule if there is no room
+		vxlan.add("", known, &expr.Notrack{}, accept())
 	}
 	vxlan.add("", toAnother(), verdict(expr.VerdictReturn, ""))
 	// Connection tracking puts fragments together before all else, of both families, as long as a rule like this one uses it: a

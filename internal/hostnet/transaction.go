@@ -50,6 +50,9 @@ func (r rules) compose(c *nftables.Conn, as string) error {
 func (r rules) composeSets(c *nftables.Conn, t *nftables.Table) error {
 	for _, k := range r.sets {
 		s := &nftables.Set{Table: t, Name: k.name, KeyType: k.key, Interval: k.ranges, Concatenation: k.parts, Counter: k.counted}
+		if k.lasting > 0 {
+			s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, k.lasting, seenMost
+		}
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", k.name, err)
 		}
@@ -161,7 +164,10 @@ func readTable(ns namespace) (*found, error) {
 		return nil, err
 	}
 	for _, s := range sets {
-		have.sets = append(have.sets, setKind{name: s.Name, key: s.KeyType, parts: s.Concatenation, ranges: s.Interval})
+		have.sets = append(have.sets, setKind{name: s.Name, key: s.KeyType, parts: s.Concatenation, ranges: s.Interval, lasting: s.Timeout})
+		if s.Dynamic { // what is in it comes and goes
+			continue
+		}
 		if f.elements[s.Name], err = readSet(ns, s.Name); err != nil {
 			return nil, err
 		}
@@ -207,6 +213,8 @@ func (r rules) lines() (out []string) {
 					line += " counter"
 				case *expr.Lookup:
 					line += fmt.Sprintf(" lookup %s %d %v %v", e.SetName, e.SourceRegister, e.IsDestRegSet, e.Invert)
+				case *expr.Dynset:
+					line += fmt.Sprintf(" add to %s %d %d %v %v", e.SetName, e.SrcRegKey, e.Operation, e.Timeout, e.Invert)
 				default:
 					line += fmt.Sprintf(" %T%+v", e, e)
 				}
