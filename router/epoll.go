@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// descriptor is what newEpoll asks of a Queue and a Conn.
+// descriptor is what newPoller asks of a Queue and a Conn.
 type descriptor interface{ FD() int }
 
 func hasFD(v any) bool {
@@ -31,8 +31,19 @@ type epoll struct {
 	closed bool
 }
 
-// newEpoll makes a Poller over a Queue, if it is not nil, and a Conn that have descriptors.
-func newEpoll(q Queue, c Conn) (Poller, error) {
+// newPoller makes a Poller over a Queue and a Conn that have descriptors: for a shard, or without a Queue for the goroutine of control datagrams.
+func newPoller(q Queue, c Conn) (Poller, error) {
+	e, err := newEpoll(q, c)
+	switch {
+	case err != nil:
+		return nil, err
+	case q != nil:
+		return e, nil
+	}
+	return park(e)
+}
+
+func newEpoll(q Queue, c Conn) (*epoll, error) {
 	e := &epoll{fd: -1, wake: -1, tun: -1, armed: ReadUDP}
 	udp, ok := c.(descriptor)
 	if !ok || q != nil && !hasFD(q) {
@@ -68,11 +79,16 @@ func (e *epoll) Wait(want Events, timeout time.Duration) (Events, error) {
 	if timeout >= 0 {
 		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
 	}
+	got, _, err := e.poll(ms)
+	return got, err
+}
+
+// poll waits for as many milliseconds at longest, for ever if that is negative. some says that there was an event, of Wake if none of got.
+func (e *epoll) poll(ms int) (got Events, some bool, err error) {
 	n, err := unix.EpollWait(e.fd, e.events[:], ms)
 	if err != nil && !errors.Is(err, unix.EINTR) {
-		return 0, fmt.Errorf("epoll: %w", err)
+		return 0, false, fmt.Errorf("epoll: %w", err)
 	}
-	var got Events
 	for _, ev := range e.events[:max(n, 0)] {
 		switch int(ev.Fd) {
 		case e.tun:
@@ -87,11 +103,11 @@ func (e *epoll) Wait(want Events, timeout time.Duration) (Events, error) {
 		case e.wake:
 			var b [8]byte
 			if _, err := unix.Read(e.wake, b[:]); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-				return 0, fmt.Errorf("eventfd: %w", err)
+				return 0, false, fmt.Errorf("eventfd: %w", err)
 			}
 		}
 	}
-	return got, nil
+	return got, n > 0, nil
 }
 
 // arm tells the kernel what to watch. That changes only when a socket fills up or empties.

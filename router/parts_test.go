@@ -268,7 +268,7 @@ func TestEpoll(t *testing.T) {
 		}
 	}
 	q, c := event(), event()
-	p, err := newEpoll(fdQueue{fd: q}, fdConn{fd: c})
+	p, err := newPoller(fdQueue{fd: q}, fdConn{fd: c})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,18 +311,58 @@ func TestEpoll(t *testing.T) {
 		}
 	}
 	p.Wake()
-	if _, err := newEpoll(fdQueue{fd: -1}, fdConn{fd: c}); err == nil {
-		t.Error("a bad descriptor was accepted")
+	for _, bad := range []Queue{fdQueue{fd: -1}, nil} {
+		conn := fdConn{fd: c}
+		if bad == nil {
+			conn.fd = -1
+		}
+		if _, err := newPoller(bad, conn); err == nil {
+			t.Error("a bad descriptor was accepted")
+		}
 	}
 
 	set(c)
-	if p, err = newEpoll(nil, fdConn{fd: c}); err != nil {
+	if p, err = newPoller(nil, fdConn{fd: c}); err != nil {
 		t.Fatal(err)
+	}
+	if _, ok := p.(*parked); !ok {
+		t.Errorf("without a queue it is a %T", p)
 	}
 	wait(ReadUDP, -1, ReadUDP)
 	wait(0, time.Millisecond, 0)
 	wait(ReadUDP, 0, ReadUDP)
-	if err := p.Close(); err != nil {
-		t.Error(err)
+	wait(ReadUDP, time.Minute, ReadUDP) // a level
+	unset(c)
+	wait(ReadUDP, 0, 0)
+	wait(ReadUDP, time.Millisecond, 0)
+	for _, come := range []struct {
+		do   func()
+		want Events
+	}{{p.Wake, 0}, {func() { set(c) }, ReadUDP}} {
+		got := make(chan Events)
+		go func() {
+			e, err := p.Wait(ReadUDP, -1)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- e
+		}()
+		select {
+		case e := <-got:
+			t.Errorf("%b at once", e)
+		case <-time.After(10 * time.Millisecond):
+		}
+		come.do()
+		if e := <-got; e != come.want {
+			t.Errorf("%b, want %b", e, come.want)
+		}
 	}
+	p.Wake()
+	wait(0, -1, 0)
+	for range 2 {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	p.Wake()
 }

@@ -128,7 +128,7 @@ func New(c Config) (*Router, error) {
 		if c.ControlConn != nil && !hasFD(c.ControlConn) {
 			return nil, errors.New("router: queues and conns without descriptors need a Config.Poll")
 		}
-		c.Poll = newEpoll
+		c.Poll = newPoller
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
