@@ -90,6 +90,11 @@ func (k *kernelPaths) wanted() (kernel.Desired, hostnet.Plaintext) {
 			switch w.Kind {
 			case fastpath.VXLAN:
 				peer.VXLAN = w.Remote
+				for _, a := range w.Probe {
+					if a.Is4() {
+						peer.Host4 = a
+					}
+				}
 			case fastpath.Direct:
 				peer.Device, peer.Hop4, peer.Hop6 = w.Device, w.Hop4, w.Hop6
 			}

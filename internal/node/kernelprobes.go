@@ -68,5 +68,28 @@ func (p *proberOf) close() error {
 }
 
 func (p *proberOf) Send(a fastpath.Action) error {
-	return p.Prober.Send(a.Way, netip.AddrPortFrom(a.To, p.port), a.Size, a.Echo)
+	by, err := p.by(a)
+	if err != nil {
+		return err
+	}
+	return p.Prober.Send(a.Way, by, netip.AddrPortFrom(a.To, p.port), a.Size, a.Echo)
+}
+
+// by is the device by which a probe is to leave whatever the routes are: that of VXLAN for IPv4 (router/fastpath/kernel). 0: its mark says it.
+func (p *proberOf) by(a fastpath.Action) (int, error) {
+	if a.Way != fastpath.VXLAN || a.To.Is6() {
+		return 0, nil
+	}
+	name := deviceVXLAN4
+	if a.Via.Is6() {
+		name = deviceVXLAN6
+	}
+	r, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(p.fd, unix.SIOCGIFINDEX, r)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("sending a probe by %s: %w", name, err)
+	}
+	return int(r.Uint32()), nil
 }

@@ -51,7 +51,7 @@ type Hop struct {
 	OnLink bool // not through a gateway
 }
 
-// Mark is the firewall mark of probes of a kernel path, by which the kernel finds the table of its routes; 0 for UDP.
+// Mark is the firewall mark of probes of a kernel path, by which the kernel finds the table of its routes, if it has one, and nftables knows them; 0 for UDP.
 func (k Kind) Mark() uint32 {
 	switch k {
 	case Direct:

@@ -59,6 +59,7 @@ type Action struct {
 	ID   uint64
 	Way  Kind       // of Send: to be proven; of Switch: to be used from now on
 	To   netip.Addr // of Send, unless by UDP
+	Via  netip.Addr // of Send by VXLAN: of the underlay, where the tunnel ends
 	Size int        // of Send, unless by UDP: of the IP packet in bytes
 	Echo uint64     // of Send
 	From Kind       // of Switch
@@ -358,7 +359,7 @@ func (m *Machine) send(do []Action, p *peer, t *trial, family int, full bool, no
 		return do
 	}
 	m.echoes[echo] = sent{p, t, family, full}
-	return append(do, Action{Kind: Send, ID: p.id, Way: t.way.Kind, To: f.to, Size: size, Echo: echo})
+	return append(do, Action{Kind: Send, ID: p.id, Way: t.way.Kind, To: f.to, Via: t.way.Remote.Addr(), Size: size, Echo: echo})
 }
 
 // echo returns a number that no other probe has, or 0 if there is no randomness.

@@ -217,7 +217,7 @@ func TestRemove(t *testing.T) {
 		}
 		removed, err := h.Remove()
 		must(t, err)
-		want := []string{"4 routes of kernel paths", "4 rules for probes of kernel paths", "12 routes for probes of kernel paths", "device weft-vx4", "device weft-vx6"}
+		want := []string{"4 routes of kernel paths", "3 rules for probes of kernel paths", "9 routes for probes of kernel paths", "device weft-vx4", "device weft-vx6"}
 		if !slices.Equal(removed, want) {
 			t.Errorf("removed %q", removed)
 		}

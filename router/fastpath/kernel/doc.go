@@ -22,6 +22,11 @@
 // now. To change from one path to another is to replace these, and nothing else;
 // the kernel does it without losing a packet.
 //
+// As soon as a family has one rule the kernel goes through rules for each packet
+// that it routes, for good. So probes of IPv4 by VXLAN need none: they are sent by
+// the device itself (IP_PKTINFO), for which the kernel takes what it has no route
+// for as a neighbour, and the peer's own address is one there.
+//
 // On the VXLAN devices nothing is learned or asked: the next hops are addresses
 // that mean something on this host only, made of the peers' NodeIDs, with
 // permanent neighbour entries that lead to hardware addresses, made of the

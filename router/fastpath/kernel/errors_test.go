@@ -99,8 +99,8 @@ func TestInTheWay(t *testing.T) {
 	h.settled(t)
 	d.Peers[0].Device = "eth1"
 	must(t, h.Apply(d))
-	for _, mark := range []int{0, MarkDirect, MarkVXLAN} {
-		if err := exchange(t, h, hosts[1], false, 1000, mark); err != nil {
+	for mark, device := range map[int]string{0: "", MarkDirect: "", MarkVXLAN: Device4} {
+		if err := exchangeBy(t, h, hosts[1], false, 1000, mark, device); err != nil {
 			t.Errorf("mark %#x: %v", mark, err)
 		}
 	}

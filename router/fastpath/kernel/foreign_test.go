@@ -77,19 +77,16 @@ func TestForeignChanges(t *testing.T) {
 			must(t, h.handle.RouteReplace(&netlink.Route{Dst: ipNet(prefixes(2)[0]), LinkIndex: h.eth0.Attrs().Index, Protocol: RouteProtocol, Scope: unix.RT_SCOPE_LINK}))
 		}, []string{"route to 10.34.0.0/16 was changed by somebody; set again"}, false},
 		{"a route for probes deleted", func(t *testing.T) {
-			must(t, h.handle.RouteDel(&netlink.Route{Dst: ipNet(prefixes(2)[0]), Table: TableVXLAN}))
-		}, []string{"route to 10.34.0.0/16 by vxlan (table 8702) was deleted by somebody; set again"}, false},
+			must(t, h.handle.RouteDel(&netlink.Route{Dst: ipNet(prefixes(2)[1]), Table: TableVXLAN}))
+		}, []string{"route to fd77::2:0/112 by vxlan (table 8702) was deleted by somebody; set again"}, false},
 		{"a route added with our mark", func(t *testing.T) {
 			must(t, h.handle.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.99.0.0/16")), LinkIndex: h.eth0.Attrs().Index, Protocol: RouteProtocol, Scope: unix.RT_SCOPE_LINK}))
 		}, []string{"route to 10.99.0.0/16 was added by somebody; removed"}, false},
 		{"all routes flushed", func(t *testing.T) { h.flush(t) }, []string{
 			"route to 10.32.0.0/12 by direct (table 8701) was deleted by somebody; set again",
-			"route to 10.32.0.0/12 by vxlan (table 8702) was deleted by somebody; set again",
 			"route to 10.34.0.0/16 by direct (table 8701) was deleted by somebody; set again",
-			"route to 10.34.0.0/16 by vxlan (table 8702) was deleted by somebody; set again",
 			"route to 10.34.0.0/16 was deleted by somebody; set again",
 			"route to 10.35.0.0/16 by direct (table 8701) was deleted by somebody; set again",
-			"route to 10.35.0.0/16 by vxlan (table 8702) was deleted by somebody; set again",
 			"route to 10.35.0.0/16 was deleted by somebody; set again",
 			"route to fd77::/64 by direct (table 8701) was deleted by somebody; set again",
 			"route to fd77::/64 by vxlan (table 8702) was deleted by somebody; set again",
@@ -192,18 +189,21 @@ func TestForeignChanges(t *testing.T) {
 		{"a neighbour deleted", func(t *testing.T) {
 			must(t, h.handle.NeighDel(&netlink.Neigh{LinkIndex: h.link(t, Device4).Attrs().Index, Family: unix.AF_INET, IP: hop.AsSlice()}))
 		}, []string{fmt.Sprintf("neighbour %v on weft-vx4 was deleted by somebody; set again", hop)}, false},
+		{"a neighbour of probes deleted", func(t *testing.T) {
+			must(t, h.handle.NeighDel(&netlink.Neigh{LinkIndex: h.link(t, Device4).Attrs().Index, Family: unix.AF_INET, IP: over4(2).AsSlice()}))
+		}, []string{"neighbour 10.34.0.1 on weft-vx4 was deleted by somebody; set again"}, false},
 		{"a neighbour changed", func(t *testing.T) {
 			must(t, h.handle.NeighSet(&netlink.Neigh{
 				LinkIndex: h.link(t, Device4).Attrs().Index, Family: unix.AF_INET6, IP: hop6(idOf(2)).AsSlice(), State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1},
 			}))
 		}, []string{"neighbour fe80::1234:5678:9abc:de02 on weft-vx4 was changed by somebody; set again"}, false},
 		{"rules deleted", func(t *testing.T) {
-			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			for family, table := range map[int]int{netlink.FAMILY_V4: TableDirect, netlink.FAMILY_V6: TableVXLAN} {
 				r := netlink.NewRule()
-				r.Family, r.Priority, r.Table = family, TableVXLAN, TableVXLAN
+				r.Family, r.Priority, r.Table = family, table, table
 				must(t, h.handle.RuleDel(r))
 			}
-		}, []string{"rule 8702 of IPv4 for the mark 0x57650002 was deleted by somebody; set again", "rule 8702 of IPv6 for the mark 0x57650002 was deleted by somebody; set again"}, false},
+		}, []string{"rule 8701 of IPv4 for the mark 0x57650001 was deleted by somebody; set again", "rule 8702 of IPv6 for the mark 0x57650002 was deleted by somebody; set again"}, false},
 		{"a rule added with our mark", func(t *testing.T) {
 			r := netlink.NewRule()
 			r.Family, r.Priority, r.Table, r.Mark, r.Protocol = netlink.FAMILY_V4, 100, TableVXLAN, 7, RouteProtocol

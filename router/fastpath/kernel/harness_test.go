@@ -210,7 +210,7 @@ func (h *host) addAddr(t testing.TB, l netlink.Link, a netip.Addr, bits int) {
 func peer(n int, under netip.Addr, use fastpath.Kind) Peer {
 	return Peer{
 		ID: idOf(n), Prefixes: prefixes(n), VXLAN: netip.AddrPortFrom(under, testPort),
-		Device: "eth0", Hop4: under4(n), Hop6: under6(n), Path: use,
+		Host4: over4(n), Device: "eth0", Hop4: under4(n), Hop6: under6(n), Path: use,
 	}
 }
 

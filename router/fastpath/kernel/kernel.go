@@ -19,7 +19,7 @@ const (
 	// RouteProtocol marks routes and rules (rtm_protocol, see rtnetlink(7)). That of internal/hostnet is another.
 	RouteProtocol = 88
 
-	// TableDirect and TableVXLAN hold the routes by which peers may be reached, whatever is used now.
+	// TableDirect and TableVXLAN hold the routes by which peers may be reached, whatever is used now; TableVXLAN those of IPv6.
 	TableDirect = 8701
 	TableVXLAN  = 8702
 	// MarkDirect and MarkVXLAN are the marks (SO_MARK) of packets that are routed by these tables.
@@ -54,6 +54,7 @@ type Peer struct {
 	ID         uint64
 	Prefixes   []netip.Prefix // of the overlay, that it has, masked
 	VXLAN      netip.AddrPort // of the underlay, where it receives VXLAN; zero: not to be tried
+	Host4      netip.Addr     // its own IPv4 address on the overlay, in one of Prefixes, to which packets may be sent by the VXLAN device without a route; zero: none
 	Device     string         // by which it is on the same network; "": it is not, or not to be tried
 	Hop4, Hop6 netip.Addr     // its underlay addresses on that network, for packets of each family; Hop4 may be IPv6
 	Path       fastpath.Kind  // to be used now; UDP: none of the kernel's

@@ -70,9 +70,9 @@ func TestOnePeer(t *testing.T) {
 	apply(p)
 	all := []string{
 		entry(setNeighbour, under4(2)),
-		fmt.Sprintf("%d neighbour %v %v", setNeighbour, hop, MAC(idOf(2))), fmt.Sprintf("%d neighbour %v %v", setNeighbour, hop6(idOf(2)), MAC(idOf(2))),
+		fmt.Sprintf("%d neighbour %v %v", setNeighbour, over4(2), MAC(idOf(2))), fmt.Sprintf("%d neighbour %v %v", setNeighbour, hop, MAC(idOf(2))), fmt.Sprintf("%d neighbour %v %v", setNeighbour, hop6(idOf(2)), MAC(idOf(2))),
 		line(set, TableDirect, p4, under4(2)), line(set, TableDirect, p6, under6(2)),
-		line(set, TableVXLAN, p4, hop), line(set, TableVXLAN, p6, hop6(idOf(2))),
+		line(set, TableVXLAN, p6, hop6(idOf(2))),
 	}
 	m.expect(t, "a peer that comes", all...)
 

@@ -55,9 +55,12 @@ func (p *planner) plan() objects {
 	for _, x := range peers {
 		p.peer(x, tried)
 	}
-	for _, t := range []struct{ table, mark uint32 }{{TableDirect, MarkDirect}, {TableVXLAN, MarkVXLAN}} {
-		if tried[t.table] {
-			p.lookups(t.table, t.mark)
+	for _, u := range p.desired.Universe {
+		if tried[TableDirect] {
+			p.lookup(TableDirect, MarkDirect, u)
+		}
+		if tried[TableVXLAN] && u.Addr().Is6() {
+			p.lookup(TableVXLAN, MarkVXLAN, u)
 		}
 	}
 	return p.out
@@ -78,13 +81,11 @@ func (p *planner) has(v6 bool) bool {
 	return slices.ContainsFunc(p.desired.Universe, func(u netip.Prefix) bool { return u.Addr().Is6() == v6 })
 }
 
-// lookups are the rules of a table, and the end of it.
-func (p *planner) lookups(table, mark uint32) {
-	for _, u := range p.desired.Universe {
-		p.out.rules[rule{v6: u.Addr().Is6(), priority: table, table: table, mark: mark}] = struct{}{}
-		// Only the universe: the packets in which a VXLAN device wraps marked ones have the mark as well, and go elsewhere.
-		p.out.routes[routeKey{table: table, dst: u, metric: lastResort}] = route{unreachable: true}
-	}
+// lookup is the rule of a table for a family of the universe, and the end of it.
+func (p *planner) lookup(table, mark uint32, u netip.Prefix) {
+	p.out.rules[rule{v6: u.Addr().Is6(), priority: table, table: table, mark: mark}] = struct{}{}
+	// Only the universe: the packets in which a VXLAN device wraps marked ones have the mark as well, and go elsewhere.
+	p.out.routes[routeKey{table: table, dst: u, metric: lastResort}] = route{unreachable: true}
 }
 
 // peer adds what one peer needs, and notes in which tables it is.
@@ -109,8 +110,11 @@ func (p *planner) peer(x Peer, tried map[uint32]bool) {
 			}
 			for kind, r := range ways {
 				table := uint32(TableVXLAN)
-				if kind == fastpath.Direct {
+				switch {
+				case kind == fastpath.Direct:
 					table = TableDirect
+				case dst.Addr().Is4():
+					continue
 				}
 				tried[table] = true
 				p.out.routes[routeKey{table: table, dst: dst, metric: metricOf(dst)}] = r
@@ -145,6 +149,9 @@ func (p *planner) tunnel(x Peer) string {
 	for _, dst := range x.Prefixes {
 		if dst.Addr().Is4() {
 			p.out.neighbours[neighbourKey{name, p.hops[x.ID]}] = m
+			if dst.Contains(x.Host4) {
+				p.out.neighbours[neighbourKey{name, x.Host4}] = m
+			}
 		} else if d.v6 {
 			p.out.neighbours[neighbourKey{name, hop6(x.ID)}] = m
 		}

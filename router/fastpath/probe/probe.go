@@ -112,11 +112,12 @@ func (p *Prober) SetAddrs(addrs []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// Send sends a probe by a kind of path, VXLAN or Direct, to the overlay address and port of a peer. size is that of the IP packet in bytes; a smaller
+// Send sends a probe by a kind of path, VXLAN or Direct, to the overlay address and port of a peer. by is the index of the device by which it leaves, 0: the one to
+// which the route of its mark leads. Of IPv6 it is 0. size is that of the IP packet in bytes; a smaller
 // one than there can be is made larger. An error holds what the kernel said, as EMSGSIZE where the device is too narrow, and ENETUNREACH or
 // EHOSTUNREACH where there is no such path. It does not block.
-func (p *Prober) Send(kind fastpath.Kind, to netip.AddrPort, size int, echo uint64) error {
-	err := p.transmit(kind, to, size, echo)
+func (p *Prober) Send(kind fastpath.Kind, by int, to netip.AddrPort, size int, echo uint64) error {
+	err := p.transmit(kind, by, to, size, echo)
 	if err != nil {
 		p.unsent.Add(1)
 		return fmt.Errorf("sending a probe of %d bytes by %v to %v: %w", size, kind, to, err)
@@ -131,7 +132,7 @@ var (
 	errKind    = errors.New("that is no kernel path")
 )
 
-func (p *Prober) transmit(kind fastpath.Kind, to netip.AddrPort, size int, echo uint64) error {
+func (p *Prober) transmit(kind fastpath.Kind, by int, to netip.AddrPort, size int, echo uint64) error {
 	if kind.Mark() == 0 {
 		return errKind
 	}
@@ -147,7 +148,7 @@ func (p *Prober) transmit(kind fastpath.Kind, to netip.AddrPort, size int, echo 
 	defer p.mu.RUnlock()
 	for _, e := range p.ends {
 		if e.addr.Is4() == to.Addr().Is4() {
-			return sendTo(e.send[kind], b, to)
+			return sendTo(e.send[kind], b, e.control(by), to)
 		}
 	}
 	return errAddress

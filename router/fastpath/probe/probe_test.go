@@ -77,6 +77,9 @@ func (h *host) paths(t *testing.T, to []netip.Addr, number int) {
 			}
 			h.ifindex[device] = link.Attrs().Index
 			for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
+				if kind == fastpath.VXLAN && family == unix.AF_INET {
+					continue // these go by the device
+				}
 				rule := netlink.NewRule()
 				rule.Family, rule.Mark, rule.Table, rule.Priority = family, kind.Mark(), table, table
 				if err := netlink.RuleAdd(rule); err != nil {
@@ -130,6 +133,14 @@ func (h *host) start(t *testing.T, node uint64) {
 	})
 }
 
+// by is the device by which a probe is to leave, where no rule says it.
+func (h *host) by(kind fastpath.Kind, to netip.Addr) int {
+	if kind == fastpath.VXLAN && to.Is4() {
+		return h.ifindex["eth1"]
+	}
+	return 0
+}
+
 // next waits for what OnProbe is told.
 func (h *host) next(t *testing.T) arrival {
 	t.Helper()
@@ -157,7 +168,7 @@ func TestProbes(t *testing.T) {
 		for i, to := range b.hosts {
 			for _, size := range []int{0, 128, way.mtu} {
 				echo++
-				if err := a.Send(kind, at(to), size, echo); err != nil {
+				if err := a.Send(kind, a.by(kind, to), at(to), size, echo); err != nil {
 					t.Fatal(err)
 				}
 				if got, want := b.next(t), (arrival{a.hosts[i], b.ifindex[way.device], 1, kind, echo}); got != want {
@@ -168,21 +179,22 @@ func TestProbes(t *testing.T) {
 					t.Errorf("%v of %d bytes to %v: %+v on the wire", kind, size, to, got)
 				}
 			}
-			err := a.Send(kind, at(to), way.mtu+1, echo)
+			err := a.Send(kind, a.by(kind, to), at(to), way.mtu+1, echo)
 			want := fmt.Sprintf("sending a probe of %d bytes by %v to %v: message too long", way.mtu+1, kind, at(to))
 			if !errors.Is(err, unix.EMSGSIZE) || err.Error() != want {
 				t.Errorf("larger than the device: %v", err)
 			}
 		}
 	}
-	for _, other := range []string{"10.32.0.9", "fd00:32::9"} {
-		if err := a.Send(fastpath.VXLAN, at(netip.MustParseAddr(other)), 128, echo); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
-			t.Errorf("to a node without a path: %v", err)
-		}
+	if err := a.Send(fastpath.VXLAN, 0, at(netip.MustParseAddr("fd00:32::9")), 128, echo); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("to a node without a path: %v", err)
+	}
+	if err := a.Send(fastpath.VXLAN, 999, at(b.hosts[0]), 128, echo); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("by a device that is gone: %v", err)
 	}
 	for want, err := range map[string]error{
-		"sending a probe of 128 bytes by udp to 10.32.0.2:6783: that is no kernel path":              a.Send(fastpath.UDP, at(b.hosts[0]), 128, echo),
-		"sending a probe of 65536 bytes by direct to 10.32.0.2:6783: no IP packet can be that large": a.Send(fastpath.Direct, at(b.hosts[0]), 65536, echo),
+		"sending a probe of 128 bytes by udp to 10.32.0.2:6783: that is no kernel path":              a.Send(fastpath.UDP, 0, at(b.hosts[0]), 128, echo),
+		"sending a probe of 65536 bytes by direct to 10.32.0.2:6783: no IP packet can be that large": a.Send(fastpath.Direct, 0, at(b.hosts[0]), 65536, echo),
 	} {
 		if err == nil || err.Error() != want {
 			t.Errorf("%v, not %s", err, want)
@@ -260,7 +272,7 @@ func TestSetAddrs(t *testing.T) {
 	})
 	b.Address("lo", netip.PrefixFrom(next, 32))
 	for i, to := range []netip.Addr{next, b.hosts[1], old} {
-		if err := a.Send(fastpath.Direct, at(to), 128, uint64(i)); err != nil {
+		if err := a.Send(fastpath.Direct, 0, at(to), 128, uint64(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -273,13 +285,13 @@ func TestSetAddrs(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if err := a.Send(fastpath.Direct, at(old), 128, 7); err != nil {
+	if err := a.Send(fastpath.Direct, 0, at(old), 128, 7); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.next(t); got.echo != 7 {
 		t.Errorf("%+v", got)
 	}
-	if err := b.Send(fastpath.Direct, at(a.hosts[1]), 128, 1); !errors.Is(err, errAddress) ||
+	if err := b.Send(fastpath.Direct, 0, at(a.hosts[1]), 128, 1); !errors.Is(err, errAddress) ||
 		err.Error() != "sending a probe of 128 bytes by direct to [fd00:32::1]:6783: this host has no overlay address of that family" {
 		t.Error(err)
 	}
@@ -301,7 +313,7 @@ func TestFlood(t *testing.T) {
 	a, b := newHosts(t)
 	const n = 500
 	for i := range n {
-		if err := a.Send(fastpath.Direct, at(b.hosts[0]), 128, uint64(i)); err != nil {
+		if err := a.Send(fastpath.Direct, 0, at(b.hosts[0]), 128, uint64(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -336,7 +348,7 @@ func (h *host) raw(kind fastpath.Kind, b []byte, to netip.AddrPort) error {
 	defer h.mu.RUnlock()
 	for _, e := range h.ends {
 		if e.addr.Is4() == to.Addr().Is4() {
-			return sendTo(e.send[kind], b, to)
+			return sendTo(e.send[kind], b, e.control(h.by(kind, to.Addr())), to)
 		}
 	}
 	return errAddress

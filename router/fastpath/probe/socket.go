@@ -112,9 +112,17 @@ func (e *end) close() error {
 	return errors.Join(errs...)
 }
 
-func sendTo(fd int, b []byte, to netip.AddrPort) error {
+// control is what has a datagram leave by a device, without a look at the routes; nil for 0.
+func (e *end) control(by int) []byte {
+	if by == 0 || e.addr.Is6() {
+		return nil
+	}
+	return unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(by), Spec_dst: e.addr.As4()})
+}
+
+func sendTo(fd int, b, control []byte, to netip.AddrPort) error {
 	for {
-		err := unix.Sendto(fd, b, unix.MSG_DONTWAIT, sockaddr(to))
+		err := unix.Sendmsg(fd, b, control, sockaddr(to), unix.MSG_DONTWAIT)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
