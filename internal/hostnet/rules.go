@@ -120,10 +120,7 @@ func (f filters) arriving(r *rules, use features) {
 		f.fromWorkloads(r, use)
 		fromWorkload = verdict(expr.VerdictGoto, "workload")
 	}
-	var toTunnels expr.Any
 	if use.plain {
-		toTunnels = verdict(expr.VerdictJump, f.tunnels(r).name)
-		pre.add("", group(expr.MetaKeyIIFGROUP, 0), udpTo(f.port), toTunnels) // the links of most hosts are in no group
 		pre.add("", group(expr.MetaKeyIIFGROUP, GroupPaths), accept())
 	}
 	pre.add("", group(expr.MetaKeyIIFGROUP, groupWorkloads), fromWorkload)
@@ -136,7 +133,7 @@ func (f filters) arriving(r *rules, use features) {
 	}
 	own.add("", workloads(expr.MetaKeyIIFNAME), fromWorkload)
 	if use.plain {
-		pre.add("", udpTo(f.port), toTunnels)
+		pre.add("", udpTo(f.port), verdict(expr.VerdictJump, f.tunnels(r).name))
 	}
 	for _, p := range f.universe {
 		strange := r.chain("strange"+digit(p.Addr().Is6()), "", nil, nil)

@@ -17,10 +17,16 @@ import (
 // tunnelled sends a datagram in a tunnel of the first peer.
 func (h *testHost) tunnelled(t *testing.T, mac []byte, src, victim netip.Addr, port uint16, payload string) error {
 	t.Helper()
+	return h.tunnelledBy(t, h.outside, mac, src, victim, port, payload)
+}
+
+// tunnelledBy is tunnelled by somebody in a namespace.
+func (h *testHost) tunnelledBy(t *testing.T, by namespace, mac []byte, src, victim netip.Addr, port uint16, payload string) error {
+	t.Helper()
 	host := netip.MustParseAddr("192.0.2.1")
 	inner := ip(src, victim, unix.IPPROTO_UDP, udp(netip.AddrPortFrom(src, 7), netip.AddrPortFrom(victim, port), []byte(payload)))
 	outer := udp(netip.AddrPortFrom(peer4, 40000), netip.AddrPortFrom(host, vxlanPort), encapsulate(vxlanVNI, mac, ethertype(victim), inner))
-	return sendRaw(t, h.outside, host, ip(peer4, host, unix.IPPROTO_UDP, outer))
+	return sendRaw(t, by, host, ip(peer4, host, unix.IPPROTO_UDP, outer))
 }
 
 // What was let in is known for a moment, nothing else is, and what is no longer a peer's is let in for that moment at most.
@@ -97,5 +103,29 @@ func TestSeenTunnelsFull(t *testing.T) {
 	}
 	if res := h.apply(t, d); len(res.Repaired) > 0 { // what is in it is nobody's business
 		t.Errorf("repaired: %q", res.Repaired)
+	}
+}
+
+// A workload forges no tunnel of a peer that is being heard, not even where somebody has changed the group of its interface.
+func TestSeenTunnelsNotOfWorkloads(t *testing.T) {
+	h := newHost(t)
+	macs := h.tunnels(t)
+	d := desired()
+	d.Plain = plain()
+	h.apply(t, d)
+	w, other := h.attach(t, 1), h.attach(t, 2)
+	must(t, h.conn.LinkSetGroup(up(t, h.conn, HostIf(other.ID)), 0))
+	c := listen(t, w.ns(t), w.Addrs[0])
+	must(t, h.tunnelled(t, macs[0], remote4, w.Addrs[0], port(c), "good"))
+	before := dropped(t, h.ns, "source is not this workload's")
+	must(t, h.tunnelledBy(t, other.ns(t), macs[0], remote4, w.Addrs[0], port(c), "bad"))
+	if n := dropped(t, h.ns, "source is not this workload's") - before; n != 1 {
+		t.Errorf("%d packets dropped, want 1", n)
+	}
+	must(t, h.tunnelled(t, macs[0], remote4, w.Addrs[0], port(c), "good"))
+	for range 2 {
+		if got, from := receive(t, c); got != "good" {
+			t.Errorf("%q from %v has arrived", got, from)
+		}
 	}
 }
