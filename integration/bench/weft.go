@@ -129,7 +129,6 @@ func (m *mesh) launched(w way) *contender {
 	c := &contender{
 		name: w.name, from: m.from.Namespace, to: m.to.Namespace, addr: m.to.V4, kinds: w.kinds, samples: samples{},
 		start: func() error { return w.launch(m.hosts[:]...) },
-		check: func() error { return m.goes(w) },
 		stop:  m.stop,
 		pids:  func() []int { return []int{m.hosts[0].Daemon().Pid(), m.hosts[1].Daemon().Pid()} },
 		third: &third{
@@ -137,6 +136,7 @@ func (m *mesh) launched(w way) *contender {
 			start: func() error { return w.launch(m.third) },
 		},
 	}
+	c.check = func() error { return m.goes(w, c) }
 	if w.fromHost {
 		c.from, c.to, c.addr = m.hosts[0].Namespace, m.hosts[1].Namespace, m.host
 	}
@@ -164,14 +164,14 @@ func (w way) launch(nodes ...*lab.Host) error {
 const maxShards = 8
 
 // goes returns an error unless the two nodes run as the way says: with the suite between them, the shards and the offloads.
-func (m *mesh) goes(w way) error {
+func (m *mesh) goes(w way, c *contender) error {
 	for i, h := range m.hosts {
 		if w.path != "" {
 			if err := onPath(h, m.hosts[1-i], w.path); err != nil {
 				return err
 			}
 		}
-		if err := inSuite(h, m.hosts[1-i], w.suite); err != nil {
+		if err := inSuite(h, m.hosts[1-i], w.suite, c); err != nil {
 			return err
 		}
 		s, err := statusOf(h)
@@ -185,8 +185,8 @@ func (m *mesh) goes(w way) error {
 	return nil
 }
 
-// inSuite waits until a host says that its session with the other one is of that suite; there may be none yet.
-func inSuite(h, to *lab.Host, suite string) error {
+// inSuite waits until a host says that its session with the other one is of that suite. There may be none: it is made for packets, so c has some.
+func inSuite(h, to *lab.Host, suite string, c *contender) error {
 	type peer struct{ Name, Suite string }
 	for deadline := time.Now().Add(within); ; time.Sleep(100 * time.Millisecond) {
 		var peers []peer
@@ -198,6 +198,9 @@ func inSuite(h, to *lab.Host, suite string) error {
 			return nil
 		case !slices.Contains(peers, peer{to.Name(), ""}) || time.Now().After(deadline):
 			return fmt.Errorf("%s lists the peers %+v, none of which is %+v", h.Name(), peers, peer{to.Name(), suite})
+		}
+		if _, err := c.from.Reach(c.addr, within); err != nil {
+			return err
 		}
 	}
 }
