@@ -170,19 +170,22 @@ func TestCNIBandwidth(t *testing.T) {
 	}
 	for what, c := range map[string]struct {
 		from, to *pod
-		limit    float64 // of it, or what that of the other would be if it had one
+		limit    float64
 	}{
 		"to the limited container":     {far, p, in},
 		"from the limited container":   {p, far, out},
 		"from its host's other to it":  {free, p, in},
 		"from it to its host's other":  {p, free, out},
-		"to one that is not limited":   {far, free, in},
-		"from one that is not limited": {free, far, out},
+		"to one that is not limited":   {far, free, 0},
+		"from one that is not limited": {free, far, 0},
 	} {
 		got := rate(c.from, c.to)
+		for tries := 1; c.limit == 0 && got < 2*in && tries < 3; tries++ { // on a machine that has no time for it
+			got = rate(c.from, c.to)
+		}
 		t.Logf("%s: %.1f Mbit/s, limit %.1f", what, got/1e6, c.limit/1e6)
 		// The burst comes on top of the limit; the headers count against it.
-		if most, limited := 1.25*c.limit, c.from == p || c.to == p; got > most == limited || limited && got < 0.5*c.limit {
+		if c.limit != 0 && (got > 1.25*c.limit || got < 0.5*c.limit) || c.limit == 0 && got < 2*in {
 			t.Errorf("%s: %.1f Mbit/s with a limit of %.1f", what, got/1e6, c.limit/1e6)
 		}
 	}

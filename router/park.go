@@ -38,12 +38,11 @@ func park(e *epoll) (Poller, error) {
 }
 
 func (p *parked) Wait(want Events, timeout time.Duration) (got Events, err error) {
+	if timeout == 0 {
+		return p.epoll.Wait(want, 0)
+	}
 	if err := p.arm(want); err != nil {
 		return 0, err
-	}
-	if timeout == 0 {
-		got, _, err = p.poll(0)
-		return got, err
 	}
 	var end time.Time
 	if timeout > 0 {

@@ -31,11 +31,7 @@ func (h *testHost) tunnelledBy(t *testing.T, by namespace, mac []byte, src, vict
 
 // What was let in is known for a moment, nothing else is, and what is no longer a peer's is let in for that moment at most.
 func TestSeenTunnels(t *testing.T) {
-	h := newHost(t)
-	macs := h.tunnels(t)
-	d := desired()
-	d.Plain = plain()
-	h.apply(t, d)
+	h, macs, _ := newTunnelHost(t)
 	w := h.attach(t, 1)
 	for i, victim := range w.Addrs {
 		mine, theirs := []netip.Addr{remote4, remote6}[i], []netip.Addr{remoteO4, remoteO6}[i]
@@ -72,11 +68,7 @@ func TestSeenTunnels(t *testing.T) {
 
 // Who finds no more room among what was let in is let in all the same.
 func TestSeenTunnelsFull(t *testing.T) {
-	h := newHost(t)
-	macs := h.tunnels(t)
-	d := desired()
-	d.Plain = plain()
-	h.apply(t, d)
+	h, macs, d := newTunnelHost(t)
 	w := h.attach(t, 1)
 	seen := seenSet(false, false)
 	conn := h.connection(t)
@@ -108,11 +100,7 @@ func TestSeenTunnelsFull(t *testing.T) {
 
 // A workload forges no tunnel of a peer that is being heard, not even where somebody has changed the group of its interface.
 func TestSeenTunnelsNotOfWorkloads(t *testing.T) {
-	h := newHost(t)
-	macs := h.tunnels(t)
-	d := desired()
-	d.Plain = plain()
-	h.apply(t, d)
+	h, macs, _ := newTunnelHost(t)
 	w, other := h.attach(t, 1), h.attach(t, 2)
 	must(t, h.conn.LinkSetGroup(up(t, h.conn, HostIf(other.ID)), 0))
 	c := listen(t, w.ns(t), w.Addrs[0])

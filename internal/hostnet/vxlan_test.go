@@ -67,6 +67,17 @@ func (h *testHost) tunnels(t testing.TB) (macs [2]net.HardwareAddr) {
 	return macs
 }
 
+// newTunnelHost makes a host with its tunnels and what the two peers may send by them.
+func newTunnelHost(t *testing.T) (h *testHost, macs [2]net.HardwareAddr, d Desired) {
+	t.Helper()
+	h = newHost(t)
+	macs = h.tunnels(t)
+	d = desired()
+	d.Plain = plain()
+	h.apply(t, d)
+	return h, macs, d
+}
+
 // ip builds a packet around what is above it.
 func ip(src, dst netip.Addr, proto byte, above []byte) []byte {
 	if src.Is6() {
@@ -151,11 +162,7 @@ func sendRaw(t testing.TB, n namespace, to netip.Addr, packets ...[]byte) error 
 
 // A tunnelled packet arrives if its outer source is a peer's and its inner source is that peer's, and otherwise not, whatever else it is.
 func TestForgedTunnels(t *testing.T) {
-	h := newHost(t)
-	macs := h.tunnels(t)
-	d := desired()
-	d.Plain = plain()
-	h.apply(t, d)
+	h, macs, d := newTunnelHost(t)
 	w := h.attach(t, 1)
 	// All underlay addresses of the test are at the outside.
 	c := connect(t, h.outside)
@@ -226,11 +233,7 @@ func TestForgedTunnels(t *testing.T) {
 
 // Fragments are put together before their sources are looked at.
 func TestForgedFragments(t *testing.T) {
-	h := newHost(t)
-	macs := h.tunnels(t)
-	d := desired()
-	d.Plain = plain()
-	h.apply(t, d)
+	h, macs, _ := newTunnelHost(t)
 	w := h.attach(t, 1)
 	id := uint32(time.Now().UnixNano())
 	for k, from := range []netip.Addr{peer4, peer6} {
@@ -271,11 +274,7 @@ func TestForgedFragments(t *testing.T) {
 // Nobody sends tunnels by a port of this host from which rules of others lead to that of tunnels, as a service whose end is the host does.
 func TestForgedByTranslation(t *testing.T) {
 	const open = 5000
-	h := newHost(t)
-	macs := h.tunnels(t)
-	d := desired()
-	d.Plain = plain()
-	h.apply(t, d)
+	h, macs, _ := newTunnelHost(t)
 	w := h.attach(t, 1)
 	others := h.connection(t)
 	table := others.AddTable(&nftables.Table{Name: "others", Family: nftables.TableFamilyINet})

@@ -80,10 +80,7 @@ func (p *proberOf) by(a fastpath.Action) (int, error) {
 	if a.Way != fastpath.VXLAN || a.To.Is6() {
 		return 0, nil
 	}
-	name := deviceVXLAN4
-	if a.Via.Is6() {
-		name = deviceVXLAN6
-	}
+	name := vxlanDevice(a.Via)
 	r, err := unix.NewIfreq(name)
 	if err == nil {
 		err = unix.IoctlIfreq(p.fd, unix.SIOCGIFINDEX, r)
