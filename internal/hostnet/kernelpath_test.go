@@ -428,7 +428,7 @@ func TestNoPacketIsLostMeanwhile(t *testing.T) {
 		raw, err := x.to.SyscallConn()
 		must(t, err)
 		must(t, raw.Control(func(fd uintptr) { must(t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)) }))
-		must(t, x.to.SetDeadline(time.Now().Add(3*patience)))
+		must(t, x.to.SetDeadline(time.Time{})) // the changes may take any time
 		go func() {
 			n, b := 0, make([]byte, 16)
 			for {
@@ -475,6 +475,7 @@ func TestNoPacketIsLostMeanwhile(t *testing.T) {
 	close(done)
 	sending.Wait()
 	for _, x := range ways {
+		must(t, x.to.SetDeadline(time.Now().Add(patience))) // for "end"
 		if n := <-x.arrived; n != x.sent || n < 100 {
 			t.Errorf("to %v: %d packets arrived of %d", x.dst, n, x.sent)
 		} else {
