@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/relay"
 	"github.com/weftnet/weft/router/session"
 )
@@ -97,7 +96,7 @@ func (s *shard) put(by *carriage, key *session.Keypair, to *peer, plain []byte, 
 		return s.out.seal(key, to, plain, flags, addr), nil
 	}
 	h := &by.head
-	h.TOS = packet.TOS(plain) & s.out.copied
+	h.TOS = s.out.tos(plain)
 	h.Whole = to.path.sent(len(plain))
 	frame, ok := s.out.wrap(key, h, plain, flags)
 	if !ok {

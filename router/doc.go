@@ -25,6 +25,12 @@
 // normal mode; ecn.go): transports inside learn of congestion between the hosts as if there were no tunnel. The DSCP stays inside unless
 // Config.CopyDSCP says otherwise.
 //
+// # Light flows
+//
+// A request that comes behind a stream would wait at the other host until all is opened that waits there. So datagrams of flows that send little
+// are marked as light (flows.go), by a code point of the DSCP that networks take for the default one; the receiver has a queue of its own for them,
+// handles it first, and once more before each batch of others, so that no flow overtakes itself. With Config.CopyDSCP nothing is marked.
+//
 // # Path MTUs
 //
 // How large a packet may be that shall reach a peer, is found out by probes that the peer acknowledges under the seal

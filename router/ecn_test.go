@@ -17,6 +17,7 @@ import (
 	"github.com/weftnet/weft/router/packet"
 	"github.com/weftnet/weft/router/routertest"
 	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/underlay"
 )
 
 // withTOS returns a copy of an IP packet with another type of service or traffic class.
@@ -81,7 +82,7 @@ func TestCongestionMarks(t *testing.T) {
 					before := b.drops()
 					way.set(func(uint8) uint8 { return 0x20 | outer })
 					a.queues[0].Inject(withTOS(plain, dscp|inner))
-					if got := way.sent(); len(got) != 1 || got[0] != inner {
+					if got := way.sent(); len(got) != 1 || got[0] != inner|underlay.LightTOS {
 						t.Errorf("%s: sent with %x", name, got)
 					}
 					combined := max(inner&1<<1|inner>>1, outer&1<<1|outer>>1) // the more severe; 01 is more than 10
@@ -108,7 +109,8 @@ func TestCongestionMarks(t *testing.T) {
 	})
 }
 
-// Every datagram bears the mark of its own packet, in whatever company, also if the packet has waited for a key, and the DSCP only if that is wanted.
+// Every datagram bears the mark of its own packet, in whatever company, also if the packet has waited for a key, and the DSCP only if that is wanted; else it
+// says that these are light.
 // Handshakes are AF41.
 func TestTOSOfDatagrams(t *testing.T) {
 	for _, copied := range []bool{false, true} {
@@ -124,9 +126,9 @@ func TestTOSOfDatagrams(t *testing.T) {
 				b.start()
 				defer a.stop()
 				defer b.stop()
-				mask := uint8(packet.ECNMask)
+				mask, light := uint8(packet.ECNMask), uint8(underlay.LightTOS)
 				if copied {
-					mask = 0xff
+					mask, light = 0xff, 0
 				}
 				tos := []uint8{0, 0, 1, 1, 2, 0xb8, 0xba, 0xba, 3, 2, 2, 0x28}
 				for _, want := range [][]uint8{{0x88, 0x88, 0}, nil} { // initiation, response and keepalive; at first
@@ -136,7 +138,7 @@ func TestTOSOfDatagrams(t *testing.T) {
 						p := withTOS(udp(addr4(1, 9), addr4(2, 9), fmt.Sprint("packet ", i%2)), v)
 						packets = append(packets, p)
 						a.queues[0].Inject(p)
-						want = append(want, v&mask)
+						want = append(want, v&mask|light)
 					}
 					b.want(packets...)
 					if got := way.sent(); !slices.Equal(got, want) {
@@ -176,7 +178,7 @@ func TestMarkedSuperpackets(t *testing.T) {
 				}
 				n := -1
 				way.set(func(tos uint8) uint8 {
-					if n++; n%3 == 1 && tos == packet.ECT0 {
+					if n++; n%3 == 1 && tos&packet.ECNMask == packet.ECT0 {
 						return packet.CE
 					}
 					return tos

@@ -22,10 +22,10 @@ func hasFD(v any) bool {
 
 // epoll is the Poller over descriptors.
 type epoll struct {
-	fd, wake int
-	tun, udp int    // tun: -1 for none
-	armed    Events // what the kernel watches for us
-	events   [3]unix.EpollEvent
+	fd, wake        int
+	tun, udp, light int    // -1 for none
+	armed           Events // what the kernel watches for us
+	events          [4]unix.EpollEvent
 
 	mu     sync.Mutex // of Wake against Close
 	closed bool
@@ -44,13 +44,17 @@ func newPoller(q Queue, c Conn) (Poller, error) {
 }
 
 func newEpoll(q Queue, c Conn) (*epoll, error) {
-	e := &epoll{fd: -1, wake: -1, tun: -1, armed: ReadUDP}
+	e := &epoll{fd: -1, wake: -1, tun: -1, light: -1, armed: ReadUDP}
 	udp, ok := c.(descriptor)
 	if !ok || q != nil && !hasFD(q) {
 		return nil, errors.New("epoll: a queue or conn without a descriptor")
 	}
 	e.udp = udp.FD()
 	watched := []int{e.udp}
+	if l, ok := c.(lightConn); ok && q != nil && l.LightFD() >= 0 {
+		e.light = l.LightFD()
+		watched = append(watched, e.light)
+	}
 	if tun, ok := q.(descriptor); ok {
 		e.tun = tun.FD()
 		e.armed |= ReadTUN
@@ -93,6 +97,8 @@ func (e *epoll) poll(ms int) (got Events, some bool, err error) {
 		switch int(ev.Fd) {
 		case e.tun:
 			got |= ReadTUN // errors too: reading tells which
+		case e.light:
+			got |= ReadLight
 		case e.udp:
 			if ev.Events&unix.EPOLLOUT != 0 {
 				got |= WriteUDP

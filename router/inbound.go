@@ -17,18 +17,51 @@ import (
 
 // receive handles one batch of datagrams. more tells that there may be others. An error ends the shard.
 func (s *shard) receive(now time.Time) (more bool, err error) {
-	want := s.want
-	n, err := s.conn.Recv(s.in[:want])
+	n, err := s.conn.Recv(s.in[:s.want])
 	if err != nil {
 		return false, s.failed(err, DropReceive)
 	}
-	if n > 0 {
+	more = n == s.want
+	// What is light and came before one of these goes before it: so a flow that has become heavy does not overtake itself.
+	if s.light != nil {
+		if err := s.receiveLight(now); err != nil {
+			return false, err
+		}
+	}
+	size, err := s.received(s.in[:n], s.strays.take(), now)
+	if size > 0 {
+		s.want = min(max(turnBytes*n/size, leastBatch), receiveBatch)
+	}
+	return more, err
+}
+
+// receiveLight handles all light datagrams that have arrived, or lightBytes of a flood of them. An error ends the shard.
+func (s *shard) receiveLight(now time.Time) error {
+	for size := 0; size < lightBytes; {
+		n, err := s.light.RecvLight(s.few)
+		if err != nil {
+			return s.failed(err, DropReceive)
+		}
+		if n == 0 {
+			return nil
+		}
+		got, err := s.received(s.few[:n], nil, now)
+		if err != nil || n < len(s.few) {
+			return err
+		}
+		size += got
+	}
+	return nil
+}
+
+// received handles datagrams, and single ones behind them, and returns the size of the former.
+func (s *shard) received(ms, strays []underlay.Message, now time.Time) (size int, err error) {
+	if len(ms) > 0 {
 		s.failures = 0
 	}
 	known := s.r.current.Load()
-	size := 0
-	for i := range s.in[:n] {
-		m := &s.in[i]
+	for i := range ms {
+		m := &ms[i]
 		size += m.N
 		s.rxTOS = m.TOS
 		if m.N > len(m.Buf) {
@@ -37,32 +70,29 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 		}
 		for first, rest := underlay.Cut(m.Buf[:m.N], m.Segment); ; first, rest = underlay.Cut(rest, m.Segment) {
 			if err := s.datagram(known, first, m.Addr, now); err != nil {
-				return false, err
+				return size, err
 			}
 			if len(rest) == 0 {
 				break
 			}
 		}
 	}
-	for _, m := range s.strays.take() {
+	for _, m := range strays {
 		s.rxTOS = m.TOS
 		if err := s.datagram(known, m.Buf, m.Addr, now); err != nil {
-			return false, err
+			return size, err
 		}
 	}
 	if err := s.deliver(s.join.Take()); err != nil {
-		return false, err
+		return size, err
 	}
 	if err := s.settleRx(now); err != nil {
-		return false, err
+		return size, err
 	}
 	if err := s.settleFrames(now); err != nil {
-		return false, err
+		return size, err
 	}
-	if size > 0 {
-		s.want = min(max(turnBytes*n/size, leastBatch), receiveBatch)
-	}
-	return n == want, s.flush()
+	return size, s.flush()
 }
 
 // datagram handles one datagram, by its first byte.

@@ -56,7 +56,7 @@ func (r *Router) postFrame(s *shard, via *peer, frame []byte, now time.Time) {
 		s.stats.drop(DropNoRoute)
 		return
 	}
-	if via.pending.put(frame, now) {
+	if via.pending.put(frame, 0, now) {
 		s.stats.drop(DropQueue)
 	}
 	r.initiate(s, via, make([]byte, 0, session.InitiationSize), now)

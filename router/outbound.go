@@ -52,6 +52,11 @@ func (s *shard) transmit(now time.Time) (more bool, err error) {
 		if err := s.outbound(known, s.frame[:length], now); err != nil {
 			return false, err
 		}
+		if s.out.mark != 0 && s.out.heavy { // it has waited for the others long enough
+			if err := s.flush(); err != nil {
+				return false, err
+			}
+		}
 	}
 	if err := s.settleTx(now); err != nil {
 		return false, err
@@ -87,6 +92,9 @@ func (s *shard) outbound(known *snapshot, frame []byte, now time.Time) error {
 	case to == self:
 		s.stats.drop(DropNoWorkload)
 		return s.unreachable(known, frame, &p, now)
+	}
+	if err := s.weigh(frame, &p, now); err != nil {
+		return err
 	}
 	return s.forward(known, to, &p, h, frame, now)
 }
@@ -200,7 +208,7 @@ func (s *shard) wait(to *peer, plain []byte, now time.Time) error {
 		s.stats.drop(DropNoRoute)
 		return nil
 	}
-	if to.pending.put(plain, now) {
+	if to.pending.put(plain, s.out.mark, now) {
 		s.stats.drop(DropQueue)
 	}
 	if to.sess.Key(now) == nil {
@@ -234,6 +242,8 @@ func (s *shard) drain(to *peer, now time.Time) error {
 	}
 	s.txRun.peer, s.txRun.key = to, to.sess.Key(now)
 	addr, ok := s.board(s.r.current.Load(), to, now)
+	mark := s.out.mark
+	defer func() { s.out.mark = mark }()
 	for s.txRun.key != nil {
 		if !s.out.roomy() {
 			if err := s.flush(); err != nil {
@@ -255,6 +265,7 @@ func (s *shard) drain(to *peer, now time.Time) error {
 			s.stats.drop(DropRelayRoute)
 			continue
 		}
+		s.out.mark = w.mark
 		done, err := s.sendWaiting(to, addr, w.b, now)
 		if err != nil {
 			return err
@@ -385,6 +396,9 @@ type transmitBatch struct {
 	blocked  bool               // the socket is full
 	full     bool               // the last of messages is not to be made longer
 	copied   uint8              // the bits of a packet's TOS that its datagram bears
+	mark     uint8              // the bits that the datagrams of the packet at hand bear besides
+	light    bool               // there have been light packets since it was empty
+	heavy    bool               // and others
 }
 
 func (b *transmitBatch) init() {
@@ -413,9 +427,12 @@ func (b *transmitBatch) seal(k *session.Keypair, to *peer, plain []byte, flags s
 	if err != nil {
 		return false
 	}
-	b.add(datagram, at, owner{peer: to}, packet.TOS(plain)&b.copied, to.path.sent(len(plain)), addr)
+	b.add(datagram, at, owner{peer: to}, b.tos(plain), to.path.sent(len(plain)), addr)
 	return true
 }
+
+// tos returns the type of service of a packet's datagram.
+func (b *transmitBatch) tos(plain []byte) uint8 { return packet.TOS(plain)&b.copied | b.mark }
 
 // sealed appends the datagram with a packet to dst. What lies behind the packet in its memory is used, and comes out as it was.
 func sealed(k *session.Keypair, dst, plain []byte, flags session.Flags) ([]byte, error) {
@@ -477,6 +494,7 @@ func (s *shard) flush() error {
 		}
 	}
 	b.arena, b.messages, b.owners, b.sent = b.arena[:0], b.messages[:0], b.owners[:0], 0
+	b.light, b.heavy = false, false
 	s.release()
 	return nil
 }

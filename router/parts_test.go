@@ -88,13 +88,13 @@ func TestPending(t *testing.T) {
 			now = now.Add(time.Duration(rapid.IntRange(0, 200).Draw(t, "ms")) * time.Millisecond)
 			switch rapid.SampledFrom([]string{"put", "put", "put", "put", "put", "put", "expire", "hold", "next", "next", "release", "clear"}).Draw(t, "step") {
 			case "put":
-				b := rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, "packet")
+				b, mark := rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, "packet"), rapid.Byte().Draw(t, "mark")
 				full := len(want) == session.MaxQueued
 				if full {
 					want = want[1:]
 				}
-				want = append(want, queued{slices.Clone(b), now})
-				if dropped := q.put(b, now); dropped != full {
+				want = append(want, queued{slices.Clone(b), mark, now})
+				if dropped := q.put(b, mark, now); dropped != full {
 					t.Fatalf("put reports %v, want %v", dropped, full)
 				}
 				clear(b) // the queue has a copy
@@ -127,13 +127,13 @@ func TestPending(t *testing.T) {
 				if !ok {
 					break
 				}
-				if string(got.b) != string(want[0].b) || got.at != want[0].at {
+				if string(got.b) != string(want[0].b) || got.mark != want[0].mark || got.at != want[0].at {
 					t.Fatalf("the next is %v, want %v", got, want[0])
 				}
 				if len(want)%2 == 0 { // more has come before it goes back
 					for range session.MaxQueued {
-						q.put(nil, now)
-						want = append(want, queued{nil, now})
+						q.put(nil, 0, now)
+						want = append(want, queued{nil, 0, now})
 					}
 					if !q.back(got) {
 						t.Fatal("a packet went back to a full queue")
@@ -141,7 +141,7 @@ func TestPending(t *testing.T) {
 					want = want[len(want)-session.MaxQueued:]
 				} else if q.back(got) {
 					t.Fatal("a packet did not go back")
-				} else if again, _ := q.next(); string(again.b) != string(got.b) || again.at != got.at {
+				} else if again, _ := q.next(); string(again.b) != string(got.b) || again.mark != got.mark || again.at != got.at {
 					t.Fatal("another packet went back")
 				} else {
 					want = want[1:]

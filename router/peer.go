@@ -182,12 +182,13 @@ type pending struct {
 }
 
 type queued struct {
-	b  []byte
-	at time.Time
+	b    []byte
+	mark uint8 // of b (transmitBatch)
+	at   time.Time
 }
 
-// put keeps a copy of b and reports whether the oldest packet had to go for it.
-func (q *pending) put(b []byte, now time.Time) (dropped bool) {
+// put keeps a copy of b, with its mark, and reports whether the oldest packet had to go for it.
+func (q *pending) put(b []byte, mark uint8, now time.Time) (dropped bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.ring == nil {
@@ -202,7 +203,7 @@ func (q *pending) put(b []byte, now time.Time) (dropped bool) {
 		q.n++
 	}
 	slot.b = append(slot.b[:0], b...)
-	slot.at = now
+	slot.mark, slot.at = mark, now
 	return dropped
 }
 

@@ -46,14 +46,23 @@ type Conn interface {
 	SendWhole(b []byte, to netip.AddrPort) error
 }
 
+// lightConn is what a Conn may be that keeps light datagrams, those with underlay.LightTOS, apart from others. *underlay.Conn is one.
+type lightConn interface {
+	// RecvLight is Recv for light datagrams, which Recv does not return then.
+	RecvLight(ms []underlay.Message) (n int, err error)
+	// LightFD is a descriptor that is readable when there are any, -1 if there never are.
+	LightFD() int
+}
+
 // Events are what a shard waits for.
 type Events uint8
 
 // The events.
 const (
-	ReadTUN  Events = 1 << iota // the queue has a packet, or an error to tell
-	ReadUDP                     // the conn has a datagram, or an error to tell
-	WriteUDP                    // the conn has room again
+	ReadTUN   Events = 1 << iota // the queue has a packet, or an error to tell
+	ReadUDP                      // the conn has a datagram, or an error to tell
+	WriteUDP                     // the conn has room again
+	ReadLight                    // the conn, a lightConn, has a light datagram, or an error to tell
 )
 
 // Poller is where a shard waits for its Queue and its Conn, or the goroutine of control datagrams for its Conn. Readiness is a level: an

@@ -24,15 +24,18 @@ const (
 	// receiveBatch is how many datagrams, or runs of them, are received at once at most, leastBatch how many at least however long
 	// they are, and receiveBuffer what each may have.
 	receiveBatch  = 32
-	leastBatch    = 4
+	leastBatch    = 1
 	receiveBuffer = 64 << 10
+	// lightBatch is how many light datagrams, or runs of them, are received at once, and lightBytes how many bytes of them without looking at others.
+	lightBatch = 16
+	lightBytes = 256 << 10
 	// maxFrame is the largest read from a TUN queue.
 	maxFrame = packet.VNetHdrLen + 64<<10
 	// turnPackets and turnBytes bound what is read from the TUN queue before it is
 	// the datagrams' turn again; about turnBytes of those it is, too. The shorter the turns, the sooner a packet passes that came
 	// in beside a stream of superpackets.
 	turnPackets = 64
-	turnBytes   = 128 << 10
+	turnBytes   = 64 << 10
 	// idleWait is how long a shard sleeps at most. It then looks at both descriptors, so that a closed
 	// one, of which the kernel tells nobody, is noticed.
 	idleWait = time.Second
@@ -47,6 +50,7 @@ type shard struct {
 	number int
 	queue  Queue
 	conn   Conn
+	light  lightConn // conn, nil: it has no queue for light datagrams
 	poller Poller
 	stats  counters     // read by anybody
 	stop   atomic.Bool  // written by Run
@@ -58,6 +62,7 @@ type shard struct {
 
 	in    []underlay.Message // datagrams received
 	want  int                // how many of in to receive next
+	few   []underlay.Message // light ones; empty without light
 	rxRun run                // datagrams of one session, not accounted for yet
 	rxTOS uint8              // of the datagram at hand
 	carry relaying           // frames of relays
@@ -65,6 +70,7 @@ type shard struct {
 
 	frame []byte // read from the queue
 	split packet.Splitter
+	flows *flows // nil: which are light is not to be told
 	out   transmitBatch
 	txRun run     // packets for one peer, not accounted for yet
 	holds []*peer // whose pending packets are in out
@@ -93,16 +99,27 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 	}
 	s.carry.shelf.init(r.config.RelayLimit, len(r.config.TUN))
 	s.control = controller{r: r, stats: &s.stats}
-	slab := make([]byte, receiveBatch*receiveBuffer)
-	for i := range s.in {
-		s.in[i].Buf = slab[i*receiveBuffer : (i+1)*receiveBuffer : (i+1)*receiveBuffer]
-	}
+	buffers(s.in)
 	s.join.Init(make([]byte, packet.CoalescerBuffer(maxDatagram)), s.offloads.TSO, s.offloads.USO)
 	s.out.init()
+	if l, ok := c.(lightConn); ok && l.LightFD() >= 0 {
+		s.light, s.few = l, make([]underlay.Message, lightBatch)
+		buffers(s.few)
+	}
 	if r.config.CopyDSCP {
 		s.out.copied = 0xff
+	} else {
+		s.flows = newFlows(r.config.Now())
 	}
 	return s
+}
+
+// buffers gives each of the messages room.
+func buffers(ms []underlay.Message) {
+	slab := make([]byte, len(ms)*receiveBuffer)
+	for i := range ms {
+		ms[i].Buf = slab[i*receiveBuffer : (i+1)*receiveBuffer : (i+1)*receiveBuffer]
+	}
 }
 
 // run is the event loop. It returns nil when it is told to stop, and an error when it cannot go on.
@@ -121,11 +138,11 @@ func (s *shard) run() error {
 func (s *shard) loop() error {
 	var timeout time.Duration
 	for {
-		want := ReadUDP | ReadTUN
+		want := ReadLight | ReadUDP | ReadTUN
 		if s.out.blocked {
 			// While nothing can be sent nothing is read that would have to be: the kernel's queue in front of
 			// the TUN device is the right place for packets to wait, or to be dropped.
-			want = ReadUDP | WriteUDP
+			want = ReadLight | ReadUDP | WriteUDP
 		}
 		got, err := s.poller.Wait(want, timeout)
 		switch {
@@ -158,14 +175,20 @@ func (s *shard) turn(got Events, now time.Time) (more bool, err error) {
 			return false, err
 		}
 	}
-	var moreIn, moreOut bool
-	if got&ReadUDP != 0 || s.strays.any.Load() {
-		if moreIn, err = s.receive(now); err != nil {
+	// What may wait longest comes last.
+	var moreOut, moreIn bool
+	if got&ReadLight != 0 && s.light != nil {
+		if err := s.receiveLight(now); err != nil {
 			return false, err
 		}
 	}
 	if got&ReadTUN != 0 && !s.out.blocked {
 		if moreOut, err = s.transmit(now); err != nil {
+			return false, err
+		}
+	}
+	if got&ReadUDP != 0 || s.strays.any.Load() {
+		if moreIn, err = s.receive(now); err != nil {
 			return false, err
 		}
 	}
@@ -175,7 +198,7 @@ func (s *shard) turn(got Events, now time.Time) (more bool, err error) {
 	if err := s.settleOwed(now); err != nil {
 		return false, err
 	}
-	return moreIn || moreOut || len(s.owed) > 0 && !s.out.blocked, nil
+	return moreOut || moreIn || len(s.owed) > 0 && !s.out.blocked, nil
 }
 
 // failed counts an error of the queue or the conn. It returns the error if the shard cannot go on:

@@ -53,7 +53,7 @@ const method = `## Method
   none joined (no UDP_SEGMENT); what a thread on the second host gets counts by the second. The loss is the share that never
   arrives. The paced figures are the most a second of which less than 1% is lost, found by halving seven times, the sender
   waking up every 100 µs.
-* Latency: one byte to and fro over TCP, first alone, then beside one stream in the same direction.
+* Latency: one byte to and fro over TCP between two processes, which only wait for it; first alone, then beside one stream in the same direction.
 * Loss: the switch drops single frames at random, in both directions; the hosts cut what they send to frames of 1500
   bytes before it (segmentation by the device is off, for all contenders, also in the figure without loss), and nothing joins them before the drop.
 * A flood beside others: a workload of the first host floods one of the second with 64 B datagrams, and other workloads of the

@@ -44,6 +44,10 @@ func main() {
 		switch os.Args[1] {
 		case floodCommand:
 			os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
+		case pingCommand:
+			os.Exit(ping(os.Args[2:], os.Stdout, os.Stderr))
+		case pongCommand:
+			os.Exit(pong(os.Args[2:], os.Stdout, os.Stderr))
 		case cniCommand:
 			os.Exit(cniMain(os.Args[2:], os.Stdout, os.Stderr))
 		case policyCommand:

@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -160,37 +158,6 @@ func stream(ctx context.Context, c *contender, n int, length time.Duration) (flo
 		err = errSilent
 	}
 	return f, err
-}
-
-// pingPong sends one byte to and fro for some time and returns how long each round trip took, sorted.
-func pingPong(ctx context.Context, c *contender, length time.Duration) ([]time.Duration, error) {
-	clients, servers, err := connect(ctx, c.from, c.to, c.addr, 1)
-	if err != nil {
-		return nil, err
-	}
-	var echo sync.WaitGroup
-	echo.Go(func() {
-		_, _ = io.CopyBuffer(struct{ io.Writer }{servers[0]}, struct{ io.Reader }{servers[0]}, make([]byte, 1))
-	})
-	defer echo.Wait()
-	defer closeAll(clients, servers)
-	if err := clients[0].SetDeadline(time.Now().Add(length + within)); err != nil {
-		return nil, err
-	}
-	var times []time.Duration
-	buf := make([]byte, 1)
-	for start := time.Now(); time.Since(start) < length && ctx.Err() == nil; {
-		sent := time.Now()
-		if _, err := clients[0].Write(buf); err != nil {
-			return nil, err
-		}
-		if _, err := io.ReadFull(clients[0], buf); err != nil {
-			return nil, err
-		}
-		times = append(times, time.Since(sent))
-	}
-	slices.Sort(times)
-	return times, ctx.Err()
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

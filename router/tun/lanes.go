@@ -18,7 +18,7 @@ import (
 
 const (
 	// maxLanes is how many there are, if the number of queues leaves room for that.
-	maxLanes = 8
+	maxLanes = 16
 	// maxFiles is how many files the kernel lets be attached to a device, or be detached from it (MAX_TAP_QUEUES of
 	// linux/if_tap.h, since Linux 4.8), and oldFiles how many before.
 	maxFiles, oldFiles = 256, 8
@@ -51,10 +51,13 @@ type turns struct {
 	credit [maxLanes]int // bytes
 }
 
-// current returns the lane to read; ok is false if none is ready. fresh tells that its turn begins with this call.
-func (t *turns) current() (lane int, fresh, ok bool) {
+// over tells that the turn of the lane that was read last is over: a good time to see which ones are ready, as those that have become so come next.
+func (t *turns) over() bool { return t.ready&(1<<t.at) == 0 || t.credit[t.at] <= 0 }
+
+// current returns the lane to read; ok is false if none is ready.
+func (t *turns) current() (lane int, ok bool) {
 	if t.ready == 0 {
-		return 0, false, false
+		return 0, false
 	}
 	for t.ready&(1<<t.at) == 0 || t.credit[t.at] <= 0 {
 		after := t.ready &^ (1<<(t.at+1) - 1)
@@ -63,9 +66,8 @@ func (t *turns) current() (lane int, fresh, ok bool) {
 		}
 		t.at = bits.TrailingZeros(after)
 		t.credit[t.at] = min(t.credit[t.at]+quantum, quantum)
-		fresh = true
 	}
-	return t.at, fresh, true
+	return t.at, true
 }
 
 // took charges the lane whose turn it is for a packet of n bytes.
@@ -96,13 +98,12 @@ func (q *Queue) bundle() error {
 func (q *Queue) readLanes(b []byte) (int, error) {
 	found := true // until a lane was read to its end: whoever waits is told at once of what may have come
 	for {
-		lane, fresh, ok := q.turns.current()
-		if found && (fresh || !ok) {
+		if found && q.turns.over() {
 			if err := q.look(); err != nil {
 				return 0, err
 			}
-			lane, _, ok = q.turns.current()
 		}
+		lane, ok := q.turns.current()
 		if !ok {
 			return 0, nil
 		}

@@ -126,9 +126,9 @@ func TestWritersHaveQueues(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// 8 lanes each; 0 would mean that the kernel keeps no number, as for a device of one queue.
-			if queue := n - 20; queue < 1 || queue > queues*8 {
-				t.Errorf("%d queues: what queue %d writes comes from receive queue %d of %d", queues, i, queue-1, queues*8)
+			// 16 lanes each; 0 would mean that the kernel keeps no number, as for a device of one queue.
+			if queue := n - 20; queue < 1 || queue > queues*16 {
+				t.Errorf("%d queues: what queue %d writes comes from receive queue %d of %d", queues, i, queue-1, queues*16)
 			}
 		}
 		if err := unix.Close(fd); err != nil {

@@ -22,11 +22,10 @@ func (b *backlog) drain(t *turns, n int) (lanes []int) {
 		}
 	}
 	for len(lanes) < n {
-		_, fresh, ok := t.current()
-		if fresh || !ok {
+		if t.over() {
 			look()
 		}
-		lane, _, ok := t.current()
+		lane, ok := t.current()
 		if !ok {
 			break
 		}
@@ -103,9 +102,9 @@ func TestLayouts(t *testing.T) {
 		multiQueue bool
 		want       []layout
 	}{
-		{1, true, []layout{{1, 8}, {1, 7}, {1, 1}}},
-		{2, true, []layout{{2, 8}, {2, 3}, {1, 7}, {1, 1}}},
-		{8, true, []layout{{8, 8}, {2, 3}, {1, 7}, {1, 1}}},
+		{1, true, []layout{{1, 16}, {1, 7}, {1, 1}}},
+		{2, true, []layout{{2, 16}, {2, 3}, {1, 7}, {1, 1}}},
+		{8, true, []layout{{8, 16}, {2, 3}, {1, 7}, {1, 1}}},
 		{MaxQueues, true, []layout{{64, 3}, {2, 3}, {1, 7}, {1, 1}}},
 		{8, false, []layout{{1, 1}}},
 	} {

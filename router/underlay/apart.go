@@ -18,27 +18,42 @@ const (
 	// Sizes asked for the socket buffers, in bytes. Of short datagrams the kernel reckons about 1 KiB each.
 	apartReceiveBuffer = 4 << 20
 	apartSendBuffer    = 1 << 20
+	lightReceiveBuffer = 1 << 20
 )
 
+// LightTOS is in the type of service of light datagrams, by which ListenApart tells them apart: the bit that RFC 1349 called low delay. To networks with
+// Differentiated Services it is an unassigned code point (4), which they forward like the default one (RFC 2474 §3); queueing disciplines of Linux that still
+// know it let such packets go first.
+const LightTOS = 0x10
+
 // ListenApart is Listen with one socket more, which gets all datagrams whose first byte is first, and no other; the kernel spreads the senders
-// of the rest over the data sockets. (Datagrams that it has joined to a run go where the first of the run does: rarely that brings one to
+// of the rest over the data sockets, each of which has a second queue, for those of its senders' datagrams that bear LightTOS: see Conn.RecvLight. (Datagrams that it has joined to a run go where the first of the run does: rarely that brings one to
 // a socket of the other sort.) What the socket sends goes before other traffic of this host, is marked as network control, and may be fragmented. It is
-// nil where the kernel cannot tell datagrams apart (Linux 4.5 can), and o.NotApart is told why.
+// nil where the kernel cannot tell datagrams apart (Linux 4.5 can), and o.NotApart is told why; then there are no second queues either.
 //
 // Data sockets may be closed, from the last to the first: then call Spread.
 func ListenApart(port uint16, n int, first byte, o Options) (data []*Conn, apart *Conn, err error) {
-	conns, err := Listen(port, max(n, 1)+1, o)
+	conns, err := Listen(port, 1+2*max(n, 1), o)
 	if err != nil {
 		return nil, nil, err
 	}
 	return setApart(conns, first, o)
 }
 
-// setApart makes the first of the sockets, which were bound in this order, the one apart.
+// setApart makes the first of the sockets, which were bound in this order, the one apart, and of those that follow each second one the second queue of the
+// one before it.
 func setApart(conns []*Conn, first byte, o Options) (data []*Conn, apart *Conn, err error) {
-	apart, data = conns[0], conns[1:]
+	apart = conns[0]
 	apart.first = first
-	if err = apart.goApart(); err == nil {
+	err = apart.goApart()
+	for i := 1; i+1 < len(conns); i += 2 {
+		d, light := conns[i], conns[i+1]
+		data, d.light = append(data, d), light
+		if err == nil {
+			err = enlarge(light.fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, lightReceiveBuffer)
+		}
+	}
+	if err == nil {
 		err = apart.Spread(len(data))
 	}
 	if err == nil {
@@ -47,11 +62,16 @@ func setApart(conns []*Conn, first byte, o Options) (data []*Conn, apart *Conn, 
 	if o.NotApart != nil {
 		o.NotApart(err)
 	}
-	if err := apart.Close(); err != nil {
+	failed := apart.Close()
+	for _, c := range data {
+		failed = errors.Join(failed, c.light.Close())
+		c.light = nil
+	}
+	if failed != nil {
 		for _, c := range data {
-			err = errors.Join(err, c.Close())
+			failed = errors.Join(failed, c.Close())
 		}
-		return nil, nil, err
+		return nil, nil, failed
 	}
 	return data, nil, nil
 }
@@ -150,7 +170,7 @@ func require(offset int, words []uint32) []unix.SockFilter {
 }
 
 // spread returns the program that finds the socket of a datagram in its group, in the order in which they were bound: 0 if the first byte of the payload
-// is first; else 1 to n, by a hash of the sender's address and port.
+// is first; else one of the n pairs that follow, by a hash of the sender's address and port: the second of the pair if the datagram is light.
 //
 // Offsets count from the payload; behind netOffset, from the IP header (SKF_NET_OFF). Ports are sought where they are without IP options and
 // extension headers: with them the hash is a worse one, and still the same for one sender.
@@ -159,6 +179,8 @@ func spread(first byte, n int) []unix.SockFilter {
 		netOffset = 1<<32 - 0x100000
 		mix       = 0x9e3779b1 // odd, so that a product loses nothing
 		mix2      = 0x85ebca6b
+		dscp      = 0xff &^ 3
+		light     = 0 // the scratch word that says so
 	)
 	var p []unix.SockFilter
 	add := func(code uint16, k uint32) { p = append(p, unix.SockFilter{Code: code, K: k}) }
@@ -177,8 +199,23 @@ func spread(first byte, n int) []unix.SockFilter {
 	load(unix.BPF_B, 0)
 	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, Jf: 1, K: uint32(first)})
 	add(unix.BPF_RET|unix.BPF_K, 0)
+	// Type of service and traffic class: version and header length, or version alone, are before it.
+	load(unix.BPF_B, netOffset)
+	alu(unix.BPF_RSH, 4)
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, K: 4, Jt: 3})
+	load(unix.BPF_H, netOffset)
+	alu(unix.BPF_RSH, 4)
+	add(unix.BPF_JMP|unix.BPF_JA, 1)
+	load(unix.BPF_B, netOffset+1)
+	alu(unix.BPF_AND, dscp)
+	p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_K | unix.BPF_JEQ, K: LightTOS, Jf: 2})
+	add(unix.BPF_LD|unix.BPF_IMM, 1)
+	add(unix.BPF_JMP|unix.BPF_JA, 1)
+	add(unix.BPF_LD|unix.BPF_IMM, 0)
+	add(unix.BPF_ST, light)
 	if n <= 1 {
-		add(unix.BPF_RET|unix.BPF_K, 1)
+		alu(unix.BPF_ADD, 1)
+		add(unix.BPF_RET|unix.BPF_A, 0)
 		return p
 	}
 	add(unix.BPF_LDX|unix.BPF_IMM, 0)
@@ -203,7 +240,10 @@ func spread(first byte, n int) []unix.SockFilter {
 	alu(unix.BPF_MUL, mix2)
 	alu(unix.BPF_RSH, 16)
 	alu(unix.BPF_MOD, uint32(n))
+	alu(unix.BPF_LSH, 1)
 	alu(unix.BPF_ADD, 1)
+	add(unix.BPF_LDX|unix.BPF_MEM, light)
+	add(unix.BPF_ALU|unix.BPF_X|unix.BPF_ADD, 0)
 	add(unix.BPF_RET|unix.BPF_A, 0)
 	return p
 }

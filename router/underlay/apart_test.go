@@ -46,11 +46,13 @@ func sender(t *testing.T, family int, port uint16) (*net.UDPConn, netip.AddrPort
 }
 
 // received takes what has arrived at a socket.
-func received(t *testing.T, c *Conn) (all []Message) {
+func received(t *testing.T, c *Conn) []Message { return receivedBy(t, c.Recv) }
+
+func receivedBy(t *testing.T, recv func([]Message) (int, error)) (all []Message) {
 	t.Helper()
 	for {
 		ms := messages(64, 2000)
-		n, err := c.Recv(ms)
+		n, err := recv(ms)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,7 +217,7 @@ func TestNotApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	here := listen(t, 1)
+	here := listen(t, 2)
 	told := ""
 	data, apart, err := setApart(append(alone, here...), apartByte, Options{NotApart: func(err error) { told += err.Error() }})
 	if err != nil || apart != nil || len(data) != 1 || data[0] != here[0] {
@@ -224,8 +226,13 @@ func TestNotApart(t *testing.T) {
 	if want := fmt.Sprintf("telling datagrams on UDP port %d apart (SO_ATTACH_REUSEPORT_CBPF, Linux 4.5): invalid argument", alone[0].Port()); told != want {
 		t.Errorf("told %q, not %q", told, want)
 	}
-	if err := alone[0].SendTo(nil, netip.AddrPortFrom(loop4, here[0].Port()), 0); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("the socket that is not needed: %v", err)
+	for _, c := range []*Conn{alone[0], here[1]} {
+		if err := c.SendTo(nil, netip.AddrPortFrom(loop4, here[0].Port()), 0); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("a socket that is not needed: %v", err)
+		}
+	}
+	if fd := data[0].LightFD(); fd != -1 {
+		t.Errorf("a queue for light datagrams, %d", fd)
 	}
 	from, to := sender(t, 0, data[0].Port())
 	if _, err := from.WriteToUDPAddrPort([]byte{apartByte}, to); err != nil {
@@ -233,5 +240,58 @@ func TestNotApart(t *testing.T) {
 	}
 	if got := received(t, data[0]); len(got) != 1 {
 		t.Errorf("%d datagrams", len(got))
+	}
+	if n, err := data[0].RecvLight(messages(1, 10)); n != 0 || err != nil {
+		t.Errorf("%d light datagrams, %v", n, err)
+	}
+}
+
+// Light datagrams come to the second queue of the socket that their sender's others come to, and only they, whatever congestion they have met.
+func TestLight(t *testing.T) {
+	for _, n := range []int{1, 3} {
+		t.Run(fmt.Sprint(n, " data sockets"), func(t *testing.T) {
+			data, apart := listenApart(t, n)
+			for _, host := range []netip.Addr{loop4, loop6} {
+				for range 16 {
+					from, to := listen(t, 1)[0], netip.AddrPortFrom(host, apart.Port())
+					for tos := range 256 {
+						if err := from.SendTo([]byte{4, byte(tos)}, to, uint8(tos)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if err := from.SendTo([]byte{apartByte}, to, LightTOS); err != nil {
+						t.Fatal(err)
+					}
+					if got := received(t, apart); len(got) != 1 || got[0].Buf[0] != apartByte {
+						t.Fatalf("to %v: %d datagrams came apart", to, len(got))
+					}
+					sockets := 0
+					for i, c := range data {
+						heavy, light := received(t, c), receivedBy(t, c.RecvLight)
+						if len(heavy)+len(light) == 0 {
+							continue
+						}
+						sockets++
+						if len(heavy) != 252 || len(light) != 4 {
+							t.Errorf("to %v: socket %d has %d datagrams and %d light ones", to, i, len(heavy), len(light))
+						}
+						for j, m := range light {
+							if want := byte(LightTOS + j); m.Buf[1] != want || m.TOS != want || m.Addr.Port() != from.Port() {
+								t.Errorf("to %v: light is %x of %v with TOS %#x", to, m.Buf[:m.N], m.Addr, m.TOS)
+							}
+						}
+					}
+					if sockets != 1 {
+						t.Errorf("to %v: one sender's datagrams came to %d sockets", to, sockets)
+					}
+				}
+			}
+			if err := data[0].Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := data[0].RecvLight(messages(1, 10)); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("receiving when it is closed: %v", err)
+			}
+		})
 	}
 }

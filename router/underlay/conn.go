@@ -3,6 +3,7 @@
 package underlay
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -38,7 +39,7 @@ type Message struct {
 	Fragment bool
 }
 
-// Conn is one UDP socket. Recv and Send may be used by one goroutine each,
+// Conn is one UDP socket, or two where ListenApart has made it: one for light datagrams, which only receives. Recv, RecvLight and Send may be used by one goroutine each,
 // everything else by any number. Nothing here blocks.
 type Conn struct {
 	family int
@@ -54,6 +55,8 @@ type Conn struct {
 	// Of the socket that ListenApart adds; fixed by it.
 	first     byte // of its datagrams
 	fragments bool // all that it sends may be fragmented
+
+	light *Conn // nil: none; fixed by ListenApart, which tells of it
 
 	// mode is held for writing while the socket lets datagrams be fragmented, for reading while one is sent that must not be.
 	// Other datagrams may get into such a moment: they lose their don't-fragment bit and nothing else.
@@ -87,6 +90,23 @@ type mmsghdr struct {
 // FD returns the descriptor, to wait for it to become readable or writable. It belongs
 // to the Conn and is not valid after Close.
 func (c *Conn) FD() int { return c.fd }
+
+// LightFD is FD for RecvLight; -1 if the Conn has no second queue.
+func (c *Conn) LightFD() int {
+	if c.light == nil {
+		return -1
+	}
+	return c.light.fd
+}
+
+// RecvLight is Recv for light datagrams, those whose type of service has LightTOS and no other bit of the DSCP. They are in a queue of their own, and so
+// wait for no others, if LightFD is not -1; else there are none, as Recv returns all.
+func (c *Conn) RecvLight(ms []Message) (int, error) {
+	if c.light == nil {
+		return 0, nil
+	}
+	return c.light.Recv(ms)
+}
 
 // Port returns the local port.
 func (c *Conn) Port() uint16 { return c.port }
@@ -266,10 +286,14 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	c.closed = true
-	if err := unix.Close(c.fd); err != nil {
-		return fmt.Errorf("closing UDP port %d: %w", c.port, err)
+	err := unix.Close(c.fd)
+	if err != nil {
+		err = fmt.Errorf("closing UDP port %d: %w", c.port, err)
 	}
-	return nil
+	if c.light != nil {
+		err = errors.Join(err, c.light.Close())
+	}
+	return err
 }
 
 // set makes entry i of the batch refer to buf.

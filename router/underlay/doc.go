@@ -9,7 +9,7 @@
 // probes how wide the path is, but for single datagrams that say otherwise (Message.Fragment).
 //
 // ListenApart opens one more, to which the kernel gives all datagrams with a certain first byte, by a program that is attached to the group
-// of sockets: what must not wait.
+// of sockets: what must not wait. And it gives each of the others a second queue, for what its sender has marked as light.
 //
 // A run of datagrams of one size to one peer crosses the system call and the stack below as one (UDP_SEGMENT,
 // UDP_GRO), where the kernel and the device can.
