@@ -35,7 +35,7 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 	return more, err
 }
 
-// receiveLight handles all light datagrams that have arrived, or lightBytes of a flood of them. An error ends the shard.
+// receiveLight handles all light datagrams that have arrived, or lightBytes of a flood of them, each of which counts flowCost besides. An error ends the shard.
 func (s *shard) receiveLight(now time.Time) error {
 	for size := 0; size < lightBytes; {
 		n, err := s.light.RecvLight(s.few)
@@ -49,7 +49,7 @@ func (s *shard) receiveLight(now time.Time) error {
 		if err != nil || n < len(s.few) {
 			return err
 		}
-		size += got
+		size += got + n*flowCost
 	}
 	return nil
 }

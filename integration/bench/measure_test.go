@@ -16,8 +16,10 @@ import (
 
 // The measurements of UDP start this program anew as the sender.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == floodCommand {
-		os.Exit(flood(os.Args[2:], os.Stdout, os.Stderr))
+	if len(os.Args) > 1 {
+		if run := part(os.Args[1]); run != nil {
+			os.Exit(run(os.Args[2:], os.Stdout, os.Stderr))
+		}
 	}
 	os.Exit(m.Run())
 }
@@ -164,6 +166,25 @@ func TestFloodUsage(t *testing.T) {
 		var out, errs strings.Builder
 		if code := flood(tt.args, &out, &errs); code != tt.code || !strings.Contains(errs.String(), tt.want) {
 			t.Errorf("flood %v: code %d, %s", tt.args, code, errs.String())
+		}
+	}
+}
+
+func TestPingUsage(t *testing.T) {
+	for _, tt := range []struct {
+		part string
+		args []string
+		code int
+		want string
+	}{
+		{pingCommand, []string{"-speed", "1"}, 2, "flag provided but not defined"},
+		{pingCommand, []string{"-to", "here"}, 1, "bench ping: dial tcp: address here: missing port in address"},
+		{pongCommand, []string{"-speed", "1"}, 2, "flag provided but not defined"},
+		{pongCommand, []string{"-at", "here"}, 1, "bench pong: listen tcp: address here: missing port in address"},
+	} {
+		var out, errs strings.Builder
+		if code := part(tt.part)(tt.args, &out, &errs); code != tt.code || !strings.Contains(errs.String(), tt.want) {
+			t.Errorf("%s %v: code %d, %s", tt.part, tt.args, code, errs.String())
 		}
 	}
 }

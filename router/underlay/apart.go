@@ -18,7 +18,6 @@ const (
 	// Sizes asked for the socket buffers, in bytes. Of short datagrams the kernel reckons about 1 KiB each.
 	apartReceiveBuffer = 4 << 20
 	apartSendBuffer    = 1 << 20
-	lightReceiveBuffer = 1 << 20
 )
 
 // LightTOS is in the type of service of light datagrams, by which ListenApart tells them apart: the bit that RFC 1349 called low delay. To networks with
@@ -49,9 +48,6 @@ func setApart(conns []*Conn, first byte, o Options) (data []*Conn, apart *Conn, 
 	for i := 1; i+1 < len(conns); i += 2 {
 		d, light := conns[i], conns[i+1]
 		data, d.light = append(data, d), light
-		if err == nil {
-			err = enlarge(light.fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, lightReceiveBuffer)
-		}
 	}
 	if err == nil {
 		err = apart.Spread(len(data))
