@@ -79,9 +79,10 @@ func (f *flows) light(b []byte, p *packet.Packet, now time.Time) bool {
 	return true
 }
 
-// refill adds what the time has brought.
+// refill adds what the time has brought. Within a second that is the whole burst, and more cannot be multiplied without an overflow.
 func (a *allowance) refill(t time.Duration, rate, burst int64) {
-	a.left = min(a.left+max(int64(t-a.at), 0)*rate/int64(time.Second), burst)
+	passed := min(max(t-a.at, 0), time.Second)
+	a.left = min(a.left+int64(passed)*rate/int64(time.Second), burst)
 	a.at = t
 }
 

@@ -76,7 +76,7 @@ func TestLightFlowsKeepOrder(t *testing.T) {
 		last, heavy := map[uint16]time.Time{}, map[uint16]bool{}
 		sum, all := map[uint16]int64{}, int64(0)
 		for range rapid.IntRange(1, 2000).Draw(t, "packets") {
-			now = now.Add(rapid.SampledFrom([]time.Duration{0, 0, 0, time.Microsecond, time.Millisecond, flowQuiet - 1, flowQuiet}).Draw(t, "pause"))
+			now = now.Add(rapid.SampledFrom([]time.Duration{0, 0, 0, time.Microsecond, time.Millisecond, flowQuiet - 1, flowQuiet, 200 * time.Second}).Draw(t, "pause"))
 			flow := rapid.Uint16Range(0, 3).Draw(t, "flow")
 			b, p := sent(flow, rapid.SampledFrom([]int{28, 60, 1400, 9000, 65535}).Draw(t, "size"))
 			light := f.light(b, p, now)
@@ -118,8 +118,11 @@ func TestLightFlood(t *testing.T) {
 	if most := (lightBurst + lightRate/20) / (64 + flowCost); light > most || light < most/2 {
 		t.Errorf("%d packets of the flood are light, want at most %d", light, most)
 	}
-	if b, p := sent(7, 64); !f.light(b, p, now.Add(flowQuiet)) {
-		t.Error("after the flood a flow is heavy")
+	for _, pause := range []time.Duration{flowQuiet, time.Second, 200 * time.Second, 24 * 365 * time.Hour} {
+		now = now.Add(pause)
+		if b, p := sent(7, 64); !f.light(b, p, now) {
+			t.Errorf("a flow is heavy %v after the last packet", pause)
+		}
 	}
 }
 
