@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -77,14 +76,7 @@ func flood(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		s, err = sendFlood(addr, *size, *rate, *length)
 	}
-	if err == nil {
-		err = json.NewEncoder(stdout).Encode(s)
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench flood: %v\n", err)
-		return 1
-	}
-	return 0
+	return report(floodCommand, s, err, stdout, stderr)
 }
 
 func sendFlood(to netip.AddrPort, size int, rate float64, length time.Duration) (sent, error) {

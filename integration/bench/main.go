@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -65,6 +66,18 @@ func part(name string) func(args []string, stdout, stderr io.Writer) int {
 		return pong
 	}
 	return nil
+}
+
+// report ends such a program: with the answer as JSON, or what went wrong. It returns the exit code.
+func report(name string, answer any, err error, stdout, stderr io.Writer) int {
+	if err == nil {
+		err = json.NewEncoder(stdout).Encode(answer)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "bench %s: %v\n", name, err)
+		return 1
+	}
+	return 0
 }
 
 // run runs the benchmark and returns the exit code.

@@ -121,14 +121,7 @@ func ping(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	times, err := ask(*to, *length)
-	if err == nil {
-		err = json.NewEncoder(stdout).Encode(times)
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench ping: %v\n", err)
-		return 1
-	}
-	return 0
+	return report(pingCommand, times, err, stdout, stderr)
 }
 
 func ask(to string, length time.Duration) (times []time.Duration, err error) {
