@@ -103,7 +103,8 @@ func (x *bend) relayed(on bool) {
 	x.b.SetWay(1, relays...)
 }
 
-// check fails the test if anything was dropped that should not.
+// check fails the test if anything was dropped that should not. As the way changes while a handshake is in flight it begins anew, and the
+// answer to the first initiation belongs to no session.
 func (x *bend) check(t *testing.T, but ...router.Reason) {
 	t.Helper()
 	for _, n := range []*node{x.a, x.b, x.middle} {
@@ -113,7 +114,7 @@ func (x *bend) check(t *testing.T, but ...router.Reason) {
 			delete(drops, r)
 		}
 		for r, count := range drops {
-			if count != 0 {
+			if count != 0 && (r != router.DropIndex || count > session.AgainLimit) {
 				t.Errorf("host %d: %d drops for %v", n.i, count, r)
 			}
 		}
