@@ -31,7 +31,9 @@ func pureAllows() map[string][]string {
 			"golang.zx2c4.com/wireguard/ratelimiter",
 			"golang.zx2c4.com/wireguard/replay",
 			"golang.zx2c4.com/wireguard/tai64n",
+			"router/session/aesgcm",
 		},
+		"router/session/aesgcm": {"golang.org/x/sys/cpu"},
 	}
 }
 

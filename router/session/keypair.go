@@ -3,7 +3,6 @@
 package session
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
@@ -14,6 +13,8 @@ import (
 
 	"golang.org/x/crypto/chacha20poly1305"
 	"golang.zx2c4.com/wireguard/replay"
+
+	"github.com/weftnet/weft/router/session/aesgcm"
 )
 
 // Keypair is one session: a key for each direction. All methods are safe for concurrent use, and
@@ -49,11 +50,7 @@ func newAEAD(s Suite, key [KeySize]byte) (cipher.AEAD, error) {
 	if s == WireGuard {
 		return chacha20poly1305.New(key[:])
 	}
-	block, err := aes.NewCipher(key[:])
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
+	return aesgcm.New(&key)
 }
 
 // arm sets the keys of a new session.
