@@ -46,8 +46,8 @@ const method = `## Method
   ended after it. Each cell is the median of the rounds, and the least and the most in parentheses.
 * Before each round the processors are watched for 2 s while nothing of this runs; the head of this document says so if others
   used a tenth of them or more.
-* TCP: blocks of 128 KiB written to the connections as fast as they take them; what is read on the other side counts, after
-  a warm-up of 0.3 s. CPU is what the daemons of both hosts use, system calls included, not what the kernel does elsewhere; "all CPU" is
+* TCP: two processes for each stream, one of which writes blocks of 128 KiB as fast as the connection takes them, and the other reads; what is read
+  counts, after a warm-up of 0.3 s. CPU is what the daemons of both hosts use, system calls included, not what the kernel does elsewhere; "all CPU" is
   all time of the processors for one stream, with the sender's, the receiver's and whatever else ran.
 * UDP: a process on the first host hands datagrams to a connected socket, 32 a call (sendmmsg), as many as the kernel takes,
   none joined (no UDP_SEGMENT); what a thread on the second host gets counts by the second. The loss is the share that never

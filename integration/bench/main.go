@@ -64,6 +64,10 @@ func part(name string) func(args []string, stdout, stderr io.Writer) int {
 		return ping
 	case pongCommand:
 		return pong
+	case sourceCommand:
+		return source
+	case drainCommand:
+		return drain
 	}
 	return nil
 }

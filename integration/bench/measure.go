@@ -4,15 +4,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/weftnet/weft/integration/lab"
@@ -69,95 +66,12 @@ func closeAll(lists ...[]net.Conn) {
 	}
 }
 
-// errSilent says that a stream stood still all the time.
-var errSilent = errors.New("nothing arrived")
-
 // flow is what one stream measurement saw.
 type flow struct {
 	gbit    float64 // received
 	rate    float64 // Gb/s
 	cpu     float64 // seconds of the forwarding processes in the same time
 	machine float64 // seconds of all processors, whoever used them
-}
-
-// streaming is TCP connections over which as much is sent as they take.
-type streaming struct {
-	clients, servers []net.Conn
-	received         atomic.Int64
-	running          sync.WaitGroup
-}
-
-// startStreams starts n of them, and returns when they are warm. The caller stops them.
-func startStreams(ctx context.Context, c *contender, n int) (*streaming, error) {
-	clients, servers, err := connect(ctx, c.from, c.to, c.addr, n)
-	if err != nil {
-		return nil, err
-	}
-	s := &streaming{clients: clients, servers: servers}
-	for i := range n {
-		s.running.Go(func() {
-			buf := make([]byte, block)
-			for {
-				if _, err := clients[i].Write(buf); err != nil {
-					return // closed by stop
-				}
-			}
-		})
-		s.running.Go(func() {
-			buf := make([]byte, block)
-			for {
-				got, err := servers[i].Read(buf)
-				s.received.Add(int64(got))
-				if err != nil {
-					return
-				}
-			}
-		})
-	}
-	if err := sleep(ctx, warmUp); err != nil {
-		s.stop()
-		return nil, err
-	}
-	return s, nil
-}
-
-func (s *streaming) stop() {
-	closeAll(s.clients, s.servers)
-	s.running.Wait()
-}
-
-// stream sends over n connections as fast as they take it, and counts what arrives.
-func stream(ctx context.Context, c *contender, n int, length time.Duration) (flow, error) {
-	s, err := startStreams(ctx, c, n)
-	if err != nil {
-		return flow{}, err
-	}
-	defer s.stop()
-	cpu, err := cpuSeconds(c.pids())
-	if err != nil {
-		return flow{}, err
-	}
-	whole, err := readProcessors()
-	if err != nil {
-		return flow{}, err
-	}
-	start, before := time.Now(), s.received.Load()
-	if err := sleep(ctx, length); err != nil {
-		return flow{}, err
-	}
-	f := flow{gbit: float64(s.received.Load()-before) * 8 / 1e9}
-	f.rate = f.gbit / time.Since(start).Seconds()
-	end, err := readProcessors()
-	if err != nil {
-		return flow{}, err
-	}
-	f.machine = end.seconds(whole)
-	after, err := cpuSeconds(c.pids())
-	f.cpu = after - cpu
-	if err == nil && f.gbit == 0 {
-		err = errSilent
-	}
-	return f, err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

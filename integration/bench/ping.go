@@ -23,7 +23,7 @@ import (
 )
 
 // pingCommand and pongCommand are the first arguments that make this program one that sends a byte to and fro, or the other end of that: processes of their
-// own, with blocking system calls, so that nothing of the streams beside them, which are this process's, is in their times.
+// own, with blocking system calls, so that nothing else of this process is in their times.
 const (
 	pingCommand = "ping"
 	pongCommand = "pong"
