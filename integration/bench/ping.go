@@ -151,7 +151,7 @@ func ask(to string, length time.Duration) (times []time.Duration, err error) {
 
 // blocking calls f with the descriptor of a connection, in blocking mode, on a thread of its own, and closes the connection.
 func blocking(conn net.Conn, f func(fd int) error) error {
-	file, err := conn.(*net.TCPConn).File()
+	file, err := unwatched(conn)
 	_ = conn.Close()
 	if err != nil {
 		return err

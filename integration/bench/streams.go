@@ -61,12 +61,12 @@ func (s *streaming) start(c *contender, client, server net.Conn) error {
 	if err != nil {
 		return err
 	}
-	from, err := client.(*net.TCPConn).File()
+	from, err := unwatched(client)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = from.Close() }()
-	to, err := server.(*net.TCPConn).File()
+	to, err := unwatched(server)
 	if err != nil {
 		return err
 	}
@@ -83,6 +83,28 @@ func (s *streaming) start(c *contender, client, server net.Conn) error {
 		s.ends = append(s.ends, p)
 	}
 	return nil
+}
+
+// unwatched returns a descriptor of the connection, in blocking mode, for which the runtime does not wait: net.TCPConn.File returns one that
+// wakes this process up for each packet. conn is to be closed, as it is watched; the descriptor, too.
+func unwatched(conn net.Conn) (f *os.File, err error) {
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	dup := -1
+	cerr := raw.Control(func(fd uintptr) {
+		if dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			err = unix.SetNonblock(dup, false)
+		}
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		if dup >= 0 {
+			_ = unix.Close(dup)
+		}
+		return nil, os.NewSyscallError("duplicating a connection", err)
+	}
+	return os.NewFile(uintptr(dup), "connection"), nil
 }
 
 // received returns how many bytes the programs have read so far.

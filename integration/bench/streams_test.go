@@ -21,7 +21,7 @@ func TestHasRead(t *testing.T) {
 	}
 	defer closeAll(clients, servers)
 	s := &streaming{}
-	f, err := servers[0].(interface{ File() (*os.File, error) }).File()
+	f, err := unwatched(servers[0])
 	if err != nil {
 		t.Fatal(err)
 	}
