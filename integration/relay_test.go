@@ -185,7 +185,7 @@ func TestRelayLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := own.BitsPerSecond(); r < 2*limit {
+	if r := own.BitsPerSecond(); r < 1.25*limit { // with the limit it would be 1.05 of it at most, as above; the rest is for machines that are busy
 		t.Errorf("%.1f Mb/s to a workload on the relay itself", r/1e6)
 	}
 
