@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -113,6 +114,17 @@ func resident(t *testing.T, pid int) uint64 {
 	return kilobytes << 10
 }
 
+// unjoined returns the datagrams of a frame: where several were sent by one call, the link carries them as one. Each begins like the first one: with its
+// type, suite and receiver, which stands in bytes 4 to 7 of a data message.
+func unjoined(b []byte) (all [][]byte) {
+	for at := 32; at+32 <= len(b); at += 16 {
+		if bytes.Equal(b[at:at+2], b[:2]) && bytes.Equal(b[at+4:at+8], b[4:8]) {
+			return append([][]byte{b[:at]}, unjoined(b[at:])...)
+		}
+	}
+	return [][]byte{b}
+}
+
 // wire returns the datagrams that went from one host to the other, of one message type.
 func wire(c *lab.Capture, from, to *lab.Link, kind byte) (all [][]byte) {
 	for _, f := range c.Frames() {
@@ -121,7 +133,7 @@ func wire(c *lab.Capture, from, to *lab.Link, kind byte) (all [][]byte) {
 		}
 		ip := f.Data[14:]
 		if ip[9] == unix.IPPROTO_UDP && netip.AddrFrom4([4]byte(ip[12:])) == from.V4() && netip.AddrFrom4([4]byte(ip[16:])) == to.V4() && ip[28] == kind {
-			all = append(all, ip[28:binary.BigEndian.Uint16(ip[2:])])
+			all = append(all, unjoined(ip[28:binary.BigEndian.Uint16(ip[2:])])...)
 		}
 	}
 	return all
@@ -347,4 +359,14 @@ func processor(t *testing.T, pid int) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(user+system) * (time.Second / 100) // USER_HZ
+}
+
+func TestUnjoined(t *testing.T) {
+	head := []byte{4, 1, 0, 0, 9, 8, 7, 6}
+	one, other := append(slices.Clone(head), make([]byte, 40)...), append(slices.Clone(head), make([]byte, 24)...)
+	other[2], one[8] = 1, 5 // flags and counters differ
+	got := unjoined(slices.Concat(one, one, other))
+	if len(got) != 3 || !bytes.Equal(got[0], one) || !bytes.Equal(got[1], one) || !bytes.Equal(got[2], other) {
+		t.Errorf("%x", got)
+	}
 }
