@@ -157,8 +157,8 @@ func TestRelayByLatency(t *testing.T) {
 // TestRelayLimit measures what a relay lets through, which is what it was told, and what it does for its own workloads, which is not limited.
 func TestRelayLimit(t *testing.T) {
 	t.Parallel()
-	const limit = 20e6
-	a := newApart(t, []string{"--relay-limit", "20mbit"})
+	const limit = 10e6
+	a := newApart(t, []string{"--relay-limit", "10mbit"})
 	relayed(t, a.left, a.right, a.relays[0])
 	allReach(t, patience, a.workloads...)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -176,16 +176,16 @@ func TestRelayLimit(t *testing.T) {
 	}
 	wait.Wait()
 	rate := streams * each * 8 / time.Since(start).Seconds()
-	t.Logf("relayed with a limit of 20 Mb/s: %.1f Mb/s of payload", rate/1e6)
+	t.Logf("relayed with a limit of 10 Mb/s: %.1f Mb/s of payload", rate/1e6)
 	// What a bucket holds comes besides. What a relay drops, TCP has to find out: it does not use all of it.
 	if rate > limit*1.05 || rate < limit*0.5 {
-		t.Errorf("%.1f Mb/s through a relay with a limit of 20", rate/1e6)
+		t.Errorf("%.1f Mb/s through a relay with a limit of 10", rate/1e6)
 	}
 	own, err := a.Transfer(ctx, a.workloads[0].Namespace, a.workloads[2].Namespace, a.workloads[2].V4, 64<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := own.BitsPerSecond(); r < 1.25*limit { // with the limit it would be 1.05 of it at most, as above; the rest is for machines that are busy
+	if r := own.BitsPerSecond(); r < 2*limit {
 		t.Errorf("%.1f Mb/s to a workload on the relay itself", r/1e6)
 	}
 
