@@ -18,8 +18,8 @@ import (
 // What is sealed is gathered here, and sent.
 
 const (
-	transmitMessages = 128
-	transmitArena    = 160 << 10
+	transmitMessages = 256
+	transmitArena    = 320 << 10
 	// roomyMessages and roomyBytes are what a superpacket of segments of 1 KiB or more takes.
 	roomyMessages = 64
 	roomyBytes    = 80 << 10

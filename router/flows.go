@@ -116,6 +116,7 @@ func (s *shard) weigh(b []byte, p *packet.Packet, now time.Time) error {
 	out := &s.out
 	if s.flows != nil && s.flows.light(b, p, now) {
 		out.mark, out.light = underlay.LightTOS, true
+		s.haste.passes(b, p)
 		return nil
 	}
 	var err error

@@ -30,7 +30,7 @@ func (s *shard) receive(now time.Time) (more bool, err error) {
 	}
 	size, err := s.received(s.in[:n], s.strays.take(), now)
 	if size > 0 {
-		s.want = min(max(turnBytes*n/size, leastBatch), receiveBatch)
+		s.want = min(max(s.haste.bytes*n/size, s.haste.batch), receiveBatch)
 	}
 	return more, err
 }
@@ -176,6 +176,7 @@ func (s *shard) packet(known *snapshot, plain []byte, open bool) error {
 		s.join.Drop()
 		return nil
 	}
+	s.haste.passesIn(s.rxTOS, plain, &p)
 	s.rxRun.packets++
 	s.rxRun.bytes += uint64(p.Len)
 	return s.gather(plain, &p, open)

@@ -19,9 +19,12 @@ import (
 // others. An error ends the shard.
 func (s *shard) transmit(now time.Time) (more bool, err error) {
 	known := s.r.current.Load()
+	if s.yields != nil && s.haste.hasty {
+		s.yields.Yield()
+	}
 	size := 0
 	more = true
-	for n := 0; n < turnPackets && size < turnBytes; n++ {
+	for n := 0; n < turnPackets && size < s.haste.bytes; n++ {
 		if !s.out.roomy() {
 			if err := s.flush(); err != nil {
 				return false, err

@@ -28,6 +28,12 @@ type Queue interface {
 	Offloads() tun.Offloads
 }
 
+// yielder is what a Queue may be that has several flows to choose from. *tun.Queue is one.
+type yielder interface {
+	// Yield makes the next Read prefer flows that have waited to the one that was read last. It is called by the goroutine that calls Read.
+	Yield()
+}
+
 // Conn is a shard's way to the network between hosts, or that of control datagrams. *underlay.Conn is one.
 //
 // Recv and Send are called by one goroutine, the shard's or that of control datagrams; SendTo and SendWhole by any. None blocks. Closing is as with Queue.

@@ -21,21 +21,16 @@ import (
 )
 
 const (
-	// receiveBatch is how many datagrams, or runs of them, are received at once at most, leastBatch how many at least however long
-	// they are, and receiveBuffer what each may have.
+	// receiveBatch is how many datagrams, or runs of them, are received at once at most, and receiveBuffer what each may have.
 	receiveBatch  = 32
-	leastBatch    = 1
 	receiveBuffer = 64 << 10
 	// lightBatch is how many light datagrams, or runs of them, are received at once, and lightBytes how many bytes of them without looking at others.
 	lightBatch = 16
 	lightBytes = 256 << 10
+	// turnPackets is how many packets, or superpackets, are read from the TUN queue before it is the datagrams' turn again.
+	turnPackets = 64
 	// maxFrame is the largest read from a TUN queue.
 	maxFrame = packet.VNetHdrLen + 64<<10
-	// turnPackets and turnBytes bound what is read from the TUN queue before it is
-	// the datagrams' turn again; about turnBytes of those it is, too. The shorter the turns, the sooner a packet passes that came
-	// in beside a stream of superpackets.
-	turnPackets = 64
-	turnBytes   = 64 << 10
 	// idleWait is how long a shard sleeps at most. It then looks at both descriptors, so that a closed
 	// one, of which the kernel tells nobody, is noticed.
 	idleWait = time.Second
@@ -51,6 +46,7 @@ type shard struct {
 	queue  Queue
 	conn   Conn
 	light  lightConn // conn, nil: it has no queue for light datagrams
+	yields yielder   // queue, nil: it has no flows to choose from
 	poller Poller
 	stats  counters     // read by anybody
 	stop   atomic.Bool  // written by Run
@@ -59,6 +55,7 @@ type shard struct {
 
 	offloads tun.Offloads // of the queue
 	failures int          // in a row
+	haste    haste
 
 	in    []underlay.Message // datagrams received
 	want  int                // how many of in to receive next
@@ -97,6 +94,7 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		icmpLimit:   limiter{rate: 100, burst: 50},
 		tooBigLimit: limiter{rate: 1000, burst: 200},
 	}
+	s.yields, _ = q.(yielder)
 	s.carry.shelf.init(r.config.RelayLimit, len(r.config.TUN))
 	s.control = controller{r: r, stats: &s.stats}
 	buffers(s.in)
@@ -107,10 +105,11 @@ func newShard(r *Router, number int, q Queue, c Conn) *shard {
 		buffers(s.few)
 	}
 	if r.config.CopyDSCP {
-		s.out.copied = 0xff
+		s.out.copied, s.haste.always = 0xff, true
 	} else {
 		s.flows = newFlows(r.config.Now())
 	}
+	s.haste.begin(r.config.Now())
 	return s
 }
 
@@ -169,6 +168,7 @@ func (s *shard) loop() error {
 
 // turn does what the events ask for. more tells that there may be more to do at once.
 func (s *shard) turn(got Events, now time.Time) (more bool, err error) {
+	s.haste.begin(now)
 	if got&WriteUDP != 0 {
 		s.out.blocked = false
 		if err := s.flush(); err != nil {

@@ -9,8 +9,6 @@ import "encoding/binary"
 const minMSS = 88
 
 const (
-	tcpSYN = 0x02
-
 	tcpOptEnd = 0
 	tcpOptNop = 1
 	tcpOptMSS = 2

@@ -58,6 +58,16 @@ func (p *Packet) Parse(b []byte) error {
 	return ErrVersion
 }
 
+// BareACK reports whether the packet b that p was parsed from is a TCP segment that only acknowledges (RFC 9293 §3.1): it carries no
+// data, and neither opens nor closes a connection.
+func (p *Packet) BareACK(b []byte) bool {
+	if p.Proto != protoTCP || p.Fragment || p.Len > len(b) {
+		return false
+	}
+	tcp := b[p.HeaderLen:p.Len]
+	return len(tcp) >= tcpHeaderLen && len(tcp) == int(tcp[12]>>4)*4 && tcp[13]&(tcpFIN|tcpSYN|tcpRST|tcpPSH|tcpACK|tcpURG) == tcpACK
+}
+
 func (p *Packet) parse4(b []byte) error {
 	header := int(b[0]&0xf) * 4
 	total := int(binary.BigEndian.Uint16(b[2:]))

@@ -197,6 +197,67 @@ func TestVNetHdr(t *testing.T) {
 	}
 }
 
+// Only what acknowledges, and does nothing else, is a bare acknowledgement.
+func TestBareACK(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		segment := func(n int, offset, flags byte) []byte {
+			b := udpPacket(v6, tcpHeaderLen-udpHeaderLen+n)
+			if v6 {
+				b[6] = protoTCP
+			} else {
+				b[9] = protoTCP
+			}
+			header := b[len(b)-tcpHeaderLen-n:]
+			header[12], header[13] = offset<<4, flags
+			return b
+		}
+		udp := udpPacket(v6, tcpHeaderLen-udpHeaderLen)
+		for _, c := range []struct {
+			name string
+			b    []byte
+			want bool
+		}{
+			{"acknowledgement", segment(0, 5, tcpACK), true},
+			{"with options", segment(12, 8, tcpACK), true},
+			{"of a congested way", segment(0, 5, tcpACK|0x40), true},
+			{"data", segment(1, 5, tcpACK), false},
+			{"pushed", segment(0, 5, tcpACK|tcpPSH), false},
+			{"urgent", segment(0, 5, tcpACK|tcpURG), false},
+			{"the beginning", segment(0, 5, tcpSYN), false},
+			{"the answer to it", segment(0, 5, tcpSYN|tcpACK), false},
+			{"the end", segment(0, 5, tcpFIN|tcpACK), false},
+			{"a reset", segment(0, 5, tcpRST), false},
+			{"no flags", segment(0, 5, 0), false},
+			{"options that are longer than the packet", segment(0, 15, tcpACK), false},
+			{"a header that is too short", segment(0, 4, tcpACK), false},
+			{"UDP", udp, false},
+		} {
+			var p Packet
+			if err := p.Parse(c.b); err != nil {
+				t.Fatal(err)
+			}
+			if got := p.BareACK(c.b); got != c.want {
+				t.Errorf("IPv6 %t, %s: %t", v6, c.name, got)
+			}
+			if p.BareACK(c.b[:p.Len-1]) {
+				t.Errorf("IPv6 %t, %s, cut off", v6, c.name)
+			}
+		}
+	}
+	ack := unhex(t, syn4)
+	var p Packet
+	if err := p.Parse(ack); err != nil {
+		t.Fatal(err)
+	}
+	ack[p.HeaderLen+13] = tcpACK
+	if !p.BareACK(ack) {
+		t.Error("a whole packet")
+	}
+	if p.Fragment = true; p.BareACK(ack) {
+		t.Error("a fragment")
+	}
+}
+
 func FuzzVNetHdr(f *testing.F) {
 	f.Add([]byte{1, 1, 54, 0, 0xb4, 5, 20, 0, 16, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -11,10 +11,13 @@ const maxHeaderLen = 2048
 // tcpChecksum is the offset of the checksum in a TCP header.
 const tcpChecksum = 16
 
+// Flags of a TCP header (RFC 9293 §3.1, RFC 3168 §6.1).
 const (
 	tcpFIN = 0x01
+	tcpSYN = 0x02
 	tcpRST = 0x04
 	tcpPSH = 0x08
+	tcpACK = 0x10
 	tcpURG = 0x20
 	tcpCWR = 0x80
 )

@@ -25,7 +25,7 @@ const (
 
 	// A lane may send quantum bytes in its turn, to which packetCost is added for each packet, as small ones cost about the
 	// same to carry whatever their size.
-	quantum    = 64 << 10
+	quantum    = 160 << 10
 	packetCost = 512
 )
 
@@ -73,10 +73,13 @@ func (t *turns) current() (lane int, ok bool) {
 // took charges the lane whose turn it is for a packet of n bytes.
 func (t *turns) took(n int) { t.credit[t.at] -= n + packetCost }
 
+// yield ends the turn of the lane that was read last.
+func (t *turns) yield() { t.credit[t.at] = min(t.credit[t.at], 0) }
+
 // empty ends the turn of a lane that has no packets.
 func (t *turns) empty() {
 	t.ready &^= 1 << t.at
-	t.credit[t.at] = min(t.credit[t.at], 0)
+	t.yield()
 }
 
 // bundle makes the lanes one descriptor to wait for.

@@ -51,9 +51,34 @@ func TestLanesWaitForOneTurn(t *testing.T) {
 		b.drain(&turns, 1000)
 		b[maxLanes-1] = []int{64}
 		most := (maxLanes - 1) * (quantum/(size+packetCost) + 2)
-		if at := slices.Index(b.drain(&turns, 2000), maxLanes-1); at < 0 || at > most {
+		if at := slices.Index(b.drain(&turns, most+1), maxLanes-1); at < 0 || at > most {
 			t.Errorf("beside %s it is read as number %d, want at most %d", name, at, most)
 		}
+	}
+}
+
+// Whoever yields after each packet reads all lanes by turns, and none of them is left out.
+func TestLanesYield(t *testing.T) {
+	var b backlog
+	for i := range b {
+		b[i] = slices.Repeat([]int{1400}, 10)
+	}
+	var turns turns
+	for range 5 {
+		seen := map[int]bool{}
+		for range maxLanes {
+			seen[b.drain(&turns, 1)[0]] = true
+			turns.yield()
+		}
+		if len(seen) != maxLanes {
+			t.Fatalf("%d packets come from %d lanes", maxLanes, len(seen))
+		}
+	}
+	turns.yield() // twice is as once
+	clear(b[:])
+	b[3] = []int{1400}
+	if lanes := b.drain(&turns, 2); !slices.Equal(lanes, []int{3}) {
+		t.Errorf("read are %d, want the only lane that is left", lanes)
 	}
 }
 

@@ -58,6 +58,10 @@ func (q *Queue) Read(b []byte) (int, error) {
 	return 0, q.explain("reading from", errno)
 }
 
+// Yield makes the next Read prefer flows that have waited to the one that was read last, which may go on for some hundred kilobytes otherwise:
+// in larger portions each costs less. It is for the goroutine that calls Read.
+func (q *Queue) Yield() { q.turns.yield() }
+
 // Write gives one packet to the kernel, with the header if VNetHdr. It is
 // taken whole or not at all. An error that matches os.ErrClosed is final; any other, like
 // that of a device that is down, concerns this packet only. It does not allocate unless
