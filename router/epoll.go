@@ -118,6 +118,7 @@ func (e *epoll) poll(ms int) (got Events, some bool, err error) {
 
 // arm tells the kernel what to watch. That changes only when a socket fills up or empties.
 func (e *epoll) arm(want Events) error {
+	want &^= ReadLight // always
 	if changed := want ^ e.armed; changed == 0 {
 		return nil
 	} else if changed&ReadTUN != 0 {
@@ -140,7 +141,8 @@ func (e *epoll) modify(fd int, read, write bool) error {
 	if write {
 		events |= unix.EPOLLOUT
 	}
-	if err := unix.EpollCtl(e.fd, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}); err != nil {
+	err := unix.EpollCtl(e.fd, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBADF) { // what was closed tells so to whoever uses it next
 		return fmt.Errorf("epoll: %w", err)
 	}
 	return nil

@@ -311,6 +311,24 @@ func TestEpoll(t *testing.T) {
 		}
 	}
 	p.Wake()
+
+	// What has been closed meanwhile, and is watched no more, is no reason to fail: using it tells.
+	gone, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = newPoller(fdQueue{fd: q}, fdConn{fd: gone}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(gone); err != nil {
+		t.Fatal(err)
+	}
+	wait(ReadUDP|WriteUDP, time.Millisecond, 0)
+	wait(both, time.Millisecond, 0)
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+
 	for _, bad := range []Queue{fdQueue{fd: -1}, nil} {
 		conn := fdConn{fd: c}
 		if bad == nil {
