@@ -12,7 +12,7 @@ import (
 const (
 	tryName = "weft-vxtry"
 	tryMTU  = 1280
-	// tryTable is that of a rule that selects nothing.
+	// tryTable is that of a rule that there never is.
 	tryTable = 8700
 	tryMark  = 0x57650000
 )
@@ -73,13 +73,10 @@ func (c *conn) tryAs(name string, underlay6 bool, cfg Config) error {
 	return errors.Join(err, explainDevice(name, "removing", c.removeLink(l.index)))
 }
 
-// tryRule makes and removes a rule.
+// tryRule has a rule removed that is not there, for which the kernel needs what it needs to make one. To make one would cost: once there has been any, the kernel
+// looks for each packet's route by the rules, and no more in the tables of this host and of its links at once (fib_has_custom_rules).
 func (c *conn) tryRule() error {
-	r := rule{priority: tryTable, table: tryTable, mark: tryMark}
-	err := c.setRule(r)
-	if err == nil {
-		err = c.removeRule(r)
-	}
+	err := c.removeRule(rule{priority: tryTable, table: tryTable, mark: tryMark})
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
 		return fmt.Errorf("this kernel has no routing by marks: boot one with CONFIG_IP_MULTIPLE_TABLES (%w)", err)
