@@ -33,7 +33,7 @@ const (
 	maxFrame = packet.VNetHdrLen + 64<<10
 	// idleWait is how long a shard sleeps at most. It then looks at both descriptors, so that a closed
 	// one, of which the kernel tells nobody, is noticed.
-	idleWait = time.Second
+	idleWait = 5 * time.Second
 	// maxFailures is how many errors in a row, without a packet between them, end a shard.
 	maxFailures = 1000
 )
