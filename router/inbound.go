@@ -68,6 +68,7 @@ func (s *shard) received(ms, strays []underlay.Message, now time.Time) (size int
 			s.stats.drop(DropLong)
 			continue
 		}
+		s.rxRun.placed = false
 		for first, rest := underlay.Cut(m.Buf[:m.N], m.Segment); ; first, rest = underlay.Cut(rest, m.Segment) {
 			if err := s.datagram(known, first, m.Addr, now); err != nil {
 				return size, err
@@ -78,7 +79,7 @@ func (s *shard) received(ms, strays []underlay.Message, now time.Time) (size int
 		}
 	}
 	for _, m := range strays {
-		s.rxTOS = m.TOS
+		s.rxTOS, s.rxRun.placed = m.TOS, false
 		if err := s.datagram(known, m.Buf, m.Addr, now); err != nil {
 			return size, err
 		}
@@ -157,7 +158,10 @@ func (s *shard) opened(known *snapshot, key *session.Keypair, plain []byte, flag
 		}
 		s.rxRun = run{peer: p, key: key, mtu: known.mtuTo(p)}
 	}
-	s.roam(s.rxRun.peer, from, now)
+	if !s.rxRun.placed || s.carry.inside {
+		s.roam(s.rxRun.peer, from, now)
+		s.rxRun.placed = !s.carry.inside
+	}
 	if len(plain) == 0 {
 		s.join.Drop()
 		return nil // a keepalive

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weftnet/weft/router/session"
+	"github.com/weftnet/weft/router/underlay"
 )
 
 func TestNextTarget(t *testing.T) {
@@ -383,4 +384,34 @@ func TestEpoll(t *testing.T) {
 		}
 	}
 	p.Wake()
+}
+
+// A peer is where the last of its datagrams came from, also if they are received together.
+func TestRoamsWithinABatch(t *testing.T) {
+	x := newBench(t, session.Weft, false)
+	other := netip.MustParseAddrPort("192.0.2.77:6783")
+	x.la.frame = frame4(100, false)
+	for _, from := range []netip.AddrPort{underA, other, underA} {
+		var all []underlay.Message
+		for _, at := range []netip.AddrPort{underA, other, underA, from} {
+			x.la.reset()
+			x.la.left = 2
+			if _, err := x.a.transmit(x.now); err != nil {
+				t.Fatal(err)
+			}
+			m := x.la.sent[0] // a run of two
+			all = append(all, underlay.Message{Buf: slices.Clone(m.Buf), Segment: m.Segment, Addr: at})
+		}
+		before := x.b.r.Stats().RxPackets
+		x.lb.incoming = all
+		if _, err := x.b.receive(x.now); err != nil {
+			t.Fatal(err)
+		}
+		if got := *x.b.r.current.Load().peers[0].endpoint.Load(); got != from {
+			t.Errorf("the peer is at %v, want %v", got, from)
+		}
+		if n := x.b.r.Stats().RxPackets - before; n != 8 {
+			t.Fatalf("%d packets came, want 8", n)
+		}
+	}
 }

@@ -225,6 +225,7 @@ type run struct {
 	by             carriage   // how packets that go out get there
 	mtu            int        // largest packet that the peer of packets that come in can be sent
 	src, dst       netip.Addr // of the last packet that came in, which the peer may send, and to there
+	placed         bool       // the peer is known to be where the datagrams at hand, which have come as one, are from
 }
 
 // limiter is a token bucket. The zero value, without a rate, lets nothing pass.

@@ -46,7 +46,8 @@ type Coalescer struct {
 	header  [maxJoinedHeader]byte // of its first packet, which the space may reach into
 	seq     uint32                // that the next packet has to bear
 	id      uint16
-	pending bool // a packet is in the space
+	rest    uint32 // what the IPv4 header adds up to without length, identification and checksum, as its words are in memory
+	pending bool   // a packet is in the space
 
 	// The packet that was put into the space is at buf[at:], but for its first bytes, which are
 	// in saved after Take. Before, saved has what was there.
@@ -135,6 +136,7 @@ func (c *Coalescer) begin(b []byte, p *Packet, open bool) {
 	}
 	copy(c.header[:], b[:c.frame.headers])
 	c.id = binary.BigEndian.Uint16(b[4:]) + 1
+	c.rest = 3*0xffff - varying(b) // the whole is 0xffff, or a multiple
 	if c.frame.tcp {
 		t := b[c.frame.transport:]
 		c.seq = binary.BigEndian.Uint32(t[4:]) + uint32(c.frame.payload)
@@ -181,6 +183,16 @@ func intactIPv4(b []byte) bool {
 	return fold(sum(b[:ipv4HeaderLen], 0)) == 0xffff && binary.BigEndian.Uint16(b[10:]) != 0xffff
 }
 
+// varying adds up the words of an IPv4 header that differ among the packets of a flow.
+func varying(b []byte) uint32 {
+	return uint32(binary.NativeEndian.Uint16(b[2:])) + uint32(binary.NativeEndian.Uint16(b[4:])) + uint32(binary.NativeEndian.Uint16(b[10:]))
+}
+
+// intactNext is intactIPv4 for a header that is the first one's but for what varies.
+func (c *Coalescer) intactNext(b []byte) bool {
+	return fold(uint64(c.rest+varying(b))) == 0xffff && binary.BigEndian.Uint16(b[10:]) != 0xffff
+}
+
 // intact tells whether the packet bears the transport checksum that a splitter would give it. Of the two
 // ways to write zero TCP uses the one and UDP the other.
 func intact(b []byte, p *Packet, field int) bool {
@@ -205,35 +217,45 @@ func (c *Coalescer) continues(b []byte, p *Packet) bool {
 		if !bytes.Equal(b[:4], first[:4]) || !bytes.Equal(b[6:ipv6HeaderLen], first[6:ipv6HeaderLen]) {
 			return false
 		}
-	} else if !bytes.Equal(b[:2], first[:2]) || binary.BigEndian.Uint16(b[4:]) != c.id ||
-		!bytes.Equal(b[6:10], first[6:10]) || !bytes.Equal(b[12:ipv4HeaderLen], first[12:ipv4HeaderLen]) {
+	} else if !same2(b, first[:]) || binary.BigEndian.Uint16(b[4:]) != c.id || !same4(b[6:], first[6:]) || !same8(b[12:], first[12:]) || !c.intactNext(b) {
 		return false
 	}
 	t, t0 := b[f.transport:f.headers], first[f.transport:f.headers]
-	if !bytes.Equal(t[:4], t0[:4]) {
+	if f.tcp != (p.Proto == protoTCP) || !same4(t, t0) {
 		return false
 	}
 	var flags uint8
+	field := f.transport + udpChecksum
 	if f.tcp {
 		flags = t[13]
-		if binary.BigEndian.Uint32(t[4:]) != c.seq || !bytes.Equal(t[8:13], t0[8:13]) ||
-			(flags^t0[13])&^(tcpFIN|tcpPSH) != 0 ||
-			!bytes.Equal(t[14:16], t0[14:16]) || !bytes.Equal(t[18:], t0[18:]) {
+		field = f.transport + tcpChecksum
+		if binary.BigEndian.Uint32(t[4:]) != c.seq || !same4(t[8:], t0[8:]) || t[12] != t0[12] || (flags^t0[13])&^(tcpFIN|tcpPSH) != 0 ||
+			!same2(t[14:], t0[14:]) || !same2(t[18:], t0[18:]) {
 			return false
 		}
-	} else if c.count == maxDatagrams {
+		for o := tcpHeaderLen; o < len(t); o += 4 {
+			if !same4(t[o:], t0[o:]) {
+				return false
+			}
+		}
+	} else if c.count == maxDatagrams || int(binary.BigEndian.Uint16(t[4:])) != len(b)-f.transport {
 		return false
 	}
-	j := c.judge(b, p, f.open)
-	if !j.ok {
+	if !f.open && !intact(b, p, field) {
 		return false
 	}
+	payload := len(b) - f.headers
 	c.id++
-	c.seq += uint32(j.payload)
+	c.seq += uint32(payload)
 	c.flags = flags & (tcpFIN | tcpPSH)
-	f.ok = j.payload == f.payload && c.flags == 0 // else it was the last
+	f.ok = payload == f.payload && c.flags == 0 // else it was the last
 	return true
 }
+
+// Whether two slices begin with the same bytes. These are shorter than bytes.Equal, which is a call.
+func same2(a, b []byte) bool { return binary.NativeEndian.Uint16(a) == binary.NativeEndian.Uint16(b) }
+func same4(a, b []byte) bool { return binary.NativeEndian.Uint32(a) == binary.NativeEndian.Uint32(b) }
+func same8(a, b []byte) bool { return binary.NativeEndian.Uint64(a) == binary.NativeEndian.Uint64(b) }
 
 // Done tells that there is a frame that can grow no further.
 func (c *Coalescer) Done() bool { return c.end > 0 && !c.frame.ok }

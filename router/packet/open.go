@@ -17,9 +17,9 @@ func (p *Packet) Checksum(b []byte) (field int, ok bool) {
 	}
 	switch n := p.Len - p.HeaderLen; {
 	case p.Proto == protoTCP && n >= tcpHeaderLen && int(b[p.HeaderLen+12]>>4)*4 <= n:
-		return p.HeaderLen + 16, true
+		return p.HeaderLen + tcpChecksum, true
 	case p.Proto == protoUDP && n >= udpHeaderLen:
-		return p.HeaderLen + 6, true
+		return p.HeaderLen + udpChecksum, true
 	}
 	return 0, false
 }

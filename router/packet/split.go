@@ -8,8 +8,11 @@ import "encoding/binary"
 // and TCP options fit, and IPv6 extension headers far beyond what hosts send.
 const maxHeaderLen = 2048
 
-// tcpChecksum is the offset of the checksum in a TCP header.
-const tcpChecksum = 16
+// The offset of the checksum in a TCP header, and in a UDP header.
+const (
+	tcpChecksum = 16
+	udpChecksum = 6
+)
 
 // Flags of a TCP header (RFC 9293 §3.1, RFC 3168 §6.1).
 const (
