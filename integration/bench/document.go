@@ -35,7 +35,7 @@ const method = `## Method
   for this machine only.
 * The contenders: the bare link (` + "`veth`" + `); kernel VXLAN, not encrypted; wireguard-go and Nebula, each with one process on
   each host, from host to host (with their defaults, but for Nebula's socket buffers, 10 MiB, which speed it up); Weft, from workload to workload, so through one veth pair more on each
-  side and the hosts' forwarding, and in ` + "`weft-host`" + ` from host to host as they do. ` + "`weft`" + ` uses AES-256-GCM; ` + "`weft-wireguard`" + ` WireGuard's own suite (the nodes are told that their processors
+  side and the hosts' forwarding, and in ` + "`weft-host`" + ` and ` + "`weft-wireguard-host`" + ` from host to host as they do. ` + "`weft`" + ` uses AES-256-GCM; ` + "`weft-wireguard`" + ` WireGuard's own suite (the nodes are told that their processors
   have no AES); the others are launched with the flags in their names.
 * ` + "`weft-vxlan`" + ` and ` + "`weft-direct`" + ` are Weft's kernel paths, which are not encrypted; each line is shown once the nodes say that they use that path. Their measure is what an administrator
   would make by hand of the same parts: ` + "`routed-vxlan`" + ` and ` + "`routed-veth`" + ` lead from a workload by a veth pair to its host, which forwards, by a VXLAN device or the bare link to
@@ -124,6 +124,7 @@ func against(rows []result) (sheet, bool) {
 		{weftName, wgName},
 		{weftWG, wgName},
 		{weftHost, wgName},
+		{weftWGHost, wgName},
 		{weftName, nebulaName},
 		{weftHost, nebulaName},
 		{weftName, vxlanName},

@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	weftName = "weft"
-	weftHost = weftName + "-host"
-	weftWG   = weftName + "-wireguard"
+	weftName   = "weft"
+	weftHost   = weftName + "-host"
+	weftWGHost = weftWG + "-host"
+	weftWG     = weftName + "-wireguard"
 	// Weft's kernel paths.
 	weftVXLAN  = weftName + "-vxlan"
 	weftDirect = weftName + "-direct"
@@ -244,6 +245,7 @@ func ways() []way {
 		{name: weftName, suite: ownSuite, kinds: common()},
 		{name: weftHost, suite: ownSuite, kinds: pair, fromHost: true},
 		{name: weftWG, suite: wgSuite, kinds: []kind{tcpKind, udpKind, latencyKind, memoryKind}, env: []string{noAES}},
+		{name: weftWGHost, suite: wgSuite, kinds: []kind{tcpKind}, env: []string{noAES}, fromHost: true},
 		{name: weftName + "-2-shards", suite: ownSuite, kinds: without(common(), pacedKind), flags: []string{"--shards", "2"}, shards: 2},
 	}
 	for _, k := range []struct{ name, path string }{{weftVXLAN, "vxlan"}, {weftDirect, "direct"}} {
