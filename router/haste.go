@@ -55,6 +55,13 @@ func (h *haste) passes(b []byte, p *packet.Packet) {
 	}
 }
 
+// passesOn is passes for what is passed on in a datagram of that type of service, and cannot be read.
+func (h *haste) passesOn(tos uint8) {
+	if tos&underlay.LightTOS != 0 {
+		h.now = true
+	}
+}
+
 // passesIn is passes for a packet in a datagram of that type of service.
 func (h *haste) passesIn(tos uint8, b []byte, p *packet.Packet) {
 	if tos&underlay.LightTOS != 0 {

@@ -139,3 +139,46 @@ func TestHasteInward(t *testing.T) {
 		}
 	}
 }
+
+// A relay hurries as long as it passes on what is light, which may be anything; so does who receives a request by it.
+func TestHasteOfRelays(t *testing.T) {
+	x := newTrio(t, session.WireGuard, false)
+	hasty := func(i int) bool {
+		x.shards[i].haste.begin(x.now)
+		return x.shards[i].haste.hasty
+	}
+	carry := func(frame []byte) {
+		x.loops[0].frame = frame
+		x.cross(t, 1)
+		if len(x.loops[1].sent) != 1 {
+			t.Fatalf("%d datagrams are passed on", len(x.loops[1].sent))
+		}
+	}
+	stream := frame4(1344, false)
+	for range 100 { // until it is heavy
+		carry(stream)
+	}
+	hasty(1)
+	hasty(2)
+	for _, c := range []struct {
+		name           string
+		frame          []byte
+		relay, request bool
+	}{
+		{"a stream", stream, false, false},
+		{"an acknowledgement", ack(false), true, false},
+		{"a request", ack(true), true, true},
+	} {
+		for range 10 { // while the stream goes on
+			x.now = x.now.Add(hasteLasts / 10)
+			carry(stream)
+		}
+		if hasty(1) || hasty(2) {
+			t.Fatalf("before %s there is haste", c.name)
+		}
+		carry(c.frame)
+		if relay, request := hasty(1), hasty(2); relay != c.relay || request != c.request {
+			t.Errorf("%s: haste at the relay %t, want %t; behind it %t, want %t", c.name, relay, c.relay, request, c.request)
+		}
+	}
+}

@@ -69,6 +69,7 @@ func (s *shard) relayed(known *snapshot, key *session.Keypair, plain []byte, fro
 	}
 	var err error
 	if h.Next() != 0 {
+		s.haste.passesOn(s.rxTOS)
 		err = s.passOn(known, plain, now)
 		s.join.Drop()
 		return err
