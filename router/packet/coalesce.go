@@ -254,7 +254,9 @@ func (c *Coalescer) continues(b []byte, p *Packet) bool {
 
 // Whether two slices begin with the same bytes. These are shorter than bytes.Equal, which is a call.
 func same2(a, b []byte) bool { return binary.NativeEndian.Uint16(a) == binary.NativeEndian.Uint16(b) }
+
 func same4(a, b []byte) bool { return binary.NativeEndian.Uint32(a) == binary.NativeEndian.Uint32(b) }
+
 func same8(a, b []byte) bool { return binary.NativeEndian.Uint64(a) == binary.NativeEndian.Uint64(b) }
 
 // Done tells that there is a frame that can grow no further.
