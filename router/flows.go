@@ -29,8 +29,9 @@ const (
 	// All light flows of a shard together have lightBurst and lightRate: a flood from many ports is heavy.
 	lightBurst = 512 << 10
 	lightRate  = 64 << 20
-	// flowQuiet is after what time without a packet a heavy flow is light again: more than full buffers on the way hold for.
-	flowQuiet = 50 * time.Millisecond
+	// flowQuiet is after what time without a packet a heavy flow is light again: more than full buffers on the way hold for, and for longer
+	// than a host is likely to wait for a processor while others run.
+	flowQuiet = 250 * time.Millisecond
 	// flowSlots is how many flows are told apart. Those that share one are taken for one flow.
 	flowSlots = 1 << 10
 )
