@@ -56,6 +56,7 @@ type shard struct {
 	offloads tun.Offloads // of the queue
 	failures int          // in a row
 	haste    haste
+	nice     nice
 
 	in    []underlay.Message // datagrams received
 	want  int                // how many of in to receive next
@@ -125,7 +126,14 @@ func buffers(ms []underlay.Message) {
 func (s *shard) run() error {
 	// The loop is a thread of its own, so that it neither waits for nor delays other goroutines.
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	defer func() {
+		if s.nice.end() {
+			runtime.UnlockOSThread()
+		} // else the thread ends with the goroutine
+	}()
+	if hasFD(s.queue) {
+		s.beginNice()
+	}
 	s.thread.Store(int32(unix.Gettid()))
 	defer s.thread.Store(0)
 	if err := s.loop(); err != nil {
@@ -152,10 +160,12 @@ func (s *shard) loop() error {
 		case got == 0 && timeout > 0:
 			got = want
 		}
-		more, err := s.turn(got, s.r.config.Now())
+		now := s.r.config.Now()
+		more, err := s.turn(got, now)
 		if err != nil {
 			return err
 		}
+		s.turnNice(now, more)
 		timeout = idleWait
 		if p := s.carry.pause; p > 0 {
 			timeout = min(p, idleWait)
