@@ -30,6 +30,7 @@ const (
 	entryName  = "weft_bypass_in"
 	exitName   = "weft_bypass_out"
 	tunnelName = "weft_bypass_vx"
+	inwardName = "weft_bypass_ns"
 )
 
 // Config is what a Bypass is made of.
@@ -51,6 +52,7 @@ type Bypass struct {
 	ring        *ring
 	in, out     program
 	tunnel      program // is out's at the devices of tunnels
+	inward      program // is out's at those of workloads
 	descriptors []int
 	again       chan struct{} // devices are to be looked at
 	newsRoom    int           // bytes
@@ -165,8 +167,9 @@ func (b *Bypass) load() error {
 		make func() ([]byte, error)
 	}{
 		{&b.in, hookIn, entryName, func() ([]byte, error) { return entry(b.tables, b.config.Universe) }},
-		{&b.out, hookOut, exitName, func() ([]byte, error) { return exit(b.tables, b.config.Universe, false) }},
-		{&b.tunnel, hookOut, tunnelName, func() ([]byte, error) { return exit(b.tables, b.config.Universe, true) }},
+		{&b.out, hookOut, exitName, func() ([]byte, error) { return exit(b.tables, b.config.Universe, outward) }},
+		{&b.tunnel, hookOut, tunnelName, func() ([]byte, error) { return exit(b.tables, b.config.Universe, intoVXLAN) }},
+		{&b.inward, hookOut, inwardName, func() ([]byte, error) { return exit(b.tables, b.config.Universe, inward) }},
 	} {
 		code, err := x.make()
 		if err != nil {

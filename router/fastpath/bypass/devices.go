@@ -121,7 +121,7 @@ func (b *Bypass) look(ctx context.Context) (ready bool) {
 				return fmt.Errorf("listing devices: %w", err)
 			}
 		}
-		filtered, known, err := filtered()
+		others, known, err := inUse()
 		if err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (b *Bypass) look(ctx context.Context) (ready bool) {
 			}
 			a := l.Attrs()
 			there[a.Index] = true
-			b.ignore(a, b.device(l, filtered[a.Index], known))
+			b.ignore(a, b.device(l, others[a.Index], known))
 		}
 		if whole {
 			b.prune(there)
@@ -185,11 +185,8 @@ func (b *Bypass) prune(there map[int]bool) {
 
 // device gives a device the programs that it should have. Where somebody filters what comes in, or has a program there, packets are not taken around it; if that is
 // not known it stays as it is.
-func (b *Bypass) device(l netlink.Link, filtered, known bool) error {
-	a, out := l.Attrs(), b.out
-	if l.Type() == "vxlan" {
-		out = b.tunnel
-	}
+func (b *Bypass) device(l netlink.Link, others use, known bool) error {
+	a := l.Attrs()
 	b.mu.Lock()
 	held, served := b.links[a.Index]
 	if !served {
@@ -199,12 +196,26 @@ func (b *Bypass) device(l netlink.Link, filtered, known bool) error {
 	if ours && !served && !b.worth(a.Name) {
 		ours = false
 	}
-	in := ours && !filtered && b.bothWays(a)
+	bothWays := b.bothWays(a)
+	in := ours && !others.filtered && bothWays
 	b.mu.Unlock()
 	if !known || !ours && !served {
 		return nil
 	}
+	out := b.out
 	var err error
+	switch l.Type() {
+	case "vxlan":
+		out = b.tunnel
+	case "veth":
+		var passable bool
+		if passable, err = b.passable(a, others); passable && bothWays {
+			out = b.inward
+		}
+	}
+	if err != nil {
+		return err
+	}
 	if held.in, err = b.in.put(a.Index, held.in, in, true); err == nil {
 		held.out, err = out.put(a.Index, held.out, ours, false)
 	}
@@ -222,8 +233,25 @@ func (b *Bypass) device(l netlink.Link, filtered, known bool) error {
 	return err
 }
 
-// filtered are the numbers of the devices at which somebody has a place for filters of what comes in; not known if they change all the time.
-func filtered() (devices map[int]bool, known bool, err error) {
+// passable says whether packets may be taken past what is between the two ends of a veth pair: the other end is in another namespace, and nobody has a queue,
+// a filter or a program there.
+func (b *Bypass) passable(a *netlink.LinkAttrs, others use) (bool, error) {
+	if a.NetNsID < 0 || others.filtered || others.queued {
+		return false, nil
+	}
+	ids, err := attached(a.Index, hookOut)
+	ours := []uint32{b.out.id, b.tunnel.id, b.inward.id}
+	return !slices.ContainsFunc(ids, func(id uint32) bool { return !slices.Contains(ours, id) }), err
+}
+
+// use is what somebody has set up at a device for traffic control.
+type use struct {
+	filtered bool // a place for filters of what comes in
+	queued   bool // a queue for what leaves
+}
+
+// inUse tells that of devices by their numbers; not known if they change all the time.
+func inUse() (devices map[int]use, known bool, err error) {
 	for range interruptions {
 		list, err := netlink.QdiscList(nil)
 		if errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -232,11 +260,17 @@ func filtered() (devices map[int]bool, known bool, err error) {
 		if err != nil {
 			return nil, false, fmt.Errorf("listing queues: %w", err)
 		}
-		devices := map[int]bool{}
+		devices := map[int]use{}
 		for _, q := range list {
-			if q.Type() == "ingress" || q.Type() == "clsact" {
-				devices[q.Attrs().LinkIndex] = true
+			u := devices[q.Attrs().LinkIndex]
+			switch q.Type() {
+			case "ingress", "clsact":
+				u.filtered = true
+			case "noqueue":
+			default:
+				u.queued = true
 			}
+			devices[q.Attrs().LinkIndex] = u
 		}
 		return devices, true, nil
 	}

@@ -9,7 +9,8 @@
 // that. The entry, where packets come in by a device, knows flows by the device,
 // both addresses, both ports and the protocol. If it knows the packet's, it does
 // what the stack did with the last one: it takes one off the TTL, writes the
-// ethernet header and hands the packet to the same device. If it does not, it
+// ethernet header and hands the packet to the same device, or straight to the
+// workload at that device's other end. If it does not, it
 // takes a note and lets the packet go its way through the stack. The exit, where
 // packets leave by a device, looks at the note: if what leaves is what came in it
 // refreshes the flow, or counts, and asks for a flow that is worth it.
@@ -71,7 +72,9 @@
 // identifications are not those of the host; UDP's checksum is zero there (RFC 7348, 5).
 //
 // Order is kept: a packet that bypasses the stack is queued at the device behind
-// those that went through it. What counts packets in nftables counts about one for
+// those that went through it. Past the queue of a workload's device it goes only when none of its flow has been put there for
+// as long as the processor may need to empty it ([quiet]), and only where that queue is the kernel's own: nobody shapes, filters or reads
+// there what leaves. What counts packets in nftables counts about one for
 // each flow and second.
 //
 // The programs are at devices as long as the process lives. Programs and filters of

@@ -30,7 +30,11 @@ func entry(t tables, universe []netip.Prefix) ([]byte, error) {
 		f.repeat(a)
 		f.note(a, t)
 	}
-	send(a, t)
+	send(a, t, "send", callRedirect)
+	send(a, t, "straight", callPeer)
+	a.label("drop")
+	a.math(mov, r0, resultDrop)
+	a.exit()
 	return a.program()
 }
 
@@ -108,7 +112,24 @@ func (f form) repeat(a *assembler) {
 		a.call(callChecksum)
 	}
 	a.load(word32, r9, r7, flowDevice)
-	a.always("send")
+	straight(a)
+}
+
+// straight goes on with "straight" if the packet can be taken past the queue of the device by which it leaves, and overtakes none of its flow there. It
+// stays in the queue as long as they follow each other closely since the stack has let one pass.
+func straight(a *assembler) {
+	a.load(word32, r2, r7, flowStraight)
+	a.jump(equal, r2, 0, "send")
+	a.load(word64, r2, r7, flowQueued)
+	a.jump(equal, r2, 0, "straight")
+	a.call(callTime)
+	a.load(word64, r2, r7, flowQueued)
+	a.store(word64, r7, flowQueued, r0)
+	a.jumpReg(above, r2, r0, "send") // by another processor, just now
+	a.mathReg(sub, r0, r2)
+	a.jump(below, r0, quiet, "send")
+	a.storeImm(word64, r7, flowQueued, 0)
+	a.always("straight")
 }
 
 // put writes bytes of the stack over those of the packet from at on; r0 is not 0 if that has failed.
@@ -164,9 +185,9 @@ func (f form) note(a *assembler, t tables) {
 	a.always("next")
 }
 
-// send counts the packet and hands it on, to the device in r9.
-func send(a *assembler, t tables) {
-	a.label("send")
+// send counts the packet and hands it on, to the device in r9 or to its other end.
+func send(a *assembler, t tables, label string, call int64) {
+	a.label(label)
 	only(a, t.counts)
 	a.load(word64, r2, r0, 0)
 	a.math(add, r2, 1)
@@ -175,9 +196,6 @@ func send(a *assembler, t tables) {
 	a.store(word32, r6, ctxPriority, r2)
 	a.mathReg(mov, r1, r9)
 	a.math(mov, r2, 0)
-	a.call(callRedirect)
-	a.exit()
-	a.label("drop")
-	a.math(mov, r0, resultDrop)
+	a.call(call)
 	a.exit()
 }

@@ -4,8 +4,17 @@ package bypass
 
 import "net/netip"
 
-// exit is the program for packets that leave by a device. What leaves by that of a tunnel goes on, and may meet the program again.
-func exit(t tables, universe []netip.Prefix, tunnel bool) ([]byte, error) {
+// way is what kind of device packets leave by.
+type way int
+
+const (
+	outward   way = iota // they go their way
+	intoVXLAN            // they go on in a tunnel, and may meet the program again
+	inward               // at its other end is a workload, and nothing in between
+)
+
+// exit is the program for packets that leave by a device.
+func exit(t tables, universe []netip.Prefix, w way) ([]byte, error) {
 	a := newAssembler()
 	a.mathReg(mov, r6, r1)
 	a.load(word32, r9, r6, ctxIndex)
@@ -23,7 +32,7 @@ func exit(t tables, universe []netip.Prefix, tunnel bool) ([]byte, error) {
 		a.jumpReg(notEqual, x, y, "next")
 	}
 	same(r2, r9, func() { a.load(word32, r2, r7, noteNumber) })
-	if !tunnel {
+	if w != intoVXLAN {
 		a.load(word32, r2, r7, noteTunnel)
 		a.jumpReg(equal, r2, r9, "outer")
 	}
@@ -40,9 +49,9 @@ func exit(t tables, universe []netip.Prefix, tunnel bool) ([]byte, error) {
 		f.noted(a)
 		same(r2, r3, func() { a.load(word8, r2, r8, f.ttl); a.math(add, r2, 1); a.load(word32, r3, r7, noteTTL) })
 		same(r2, r3, func() { f.class(a, r2); a.load(word32, r3, r7, noteClass) })
-		f.learn(a, t, tunnel)
+		f.learn(a, t, w)
 	}
-	if !tunnel {
+	if w != intoVXLAN {
 		outer(a, t, list)
 	}
 	return a.program()
@@ -62,7 +71,7 @@ func (f form) noted(a *assembler) {
 }
 
 // learn fills the flow, if it was admitted, or counts what may be.
-func (f form) learn(a *assembler, t tables, tunnel bool) {
+func (f form) learn(a *assembler, t tables, w way) {
 	a.wide(r1, wideMap, t.flows[f.index])
 	a.mathReg(mov, r2, r10)
 	a.math(add, r2, stackKey)
@@ -93,9 +102,16 @@ func (f form) learn(a *assembler, t tables, tunnel bool) {
 	a.load(word32, r2, r6, ctxPriority)
 	a.store(word32, r0, flowPriority, r2)
 	a.mathReg(mov, r7, r0)
+	if w == inward {
+		a.call(callTime)
+		a.store(word64, r7, flowQueued, r0)
+		a.storeImm(word32, r7, flowStraight, 1)
+	} else {
+		a.storeImm(word32, r7, flowStraight, 0)
+	}
 	a.call(callClock)
 	a.store(word64, r7, flowTime, r0)
-	if tunnel {
+	if w == intoVXLAN {
 		goOn(a, t)
 	}
 	a.always("next")

@@ -14,6 +14,9 @@ const (
 	// big is how many packets the stack must have seen of a flow within the time [fresh] before it is asked for; each weightShift-th power of two of bytes counts for one
 	// more: 64 KiB are as good.
 	big, weightShift = 32, 11
+	// quiet is how long no packet of a flow must have been queued at a workload's device before others are taken past that queue, in nanoseconds: the processor has
+	// emptied it by then, as it looks at all queues by turns.
+	quiet = 500_000
 	// askAgain is how long after having asked for a flow it is not asked for again, in nanoseconds.
 	askAgain = 2_000_000_000
 )
@@ -40,11 +43,13 @@ const (
 const (
 	callLookup   = 1
 	callUpdate   = 2
+	callTime     = 5 // ktime_get_ns
 	callStore    = 9 // skb_store_bytes
 	callRedirect = 23
 	callChecksum = 40  // csum_update
 	callRoom     = 50  // skb_adjust_room
 	callOutput   = 130 // ringbuf_output
+	callPeer     = 155 // redirect_peer
 	callClock    = 160 // ktime_get_coarse_ns
 )
 
@@ -110,7 +115,11 @@ const (
 	flowOuterClass  = 60 // noteClass of the packet: the outer header depends on it
 	flowOuterID     = 64 // the next identification
 	flowOuter       = 72 // all that was ahead of the inner IP header, outerSize bytes
-	flowSize        = 136
+
+	// Of one that leaves by the device of a workload.
+	flowStraight = 68  // not 0: into the workload's namespace, past the queue between the two ends of the device
+	flowQueued   = 136 // 8 bytes, nanoseconds of the kernel's finest clock: when a packet of it was queued there last; 0: long ago
+	flowSize     = 144
 )
 
 // A candidate is what the exit counts of a flow that is not admitted.
