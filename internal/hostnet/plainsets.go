@@ -105,13 +105,18 @@ const (
 	seenMost = 16384
 )
 
-// seenSet holds those sources, as tunnelSet has them, that were found there a moment ago. The kernel looks for single keys several times as fast as for ranges, for which it
+// seenSet holds those sources, as tunnelSet has them, that were found there a moment ago, and the devices by which they came. The kernel looks for single keys several times as fast as for ranges, for which it
 // needs the registers of floating point. What is no longer in the tunnelSet passes until its time is over.
 func seenSet(outer6, inner6 bool) setKind {
-	s := tunnelSet(outer6, inner6)
-	s.name = "seen" + digit(outer6) + digit(inner6)
+	s := concatenation("came"+digit(outer6)+digit(inner6), outer6, addrType(inner6), addrType(outer6), nftables.TypeIFIndex)
 	s.ranges, s.lasting = false, seenFor
+	s.register = append(tunnelSet(outer6, inner6).register, cameBy(outer6, inner6))
 	return s
+}
+
+// cameBy puts the device where the key of a seenSet has it, behind that of the tunnelSet.
+func cameBy(outer6, inner6 bool) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyIIF, Register: word(addrSize(inner6) + addrSize(outer6))}
 }
 
 // peerSet holds the underlay addresses and UDP ports where tunnels end.

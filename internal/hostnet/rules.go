@@ -121,6 +121,8 @@ func (f filters) arriving(r *rules, use features) {
 		fromWorkload = verdict(expr.VerdictGoto, "workload")
 	}
 	if use.plain {
+		// What was let in a moment ago, by the same device, needs none of what follows.
+		pre.add("", udpTo(f.port), verdict(expr.VerdictJump, known(r).name))
 		pre.add("", group(expr.MetaKeyIIFGROUP, GroupPaths), accept())
 	}
 	pre.add("", group(expr.MetaKeyIIFGROUP, groupWorkloads), fromWorkload)
@@ -292,13 +294,9 @@ const notOfPeer = "forged: not a tunnel of this peer"
 // of a packet needs a look: the kernel takes an inner packet for what its ethertype says. What goes on to another host is none of this one's.
 func (f filters) tunnels(r *rules) *chain {
 	vxlan := r.chain("vxlan", "", nil, nil)
-	kinds := [][2]bool{{false, false}, {false, true}, {true, false}, {true, true}}
-	for _, v6 := range kinds {
-		vxlan.add("", seenSet(v6[0], v6[1]).lookup(), &expr.Notrack{}, accept())
-	}
-	for _, v6 := range kinds {
+	for _, v6 := range kinds() {
 		known := tunnelSet(v6[0], v6[1]).lookup()
-		vxlan.add("", known, seenSet(v6[0], v6[1]).add()) // which ends the rule if there is no room
+		vxlan.add("", known, cameBy(v6[0], v6[1]), seenSet(v6[0], v6[1]).add()) // which ends the rule if there is no room
 		vxlan.add("", known, &expr.Notrack{}, accept())
 	}
 	vxlan.add("", toAnother(), verdict(expr.VerdictReturn, ""))
@@ -307,6 +305,18 @@ func (f filters) tunnels(r *rules) *chain {
 	vxlan.add("whole datagrams only", &expr.Ct{Key: expr.CtKeySTATE, Register: register})
 	vxlan.add(notOfPeer, drop())
 	return vxlan
+}
+
+// kinds are the families of outer and inner packets, and whether each is IPv6.
+func kinds() [][2]bool { return [][2]bool{{false, false}, {false, true}, {true, false}, {true, true}} }
+
+// known adds the chain for tunnels that were let in a moment ago.
+func known(r *rules) *chain {
+	came := r.chain("came", "", nil, nil)
+	for _, v6 := range kinds() {
+		came.add("", seenSet(v6[0], v6[1]).lookup(), &expr.Notrack{}, accept())
+	}
+	return came
 }
 
 // host adds what is to be seen of tunnels where packets come to this host and leave it. What is not tracked cannot have been translated since the chain vxlan

@@ -29,6 +29,13 @@ func (h *testHost) tunnelledBy(t *testing.T, by namespace, mac []byte, src, vict
 	return sendRaw(t, by, host, ip(peer4, host, unix.IPPROTO_UDP, outer))
 }
 
+// came is the key of what came from the peer over IPv4 with an inner source.
+func (h *testHost) came(t *testing.T, inner netip.Addr) element {
+	t.Helper()
+	key := slices.Concat(inner.AsSlice(), peer4.AsSlice())
+	return element{key: string(binary.NativeEndian.AppendUint32(key, uint32(up(t, h.conn, "eth0").Attrs().Index)))}
+}
+
 // What was let in is known for a moment, nothing else is, and what is no longer a peer's is let in for that moment at most.
 func TestSeenTunnels(t *testing.T) {
 	h, macs, _ := newTunnelHost(t)
@@ -38,7 +45,7 @@ func TestSeenTunnels(t *testing.T) {
 		set := seenSet(false, mine.Is6()).name
 		c := listen(t, w.ns(t), victim)
 		must(t, h.tunnelled(t, macs[0], theirs, victim, port(c), "bad"))
-		want := map[element]uint64{{key: string(mine.AsSlice()) + string(peer4.AsSlice())}: 0}
+		want := map[element]uint64{h.came(t, mine): 0}
 		if !eventually(5*time.Second, func() bool { // its time may be over by the time it is read
 			must(t, h.tunnelled(t, macs[0], mine, victim, port(c), "good"))
 			if got, from := receive(t, c); got != "good" {
@@ -52,6 +59,16 @@ func TestSeenTunnels(t *testing.T) {
 			return maps.Equal(got, want)
 		}) {
 			t.Errorf("set %s does not hold what has come", set)
+		}
+		const notIts = "source is not this workload's"
+		before := dropped(t, h.ns, notIts)
+		must(t, h.tunnelled(t, macs[0], mine, victim, port(c), "good"))
+		must(t, h.tunnelledBy(t, w.ns(t), macs[0], mine, victim, port(c), "bad")) // the same by another device
+		if got, from := receive(t, c); got != "good" {
+			t.Fatalf("%q from %v has arrived", got, from)
+		}
+		if n := dropped(t, h.ns, notIts) - before; n != 1 {
+			t.Errorf("to %v: %d packets of a workload dropped, want 1", victim, n)
 		}
 	}
 
@@ -75,7 +92,7 @@ func TestSeenTunnelsFull(t *testing.T) {
 	set := &nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, Name: seen.name, HasTimeout: true}
 	var strangers []nftables.SetElement
 	for i := range uint32(seenMost) {
-		strangers = append(strangers, nftables.SetElement{Key: binary.BigEndian.AppendUint64(nil, uint64(i)), Timeout: time.Hour})
+		strangers = append(strangers, nftables.SetElement{Key: binary.BigEndian.AppendUint32(make([]byte, 8), i), Timeout: time.Hour})
 	}
 	for part := range slices.Chunk(strangers, maxElements) {
 		must(t, conn.SetAddElements(set, part))
@@ -90,7 +107,7 @@ func TestSeenTunnelsFull(t *testing.T) {
 	}
 	got, err := readSet(h.ns, seen.name)
 	must(t, err)
-	if _, there := got[element{key: string(remote4.AsSlice()) + string(peer4.AsSlice())}]; there || len(got) != seenMost {
+	if _, there := got[h.came(t, remote4)]; there || len(got) != seenMost {
 		t.Errorf("the set has %d elements, that of the peer: %v; want %d, false", len(got), there, seenMost)
 	}
 	if res := h.apply(t, d); len(res.Repaired) > 0 { // what is in it is nobody's business
