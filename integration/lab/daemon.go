@@ -92,9 +92,18 @@ func (h *Host) launchArgs(flags []string) []string {
 	return append([]string{"launch", "--name", h.name, "--data-dir", h.DataDir(), "--run-dir", h.RunDir()}, flags...)
 }
 
-// Relaunch starts the daemon again with the flags of the last launch.
+// endsWithin is how long a daemon may need to end that has let go of all that another one needs, which is when weft stop returns.
+const endsWithin = 10 * time.Second
+
+// Relaunch starts the daemon again with the flags of the last launch. It waits for one that is about to end.
 func (h *Host) Relaunch() {
 	h.lab.tb.Helper()
+	if h.daemon != nil {
+		select {
+		case <-h.daemon.Done():
+		case <-time.After(endsWithin):
+		}
+	}
 	h.Launch(h.flags...)
 }
 
