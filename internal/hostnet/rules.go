@@ -122,7 +122,7 @@ func (f filters) arriving(r *rules, use features) {
 	}
 	if use.plain {
 		// What was let in a moment ago, by the same device, needs none of what follows.
-		pre.add("", udpTo(f.port), verdict(expr.VerdictJump, known(r).name))
+		pre.add("", udpTo(f.port), verdict(expr.VerdictJump, came(r).name))
 		pre.add("", group(expr.MetaKeyIIFGROUP, GroupPaths), accept())
 	}
 	pre.add("", group(expr.MetaKeyIIFGROUP, groupWorkloads), fromWorkload)
@@ -310,13 +310,13 @@ func (f filters) tunnels(r *rules) *chain {
 // kinds are the families of outer and inner packets, and whether each is IPv6.
 func kinds() [][2]bool { return [][2]bool{{false, false}, {false, true}, {true, false}, {true, true}} }
 
-// known adds the chain for tunnels that were let in a moment ago.
-func known(r *rules) *chain {
-	came := r.chain("came", "", nil, nil)
+// came adds the chain for tunnels that were let in a moment ago.
+func came(r *rules) *chain {
+	c := r.chain("came", "", nil, nil)
 	for _, v6 := range kinds() {
-		came.add("", seenSet(v6[0], v6[1]).lookup(), &expr.Notrack{}, accept())
+		c.add("", seenSet(v6[0], v6[1]).lookup(), &expr.Notrack{}, accept())
 	}
-	return came
+	return c
 }
 
 // host adds what is to be seen of tunnels where packets come to this host and leave it. What is not tracked cannot have been translated since the chain vxlan

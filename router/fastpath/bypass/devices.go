@@ -203,19 +203,19 @@ func (b *Bypass) device(l netlink.Link, others use, known bool) error {
 		return nil
 	}
 	out := b.out
-	var err error
 	switch l.Type() {
 	case "vxlan":
 		out = b.tunnel
 	case "veth":
-		var passable bool
-		if passable, err = b.passable(a, others); passable && bothWays {
+		passable, err := b.passable(a, others)
+		if err != nil {
+			return err
+		}
+		if passable && bothWays {
 			out = b.inward
 		}
 	}
-	if err != nil {
-		return err
-	}
+	var err error
 	if held.in, err = b.in.put(a.Index, held.in, in, true); err == nil {
 		held.out, err = out.put(a.Index, held.out, ours, false)
 	}

@@ -113,21 +113,9 @@ func TestPastTheQueue(t *testing.T) {
 	must(t, ps[1].handle.QdiscDel(q))
 	expect("that queue is gone", true)
 
-	code := newAssembler()
-	code.math(mov, r0, resultNext)
-	code.exit()
-	program, err := code.program()
-	must(t, err)
-	theirs, err := newProgram("theirs", program)
-	must(t, err)
-	defer unix.Close(theirs)
-	var link int
-	in(t, ps[1].ns, func() (err error) {
-		link, err = attach(index, theirs, hookOut)
-		return err
-	})
+	remove := ps[1].theirs(t, hookOut)
 	expect("there is a program of somebody else", false)
-	must(t, unix.Close(link))
+	remove()
 	expect("that program is gone", true)
 	if n := len(ps[1].programs(t)); n != 5 {
 		t.Errorf("there are %d programs", n)

@@ -334,6 +334,20 @@ func TestOthersComeFirst(t *testing.T) {
 	ps[0].raise()
 	d.warm(t, ps)
 
+	remove := ps[0].theirs(t, hookIn)
+	ps[0].raise()
+	eventually(t, "what another program is to see goes through the stack", func() bool {
+		before := ps[0].count(t)
+		return d.pass(t, 100) && ps[0].count(t) == before
+	})
+	remove()
+	ps[0].raise()
+	d.warm(t, ps)
+}
+
+// theirs puts a program of somebody else, which leaves all to others, at the workload's device until remove is called.
+func (p *place) theirs(t *testing.T, h hook) (remove func()) {
+	t.Helper()
 	code := newAssembler()
 	code.math(mov, r0, resultNext)
 	code.exit()
@@ -341,18 +355,14 @@ func TestOthersComeFirst(t *testing.T) {
 	must(t, err)
 	theirs, err := newProgram("theirs", program)
 	must(t, err)
-	defer unix.Close(theirs)
+	t.Cleanup(func() { must(t, unix.Close(theirs)) })
 	var link int
-	in(t, ps[0].ns, func() (err error) {
-		link, err = attach(ps[0].veth.Attrs().Index, theirs, hookIn)
+	in(t, p.ns, func() (err error) {
+		link, err = attach(p.veth.Attrs().Index, theirs, h)
 		return err
 	})
-	ps[0].raise()
-	eventually(t, "what another program is to see goes through the stack", func() bool {
-		before := ps[0].count(t)
-		return d.pass(t, 100) && ps[0].count(t) == before
-	})
-	must(t, unix.Close(link))
-	ps[0].raise()
-	d.warm(t, ps)
+	return func() {
+		t.Helper()
+		must(t, unix.Close(link))
+	}
 }
